@@ -1,0 +1,188 @@
+"""The seam between the mesh and the frameworks: one small protocol, one file per framework behind it.
+
+An adapter answers, for its format: is this artifact mine, what does it take, load it, and run it. Everything
+about *when* to load or evict lies elsewhere; everything about *how* lies here.
+
+Tensors cross the seam as NumPy arrays keyed by name, one dtype per V2 datatype (`runtime_adapters.datatypes`);
+BYTES is an object array of `bytes`. An adapter never sees protobuf, and never blocks an event loop: all calls
+here are blocking and are made on worker threads. `infer` may be called from several threads at once.
+
+Two kinds of preparation are kept apart:
+
+* `prepare` runs once per content hash and runtime version: it turns the fetched artifact into the form that loads
+  fastest (offline-optimised ONNX with external data, XGBoost JSON -> UBJ). Its result lives in the artifact cache.
+* `load` runs on each load, from the prepared form if there is one.
+
+Deliberately absent: batching across requests, retries, metrics, time. They belong to the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Tensors = Mapping[str, Array]
+
+DYNAMIC = -1
+"""A dimension of any size, as in the V2 protocol's metadata."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output as the V2 metadata shows it. `shape` holds -1 for a dimension of any size.
+
+    `optional` inputs may be left out; `optional` outputs are computed only when asked for by name.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """What a client may know of a model: names, V2 datatypes, shapes.
+
+    `any_input_name`: a tabular model with one required input takes it under whatever name the client sent.
+    `batch_dimension`: dimension 0 of every input and output counts rows that do not influence one another.
+    """
+
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    any_input_name: bool = False
+    batch_dimension: bool = False
+
+
+class Trust(Enum):
+    """May loading this artifact run code?"""
+
+    SAFE = "safe"
+    """Loading reads data only."""
+    RUNS_CODE = "runs-code"
+    """Loading may run code from the artifact: trusted prefixes, or the jailed subprocess, only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where a copy lives. `kind` is `cpu` or `cuda`; `index` counts devices of that kind in this pod."""
+
+    kind: str = "cpu"
+    index: int = 0
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
+
+
+CPU = Device()
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Bytes that a copy takes, by where they lie. `mapped_bytes` are file pages mapped into this process.
+
+    Mapped bytes count in full (`host_bytes` does not include them).
+    """
+
+    host_bytes: int
+    mapped_bytes: int = 0
+    device_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """All bytes on the device tier of a CPU pod: RAM and mapped file pages."""
+        return self.host_bytes + self.mapped_bytes + self.device_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What a load may use. `parameters` are the spec's own, as strings; an unknown one is a BadArtifact."""
+
+    model_id: str
+    device: Device = CPU
+    threads: int = 1
+    trusted: bool = False
+    """The artifact came from a storage prefix that the operator marked trusted."""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class LoadedModel(Protocol):
+    """A servable copy in this process (or a handle on one in a subprocess)."""
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        """Names, datatypes, shapes; constant while loaded."""
+
+    def warm_up(self) -> None:
+        """Run once on zeros (dynamic dimensions as 1) so that the first client does not pay for lazy set-up.
+
+        A model that rejects zeros is not thereby broken: adapters swallow what the model itself raises here.
+        """
+
+    def infer(self, inputs: Tensors, outputs: Sequence[str] = ()) -> dict[str, Array]:
+        """Run the model. `outputs` names what is wanted; empty means every output that is not optional.
+
+        Inputs have been checked against `metadata` by `runtime_adapters.validation.check_inputs`.
+        Raises BadInput (the framework refuses the values), ModelRaised, ModelCrashed.
+        """
+
+    def size(self) -> Size:
+        """Bytes this copy takes now, as exactly as the framework lets one know. Cheap: no run, no copy."""
+
+    def unload(self) -> None:
+        """Free everything. Idempotent. No `infer` runs when this is called, and none is made after."""
+
+
+class RuntimeAdapter(Protocol):
+    """One framework."""
+
+    format: str
+    """The name used in specs: `onnx`, `xgboost`, `lightgbm`, `sklearn`, `torch`, `python`, ..."""
+    trust: Trust
+    extra: str
+    """The optional dependency of the hexcomb distribution that installs the framework."""
+
+    def runtime_version(self) -> str:
+        """`onnxruntime-1.31.1`: part of the key of prepared artifacts. Raises MissingRuntime."""
+
+    def detect(self, artifact: Path) -> bool:
+        """Is this artifact (a file, or a directory) of this format? Looks at content, imports nothing heavy."""
+
+    def estimate(self, artifact: Path, options: LoadOptions) -> Size:
+        """Size of the loaded copy from the artifact alone, before loading. Raises BadArtifact."""
+
+    def prepare(self, artifact: Path, into: Path, options: LoadOptions) -> bool:
+        """Write the form that loads fastest into the empty directory `into`; False if there is none better.
+
+        Called once per content hash, format and runtime version. Raises BadArtifact, UntrustedArtifact.
+        """
+
+    def load(self, artifact: Path, options: LoadOptions) -> LoadedModel:
+        """Load from `artifact`: the fetched one, or the directory that `prepare` filled.
+
+        Raises BadArtifact, UntrustedArtifact, LoadFailed, MissingRuntime.
+        """
+
+
+__all__ = [
+    "CPU",
+    "DYNAMIC",
+    "Array",
+    "Device",
+    "LoadOptions",
+    "LoadedModel",
+    "ModelMetadata",
+    "RuntimeAdapter",
+    "Size",
+    "TensorSpec",
+    "Tensors",
+    "Trust",
+]

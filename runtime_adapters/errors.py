@@ -1,0 +1,48 @@
+"""What can go wrong with a model file, told apart by what the caller does next.
+
+The caller (the pod's loader) does not look at messages. It looks at the class:
+
+* `MissingRuntime`    - the operator installs a package; the model may load on another pod meanwhile.
+* `BadArtifact`       - permanent: do not try again until the spec or the artifact changes.
+* `UntrustedArtifact` - permanent: the format can run code and the operator did not trust where it came from.
+* `LoadFailed`        - transient: memory was short, a process died, a disk was full. Try again later, elsewhere first.
+* `BadInput`          - the client's request does not fit the model: INVALID_ARGUMENT, never retried.
+* `ModelRaised`       - the model's own code failed on this request: reported to the client, the copy stays.
+* `ModelCrashed`      - the isolated process of this copy is gone: drop the copy, load again.
+
+Messages name the field, what was found, what is allowed and what to do next. They never hold credentials.
+"""
+
+from __future__ import annotations
+
+
+class AdapterError(Exception):
+    """Base of every error that leaves this package."""
+
+
+class MissingRuntime(AdapterError):
+    """The framework's package is not installed; the message holds the install command."""
+
+
+class BadArtifact(AdapterError):
+    """The artifact is corrupt, empty, ambiguous, or not of the declared format. Permanent."""
+
+
+class UntrustedArtifact(BadArtifact):
+    """Loading this format runs code, and its storage prefix is not marked trusted. Permanent."""
+
+
+class LoadFailed(AdapterError):
+    """The load failed for a reason that may pass (memory, a dead worker process). Transient."""
+
+
+class BadInput(AdapterError):
+    """The request's tensors do not fit the model's inputs."""
+
+
+class ModelRaised(AdapterError):
+    """The model's code raised, or returned something that cannot be sent, for this request."""
+
+
+class ModelCrashed(AdapterError):
+    """The process that ran this copy has died; the copy can no longer serve."""
