@@ -1,0 +1,195 @@
+"""The transport seam: bytes, metadata and a deadline go in; bytes, or one of our errors, come out.
+
+The endpoint is written against this file alone. A transport owns sockets, HTTP/2, TLS and the message limits; it
+knows no protobuf message, no model and no tenant rule. Handlers are registered by full method name
+(`/package.Service/Method`), and the transport looks a name up once per call.
+
+What every transport promises (tests/contract/test_transport.py is this list as code):
+
+* A handler that returns is answered with its bytes; one that raises TransportError, with that status, message and
+  retry hint; one that raises anything else, with INTERNAL and a message without its story, which goes to the log.
+* When the client cancels, goes away, or its deadline passes, the handler's task is cancelled, once. Work that the
+  handler left on a thread can ask `call.abandoned()` instead.
+* Calls above `limits.calls_max` are refused at once with RESOURCE_EXHAUSTED and a retry hint; none waits unseen in
+  a queue of the transport's own, none is answered CANCELLED for lack of room.
+* A message above `limits.message_bytes_max` is refused with RESOURCE_EXHAUSTED before it lies in memory whole, and
+  the transport goes on.
+* `stop` refuses new calls with UNAVAILABLE, lets those that run finish for at most `grace_s`, and ends the rest with
+  UNAVAILABLE.
+
+Streaming methods have one kind of handler, for client, server and two-way streams alike: an async generator over an
+async iterator. A server stream's iterator yields one message.
+
+Deliberately absent: routing, authentication, retries, metrics, HTTP/1 and JSON (the REST endpoint is an ASGI
+application and does not pass through here).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+"""Pairs in the order they were sent; keys in lower case; bytes only under keys that end in `-bin`."""
+
+RETRY_AFTER_METADATA = "retry-after-ms"
+"""Trailing metadata of an error that may pass: try again after so many milliseconds."""
+
+
+class StatusCode(IntEnum):
+    """How a call ended: gRPC's codes and numbers, without gRPC's package."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+class TransportError(Exception):
+    """What a handler raises to answer a call with an error. The message goes to the client as it is."""
+
+    def __init__(self, status: StatusCode, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return f"{self.status.name}: {self.message}"
+
+
+class CannotListen(Exception):
+    """`start` failed: the address is taken, not ours, or not an address. The message says which and what to do."""
+
+
+def never_abandoned() -> bool:
+    """`Call.abandoned` of a call that nobody can abandon, such as one made in a test."""
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call as it arrived.
+
+    `deadline_s` is on this process's `time.monotonic()`; None means that the client set none.
+    `listener_tenant` is the tenant of the address that was called, if that address has one.
+    `abandoned` may be asked from any thread: has the client gone, or the deadline passed?
+    """
+
+    method: str
+    body: bytes | memoryview
+    metadata: Metadata = ()
+    deadline_s: float | None = None
+    peer: str = ""
+    listener_tenant: str | None = None
+    abandoned: Callable[[], bool] = never_abandoned
+
+    def metadata_value(self, key: str) -> str | None:
+        """The last text value under `key` (in lower case); None when there is none."""
+        for name, value in reversed(self.metadata):
+            if name == key and isinstance(value, str):
+                return value
+        return None
+
+
+UnaryHandler = Callable[[Call], Awaitable[bytes]]
+StreamHandler = Callable[[Call, AsyncIterator[bytes]], AsyncIterator[bytes]]
+"""The call's `body` is empty; the messages come through the iterator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """Handlers by full method name. Methods in neither mapping are UNIMPLEMENTED."""
+
+    unary: Mapping[str, UnaryHandler]
+    streaming: Mapping[str, StreamHandler] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    """`HOST:PORT` (port 0: any free one; IPv6 as `[::1]:8033`) or `unix:PATH`.
+
+    gRPC servers are not shown the name that the client dialled, so a tenant that is to be known by its address gets
+    a listen address of its own.
+    """
+
+    address: str
+    tenant: str | None = None
+
+    @property
+    def is_unix_socket(self) -> bool:
+        return self.address.startswith("unix:")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTls:
+    """What a transport that speaks TLS needs, in PEM. Transports that do not speak it refuse to be built with it."""
+
+    certificate_chain_pem: bytes
+    private_key_pem: bytes = field(repr=False)
+    client_ca_pem: bytes | None = None
+    """Given: a client must show a certificate that this authority signed."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransportLimits:
+    """Every bound a transport keeps, with its reason."""
+
+    message_bytes_max: int = 16 * 1024 * 1024
+    """A request; 16 MiB holds a batch of 26 images of 224 x 224 x 3 FP32, or 4 million FP32 features."""
+    response_bytes_max: int = 2**31 - 1
+    """A response; above it no protobuf parser reads the message."""
+    calls_max: int = 4096
+    """Calls in flight on all addresses. Beyond it, refusing at once is kinder than a queue nobody sees."""
+    shed_retry_after_s: float = 0.1
+    """The hint on a call that was refused for want of room."""
+    metadata_bytes_max: int = 16 * 1024
+    """All metadata of one call; identity tokens are the largest in use, about 8 KiB."""
+    keepalive_after_s: float = 60.0
+    """Ping a connection that was silent for so long, so that a client that vanished without a word is noticed."""
+    keepalive_timeout_s: float = 20.0
+    """Close the connection when that ping is not answered."""
+    client_ping_interval_min_s: float = 10.0
+    """Clients that ping more often than this are told to go away; load balancers use 10 s to 60 s."""
+
+
+class Transport(Protocol):
+    """One listening server. Built with routes, addresses and limits; started once, stopped once, on one loop."""
+
+    @property
+    def name(self) -> str:
+        """`grpcio`, ...: for logs and `pods`."""
+
+    @property
+    def limits(self) -> TransportLimits: ...
+
+    @property
+    def addresses(self) -> Sequence[ListenAddress]:
+        """Once started: with the ports that were bound in place of 0."""
+
+    @property
+    def calls_in_flight(self) -> int: ...
+
+    async def start(self) -> int:
+        """Listen on every address, or on none. Returns the port of the first (0 for a unix socket).
+
+        Raises CannotListen.
+        """
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, let those that run finish within `grace_s`, end the rest. Idempotent."""

@@ -1,0 +1,338 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODEL_STATE_UNSPECIFIED: _ClassVar[ModelState]
+    NOT_LOADED: _ClassVar[ModelState]
+    LOADING: _ClassVar[ModelState]
+    LOADED: _ClassVar[ModelState]
+    UNLOADING: _ClassVar[ModelState]
+    FAILED: _ClassVar[ModelState]
+MODEL_STATE_UNSPECIFIED: ModelState
+NOT_LOADED: ModelState
+LOADING: ModelState
+LOADED: ModelState
+UNLOADING: ModelState
+FAILED: ModelState
+
+class ModelSpec(_message.Message):
+    __slots__ = ("format", "uri", "storage_key", "capacity_hint_bytes", "labels", "priority", "pinned", "copies_min", "copies_max", "ttl_s", "checksum", "isolation", "parameters", "load_timeout_s")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class ParametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    URI_FIELD_NUMBER: _ClassVar[int]
+    STORAGE_KEY_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_HINT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    COPIES_MIN_FIELD_NUMBER: _ClassVar[int]
+    COPIES_MAX_FIELD_NUMBER: _ClassVar[int]
+    TTL_S_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    ISOLATION_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    format: str
+    uri: str
+    storage_key: str
+    capacity_hint_bytes: int
+    labels: _containers.ScalarMap[str, str]
+    priority: int
+    pinned: bool
+    copies_min: int
+    copies_max: int
+    ttl_s: float
+    checksum: str
+    isolation: str
+    parameters: _containers.ScalarMap[str, str]
+    load_timeout_s: float
+    def __init__(self, format: _Optional[str] = ..., uri: _Optional[str] = ..., storage_key: _Optional[str] = ..., capacity_hint_bytes: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., priority: _Optional[int] = ..., pinned: bool = ..., copies_min: _Optional[int] = ..., copies_max: _Optional[int] = ..., ttl_s: _Optional[float] = ..., checksum: _Optional[str] = ..., isolation: _Optional[str] = ..., parameters: _Optional[_Mapping[str, str]] = ..., load_timeout_s: _Optional[float] = ...) -> None: ...
+
+class Registration(_message.Message):
+    __slots__ = ("id", "spec", "if_generation", "load_now")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    IF_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    LOAD_NOW_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    spec: ModelSpec
+    if_generation: int
+    load_now: bool
+    def __init__(self, id: _Optional[str] = ..., spec: _Optional[_Union[ModelSpec, _Mapping]] = ..., if_generation: _Optional[int] = ..., load_now: bool = ...) -> None: ...
+
+class RegisterModelsRequest(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[Registration]
+    def __init__(self, entries: _Optional[_Iterable[_Union[Registration, _Mapping]]] = ...) -> None: ...
+
+class RegistrationResult(_message.Message):
+    __slots__ = ("id", "outcome", "generation", "status_code", "message")
+    class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        REFUSED: _ClassVar[RegistrationResult.Outcome]
+        CREATED: _ClassVar[RegistrationResult.Outcome]
+        UNCHANGED: _ClassVar[RegistrationResult.Outcome]
+        UPDATED: _ClassVar[RegistrationResult.Outcome]
+    REFUSED: RegistrationResult.Outcome
+    CREATED: RegistrationResult.Outcome
+    UNCHANGED: RegistrationResult.Outcome
+    UPDATED: RegistrationResult.Outcome
+    ID_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    STATUS_CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    outcome: RegistrationResult.Outcome
+    generation: int
+    status_code: int
+    message: str
+    def __init__(self, id: _Optional[str] = ..., outcome: _Optional[_Union[RegistrationResult.Outcome, str]] = ..., generation: _Optional[int] = ..., status_code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
+class RegisterModelsResponse(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[RegistrationResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[RegistrationResult, _Mapping]]] = ...) -> None: ...
+
+class UnregisterModelsRequest(_message.Message):
+    __slots__ = ("ids",)
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class UnregistrationResult(_message.Message):
+    __slots__ = ("id", "existed", "status_code", "message")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    EXISTED_FIELD_NUMBER: _ClassVar[int]
+    STATUS_CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    existed: bool
+    status_code: int
+    message: str
+    def __init__(self, id: _Optional[str] = ..., existed: bool = ..., status_code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
+class UnregisterModelsResponse(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[UnregistrationResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[UnregistrationResult, _Mapping]]] = ...) -> None: ...
+
+class CopyDescription(_message.Message):
+    __slots__ = ("pod", "state", "device", "host_bytes", "mapped_bytes", "device_bytes", "measured", "since_ms", "last_used_ms", "requests_in_flight", "load_s", "generation")
+    POD_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_FIELD_NUMBER: _ClassVar[int]
+    SINCE_MS_FIELD_NUMBER: _ClassVar[int]
+    LAST_USED_MS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    LOAD_S_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    pod: str
+    state: ModelState
+    device: str
+    host_bytes: int
+    mapped_bytes: int
+    device_bytes: int
+    measured: bool
+    since_ms: int
+    last_used_ms: int
+    requests_in_flight: int
+    load_s: float
+    generation: int
+    def __init__(self, pod: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., device: _Optional[str] = ..., host_bytes: _Optional[int] = ..., mapped_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., measured: bool = ..., since_ms: _Optional[int] = ..., last_used_ms: _Optional[int] = ..., requests_in_flight: _Optional[int] = ..., load_s: _Optional[float] = ..., generation: _Optional[int] = ...) -> None: ...
+
+class FailureDescription(_message.Message):
+    __slots__ = ("message", "permanent", "failed_at_ms", "retry_at_ms", "attempts", "pod")
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    PERMANENT_FIELD_NUMBER: _ClassVar[int]
+    FAILED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    POD_FIELD_NUMBER: _ClassVar[int]
+    message: str
+    permanent: bool
+    failed_at_ms: int
+    retry_at_ms: int
+    attempts: int
+    pod: str
+    def __init__(self, message: _Optional[str] = ..., permanent: bool = ..., failed_at_ms: _Optional[int] = ..., retry_at_ms: _Optional[int] = ..., attempts: _Optional[int] = ..., pod: _Optional[str] = ...) -> None: ...
+
+class ModelDescription(_message.Message):
+    __slots__ = ("id", "spec", "generation", "registered_at_ms", "state", "copies", "failure", "aliases", "tenant", "format")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    REGISTERED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    spec: ModelSpec
+    generation: int
+    registered_at_ms: int
+    state: ModelState
+    copies: _containers.RepeatedCompositeFieldContainer[CopyDescription]
+    failure: FailureDescription
+    aliases: _containers.RepeatedScalarFieldContainer[str]
+    tenant: str
+    format: str
+    def __init__(self, id: _Optional[str] = ..., spec: _Optional[_Union[ModelSpec, _Mapping]] = ..., generation: _Optional[int] = ..., registered_at_ms: _Optional[int] = ..., state: _Optional[_Union[ModelState, str]] = ..., copies: _Optional[_Iterable[_Union[CopyDescription, _Mapping]]] = ..., failure: _Optional[_Union[FailureDescription, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ..., tenant: _Optional[str] = ..., format: _Optional[str] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token", "id_prefix", "state", "labels")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ID_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    id_prefix: str
+    state: ModelState
+    labels: _containers.ScalarMap[str, str]
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., id_prefix: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models", "next_page_token")
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[ModelDescription]
+    next_page_token: str
+    def __init__(self, models: _Optional[_Iterable[_Union[ModelDescription, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class DescribeModelRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class SetPinnedRequest(_message.Message):
+    __slots__ = ("id", "pinned")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    pinned: bool
+    def __init__(self, id: _Optional[str] = ..., pinned: bool = ...) -> None: ...
+
+class PodStatusRequest(_message.Message):
+    __slots__ = ("pod",)
+    POD_FIELD_NUMBER: _ClassVar[int]
+    pod: str
+    def __init__(self, pod: _Optional[str] = ...) -> None: ...
+
+class TierStatus(_message.Message):
+    __slots__ = ("tier", "device", "capacity_bytes", "resident_bytes", "reserved_bytes", "unloading_bytes")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNLOADING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    device: str
+    capacity_bytes: int
+    resident_bytes: int
+    reserved_bytes: int
+    unloading_bytes: int
+    def __init__(self, tier: _Optional[str] = ..., device: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., unloading_bytes: _Optional[int] = ...) -> None: ...
+
+class RuntimeStatus(_message.Message):
+    __slots__ = ("format", "version", "available", "message")
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    AVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    format: str
+    version: str
+    available: bool
+    message: str
+    def __init__(self, format: _Optional[str] = ..., version: _Optional[str] = ..., available: bool = ..., message: _Optional[str] = ...) -> None: ...
+
+class PodDescription(_message.Message):
+    __slots__ = ("pod", "version", "addresses", "started_at_ms", "ready", "draining", "tiers", "runtimes", "models_registered", "models_resident", "models_loading", "loads_queued", "requests_in_flight", "requests_waiting", "hits", "misses", "loads", "load_failures", "evictions", "eviction_age_s", "rss_bytes")
+    POD_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    RUNTIMES_FIELD_NUMBER: _ClassVar[int]
+    MODELS_REGISTERED_FIELD_NUMBER: _ClassVar[int]
+    MODELS_RESIDENT_FIELD_NUMBER: _ClassVar[int]
+    MODELS_LOADING_FIELD_NUMBER: _ClassVar[int]
+    LOADS_QUEUED_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_WAITING_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    MISSES_FIELD_NUMBER: _ClassVar[int]
+    LOADS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FAILURES_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    EVICTION_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    pod: str
+    version: str
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    started_at_ms: int
+    ready: bool
+    draining: bool
+    tiers: _containers.RepeatedCompositeFieldContainer[TierStatus]
+    runtimes: _containers.RepeatedCompositeFieldContainer[RuntimeStatus]
+    models_registered: int
+    models_resident: int
+    models_loading: int
+    loads_queued: int
+    requests_in_flight: int
+    requests_waiting: int
+    hits: int
+    misses: int
+    loads: int
+    load_failures: int
+    evictions: int
+    eviction_age_s: float
+    rss_bytes: int
+    def __init__(self, pod: _Optional[str] = ..., version: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., started_at_ms: _Optional[int] = ..., ready: bool = ..., draining: bool = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., runtimes: _Optional[_Iterable[_Union[RuntimeStatus, _Mapping]]] = ..., models_registered: _Optional[int] = ..., models_resident: _Optional[int] = ..., models_loading: _Optional[int] = ..., loads_queued: _Optional[int] = ..., requests_in_flight: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., loads: _Optional[int] = ..., load_failures: _Optional[int] = ..., evictions: _Optional[int] = ..., eviction_age_s: _Optional[float] = ..., rss_bytes: _Optional[int] = ...) -> None: ...
+
+class PodStatusResponse(_message.Message):
+    __slots__ = ("pods",)
+    PODS_FIELD_NUMBER: _ClassVar[int]
+    pods: _containers.RepeatedCompositeFieldContainer[PodDescription]
+    def __init__(self, pods: _Optional[_Iterable[_Union[PodDescription, _Mapping]]] = ...) -> None: ...

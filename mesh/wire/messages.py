@@ -1,0 +1,82 @@
+"""The table of methods: for each gRPC method its full name, its request and its response message.
+
+Server and client both read this one table, so that neither spells a path or guesses a type. Whether a method
+streams stands in its row; everything else about it (who may call it, what it does) belongs to the endpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, Protocol, Self, TypeVar
+
+from mesh.wire.generated import health_pb2, hexcomb_pb2, inference_pb2, mmesh_pb2
+
+
+class Message(Protocol):
+    """What this product uses of a protobuf message."""
+
+    @classmethod
+    def FromString(cls, s: bytes) -> Self: ...
+
+    def SerializeToString(self) -> bytes: ...
+
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[Request, Response]):
+    """One row. `path` is the full name as it stands in HTTP/2's `:path`, with the leading slash."""
+
+    path: str
+    request: type[Request]
+    response: type[Response]
+    streams: bool = False
+
+
+_V2 = "/inference.GRPCInferenceService/"
+SERVER_LIVE = Method(_V2 + "ServerLive", inference_pb2.ServerLiveRequest, inference_pb2.ServerLiveResponse)
+SERVER_READY = Method(_V2 + "ServerReady", inference_pb2.ServerReadyRequest, inference_pb2.ServerReadyResponse)
+SERVER_METADATA = Method(
+    _V2 + "ServerMetadata", inference_pb2.ServerMetadataRequest, inference_pb2.ServerMetadataResponse
+)
+MODEL_READY = Method(_V2 + "ModelReady", inference_pb2.ModelReadyRequest, inference_pb2.ModelReadyResponse)
+MODEL_METADATA = Method(_V2 + "ModelMetadata", inference_pb2.ModelMetadataRequest, inference_pb2.ModelMetadataResponse)
+MODEL_INFER = Method(_V2 + "ModelInfer", inference_pb2.ModelInferRequest, inference_pb2.ModelInferResponse)
+
+_MMESH = "/mmesh.ModelMesh/"
+REGISTER_MODEL = Method(_MMESH + "registerModel", mmesh_pb2.RegisterModelRequest, mmesh_pb2.ModelStatusInfo)
+UNREGISTER_MODEL = Method(
+    _MMESH + "unregisterModel", mmesh_pb2.UnregisterModelRequest, mmesh_pb2.UnregisterModelResponse
+)
+GET_MODEL_STATUS = Method(_MMESH + "getModelStatus", mmesh_pb2.GetStatusRequest, mmesh_pb2.ModelStatusInfo)
+ENSURE_LOADED = Method(_MMESH + "ensureLoaded", mmesh_pb2.EnsureLoadedRequest, mmesh_pb2.ModelStatusInfo)
+SET_VMODEL = Method(_MMESH + "setVModel", mmesh_pb2.SetVModelRequest, mmesh_pb2.VModelStatusInfo)
+DELETE_VMODEL = Method(_MMESH + "deleteVModel", mmesh_pb2.DeleteVModelRequest, mmesh_pb2.DeleteVModelResponse)
+GET_VMODEL_STATUS = Method(_MMESH + "getVModelStatus", mmesh_pb2.GetVModelStatusRequest, mmesh_pb2.VModelStatusInfo)
+
+_HEXCOMB = "/hexcomb.v1.Management/"
+REGISTER_MODELS = Method(
+    _HEXCOMB + "RegisterModels", hexcomb_pb2.RegisterModelsRequest, hexcomb_pb2.RegisterModelsResponse
+)
+REGISTER_MODELS_STREAM = Method(
+    _HEXCOMB + "RegisterModelsStream", hexcomb_pb2.RegisterModelsRequest, hexcomb_pb2.RegisterModelsResponse, True
+)
+UNREGISTER_MODELS = Method(
+    _HEXCOMB + "UnregisterModels", hexcomb_pb2.UnregisterModelsRequest, hexcomb_pb2.UnregisterModelsResponse
+)
+LIST_MODELS = Method(_HEXCOMB + "ListModels", hexcomb_pb2.ListModelsRequest, hexcomb_pb2.ListModelsResponse)
+DESCRIBE_MODEL = Method(_HEXCOMB + "DescribeModel", hexcomb_pb2.DescribeModelRequest, hexcomb_pb2.ModelDescription)
+POD_STATUS = Method(_HEXCOMB + "PodStatus", hexcomb_pb2.PodStatusRequest, hexcomb_pb2.PodStatusResponse)
+SET_PINNED = Method(_HEXCOMB + "SetPinned", hexcomb_pb2.SetPinnedRequest, hexcomb_pb2.ModelDescription)
+
+_HEALTH = "/grpc.health.v1.Health/"
+HEALTH_CHECK = Method(_HEALTH + "Check", health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse)
+HEALTH_WATCH = Method(_HEALTH + "Watch", health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse, True)
+
+TENANT_METADATA = "hexcomb-tenant"
+"""Metadata key by which a caller names its tenant; its verified identity, where there is one, goes first."""
+MODEL_ID_METADATA = "mm-model-id"
+VMODEL_ID_METADATA = "mm-vmodel-id"
+"""ModelMesh's metadata keys: they name a concrete model or an alias, before the message does."""
