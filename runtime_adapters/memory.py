@@ -1,0 +1,239 @@
+"""Memory that comes back, and how much of it a load took.
+
+glibc keeps what was freed. Two settings change that, set once at process start, before any framework is imported:
+
+* `M_MMAP_THRESHOLD = 128 KiB`: a weight gets its own mapping, and freeing it returns it to the kernel at once. Left
+  alone, glibc raises this threshold by itself (up to 32 MiB) whenever a mapping is freed; setting it stops that.
+* `M_TRIM_THRESHOLD` and `M_ARENA_MAX`: the heap's free top is given back, and worker threads share few arenas instead
+  of scattering small blocks over eight per core.
+
+How much a load took is read from the kernel (`RssAnon`: anonymous pages in RAM). That is exact only when one load runs
+and nothing else grows, so `corrected_size` believes it only for models large enough to stand out from the noise, and
+only within a factor of what the adapter itself says; a small model is what its adapter says.
+
+`python -m runtime_adapters.memory probe` measures one model in a fresh process: the truth that estimates are held to.
+
+Deliberately absent: GPU memory. The adapters that use a device know what they placed there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import sys
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from runtime_adapters.base import Device, LoadOptions, RuntimeAdapter, Size
+
+MMAP_THRESHOLD_BYTES = 128 << 10
+TRIM_THRESHOLD_BYTES = 128 << 10
+ARENAS_MAX = 2
+"""Two cores' worth: more arenas fragment, and the frameworks run outside malloc for most of their time."""
+
+MEASURED_MIN_BYTES = 5 << 20
+"""Below this a copy's own growth drowns in that of the rest of the process: trust the adapter."""
+MEASURED_FACTOR_MAX = 2.0
+"""A measurement this far from what the adapter says is something else's growth."""
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
+_STATUS = Path("/proc/self/status")
+_SMAPS_ROLLUP = Path("/proc/self/smaps_rollup")
+
+
+def tune_allocator() -> bool:
+    """Tell malloc to return memory. Call at process start. False where this C library has no mallopt (musl, macOS)."""
+    mallopt = getattr(_c_library(), "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = (
+        (_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES),
+        (_M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES),
+        (_M_ARENA_MAX, ARENAS_MAX),
+    )
+    # mallopt answers 1 for success; every setting is tried even if one is refused.
+    return all([mallopt(name, value) == 1 for name, value in settings])
+
+
+def trim() -> None:
+    """Give free heap pages back to the kernel. Milliseconds on a large heap: for after an unload, not per request."""
+    malloc_trim = getattr(_c_library(), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """Everything of this process that is in RAM, shared libraries and mapped files included."""
+    return _status_bytes("VmRSS")
+
+
+def anonymous_bytes() -> int:
+    """Anonymous pages of this process in RAM: heap, stacks, private writes. No mapped weights."""
+    return _status_bytes("RssAnon")
+
+
+def private_dirty_bytes() -> int:
+    """Pages that only this process holds and that the kernel cannot drop. Exact and slow: walks the page tables."""
+    try:
+        return _kilobytes(_SMAPS_ROLLUP.read_text(), "Private_Dirty")
+    except OSError:
+        return anonymous_bytes()
+
+
+def corrected_size(own: Size, grown_bytes: int | None) -> Size:
+    """The adapter's own figure, corrected by what the process grew while loading (None: not known).
+
+    Only anonymous host memory is measured; mapped and device bytes stay as the adapter says.
+    """
+    if grown_bytes is None or own.host_bytes < MEASURED_MIN_BYTES:
+        return own
+    if not own.host_bytes / MEASURED_FACTOR_MAX <= grown_bytes <= own.host_bytes * MEASURED_FACTOR_MAX:
+        return own
+    return replace(own, host_bytes=grown_bytes)
+
+
+class MemoryProbe:
+    """How much this process grew inside a `with` block; not known when blocks of several threads overlap.
+
+    with MemoryProbe() as probe:
+        model = adapter.load(...)
+        model.warm_up()
+    size = corrected_size(model.size(), probe.grown_bytes)
+    """
+
+    _lock = threading.Lock()
+    _open_now = 0
+    _opened_ever = 0
+
+    def __init__(self) -> None:
+        self.grown_bytes: int | None = None
+        self._before_bytes = 0
+        self._ordinal = 0
+        self._began_alone = False
+
+    def __enter__(self) -> MemoryProbe:
+        with MemoryProbe._lock:
+            self._began_alone = MemoryProbe._open_now == 0
+            MemoryProbe._open_now += 1
+            MemoryProbe._opened_ever += 1
+            self._ordinal = MemoryProbe._opened_ever
+        self._before_bytes = anonymous_bytes()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        after_bytes = anonymous_bytes()
+        with MemoryProbe._lock:
+            MemoryProbe._open_now -= 1
+            alone = self._began_alone and MemoryProbe._opened_ever == self._ordinal
+        if alone and error is None:
+            self.grown_bytes = max(0, after_bytes - self._before_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeReport:
+    """What one model took in a process of its own. Times in milliseconds, the rest in bytes."""
+
+    format: str
+    estimate_bytes: int
+    size_bytes: int
+    mapped_bytes: int
+    grown_bytes: int
+    """Anonymous growth over the measured load and warm-up, plus the bytes mapped."""
+    left_bytes: int
+    """Anonymous growth that is still there after unload."""
+    first_load_ms: float
+    load_ms: float
+    unload_ms: float
+
+
+def probe(adapter: RuntimeAdapter, artifact: Path, options: LoadOptions, warm_with: Path | None = None) -> ProbeReport:
+    """Load the framework's own baggage first (with `warm_with`, or the artifact itself), then measure a load."""
+    started_s = time.perf_counter()
+    first = adapter.load(warm_with or artifact, options)
+    first_load_ms = (time.perf_counter() - started_s) * 1e3
+    first.warm_up()
+    first.unload()
+    del first
+    gc.collect()
+    trim()
+    before_bytes = anonymous_bytes()
+    started_s = time.perf_counter()
+    model = adapter.load(artifact, options)
+    load_ms = (time.perf_counter() - started_s) * 1e3
+    model.warm_up()
+    size = model.size()
+    grown_bytes = anonymous_bytes() - before_bytes + size.mapped_bytes
+    started_s = time.perf_counter()
+    model.unload()
+    unload_ms = (time.perf_counter() - started_s) * 1e3
+    del model
+    gc.collect()
+    trim()
+    return ProbeReport(
+        format=adapter.format,
+        estimate_bytes=adapter.estimate(artifact, options).total_bytes,
+        size_bytes=size.total_bytes,
+        mapped_bytes=size.mapped_bytes,
+        grown_bytes=grown_bytes,
+        left_bytes=anonymous_bytes() - before_bytes,
+        first_load_ms=round(first_load_ms, 3),
+        load_ms=round(load_ms, 3),
+        unload_ms=round(unload_ms, 3),
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`probe --format F --artifact P [--warm-with P] [--trusted] [--parameter K=V]...`: one JSON object on stdout."""
+    tune_allocator()
+    parser = argparse.ArgumentParser(prog="python -m runtime_adapters.memory")
+    command = parser.add_subparsers(required=True).add_parser("probe", help="measure one model in this fresh process")
+    command.add_argument("--format", required=True)
+    command.add_argument("--artifact", required=True, type=Path)
+    command.add_argument("--warm-with", type=Path, help="another artifact of the format, loaded first")
+    command.add_argument("--trusted", action="store_true", help="the artifact may run code")
+    command.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    command.add_argument("--parameter", action="append", default=[], metavar="KEY=VALUE")
+    given = parser.parse_args(arguments)
+    from runtime_adapters.registry import adapter_for
+
+    options = LoadOptions(
+        model_id="probe",
+        device=Device(given.device),
+        trusted=given.trusted,
+        parameters=dict(pair.split("=", 1) for pair in given.parameter),
+    )
+    report = probe(adapter_for(given.format, include_fake=True), given.artifact, options, given.warm_with)
+    sys.stdout.write(json.dumps({name: getattr(report, name) for name in ProbeReport.__slots__}) + "\n")
+
+
+def _c_library() -> Any:
+    return ctypes.CDLL(None)
+
+
+def _status_bytes(field: str) -> int:
+    try:
+        return _kilobytes(_STATUS.read_text(), field)
+    except OSError:  # no /proc: macOS, and only development happens there
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+
+
+def _kilobytes(text: str, field: str) -> int:
+    """`VmRSS:     123 kB` -> 125952."""
+    start = text.index(f"{field}:") + len(field) + 1
+    return int(text[start : text.index("kB", start)]) << 10
+
+
+if __name__ == "__main__":
+    main()
