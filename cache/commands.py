@@ -1,0 +1,76 @@
+"""What the cache tells the pod to do: one small frozen value for each effect.
+
+The loader carries out StartFetch, StartLoad, StartUnload and CancelLoad and answers with events (`cache.events`
+says which). The waiter's side gets Serve or Refuse, exactly once for each Want. WakeAt asks for a Tick.
+
+Commands of one call are carried out in their order. Deliberately absent: how. Nothing here names a file or a framework.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cache.types import Bytes, ModelKey, Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class StartFetch:
+    """Bring the artifact to disk, prepare it, estimate its size; answer Fetched or FetchFailed."""
+
+    key: ModelKey
+    copy_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartLoad:
+    """Load, warm up, measure; answer Loaded or LoadFailed. `reserved` bytes are set aside for it."""
+
+    key: ModelKey
+    copy_id: int
+    reserved: Bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StartUnload:
+    """Free the copy; nobody holds it. Answer Unloaded or UnloadFailed. `reason` is a sentence."""
+
+    key: ModelKey
+    copy_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelLoad:
+    """The running fetch or load is no longer wanted. Best effort: it still answers, one way or the other."""
+
+    copy_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """The copy serves this waiter. It is pinned for it from this moment; the waiter unpins it:
+
+    `cache.unpin(cache.copy(copy_id), now_s)`.
+    """
+
+    waiter_id: int
+    copy_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """This waiter gets no copy, and why."""
+
+    waiter_id: int
+    refusal: Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAt:
+    """Send a Tick at this time. An earlier WakeAt that has not fired yet is replaced by this one."""
+
+    at_s: float
+
+
+Command = StartFetch | StartLoad | StartUnload | CancelLoad | Serve | Refuse | WakeAt

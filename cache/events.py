@@ -1,0 +1,170 @@
+"""What the pod tells its cache: one small frozen value for each thing that can happen.
+
+Two sides speak: those who want models (`Want`, `Cancel`, and the management calls below them), and the loader,
+which answers each command exactly once:
+
+    StartFetch -> Fetched | FetchFailed           StartLoad -> Loaded | LoadFailed
+    StartUnload -> Unloaded | UnloadFailed        CancelLoad -> no answer of its own: the running StartFetch or
+                                                  StartLoad answers, perhaps with a failure, perhaps not
+
+Answers name the copy and not the model: a cancelled load may answer when the next load of that model already waits.
+Deliberately absent: times. `CacheMachine.handle(event, now_s)` takes them beside the event.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cache.types import Bytes, Failure, ModelKey, WantedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Someone waits for a servable copy. Answered by exactly one Serve or Refuse with this `waiter_id`.
+
+    `deadline_s` is absolute, in the caller's clock. `background`: nobody's request waits (a prefetch, an
+    ensureLoaded); it comes after all requests, and evicts only if the limits allow.
+    """
+
+    waiter_id: int
+    model: WantedModel
+    deadline_s: float | None = None
+    background: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """This waiter gives up. Answered by Refuse(CANCELLED), or ignored when it was answered before."""
+
+    waiter_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The artifact is on disk and prepared; `size` is the adapter's estimate of the loaded copy."""
+
+    copy_id: int
+    size: Bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFailed:
+    """The fetch (or the preparation, or the estimate) failed, or was cancelled."""
+
+    copy_id: int
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The copy is loaded and warm; `size` is what it was measured to take."""
+
+    copy_id: int
+    size: Bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The load failed, or was cancelled, and nothing of it remains in memory."""
+
+    copy_id: int
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Unloaded:
+    """The runtime confirms that the copy's bytes are free."""
+
+    copy_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadFailed:
+    """The runtime could not free the copy; the unload will be asked for again."""
+
+    copy_id: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """A loaded copy was measured again (arenas grow with the largest batch seen)."""
+
+    copy_id: int
+    size: Bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """The process of a loaded copy died: admit nobody, unload it when the last holder lets go."""
+
+    copy_id: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Unregistered, or superseded by a newer generation: its waiters get GONE, its copy leaves."""
+
+    key: ModelKey
+
+
+@dataclass(frozen=True, slots=True)
+class Forgive:
+    """Forget this key's failures and its retirement: it was registered again, or an operator says: try."""
+
+    key: ModelKey
+
+
+@dataclass(frozen=True, slots=True)
+class SetPinned:
+    """The spec's `pinned` changed."""
+
+    key: ModelKey
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SetPriority:
+    """The spec's `priority` changed."""
+
+    key: ModelKey
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvictRequest:
+    """An operator wants this model's copy out, pinned or not. Loads in progress are left alone."""
+
+    key: ModelKey
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; sent at the moment that WakeAt named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """The pod is stopping: new Wants are refused, what waits and runs is finished."""
+
+
+Event = (
+    Want
+    | Cancel
+    | Fetched
+    | FetchFailed
+    | Loaded
+    | LoadFailed
+    | Unloaded
+    | UnloadFailed
+    | Resized
+    | Crashed
+    | Retire
+    | Forgive
+    | SetPinned
+    | SetPriority
+    | EvictRequest
+    | Tick
+    | Drain
+)
