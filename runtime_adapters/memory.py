@@ -60,7 +60,8 @@ def tune_allocator() -> bool:
         (_M_ARENA_MAX, ARENAS_MAX),
     )
     # mallopt answers 1 for success; every setting is tried even if one is refused.
-    return all([mallopt(name, value) == 1 for name, value in settings])
+    results = [mallopt(name, value) == 1 for name, value in settings]
+    return all(results)
 
 
 def trim() -> None:
