@@ -1,4 +1,4 @@
-"""Makes `mesh/wire/generated/` from `mesh/wire/protos/`: `make protos`, or `python -m mesh.wire.generate --protoc-python PY`.
+"""Makes `mesh/wire/generated/` from `mesh/wire/protos/`: `make protos`.
 
 Generated code goes, as protoc writes it, into protobuf's default descriptor pool, one per process; there a second
 file that declares `inference.ModelInferRequest` is a TypeError. Every V2 client package declares it, so a server
