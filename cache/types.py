@@ -126,8 +126,13 @@ class Bytes:
         return self - (self - other).shortage()
 
     def shortage(self) -> Bytes:
-        """The positive components alone: of `needed - available`, what is missing and where."""
+        """The positive components alone."""
         return Bytes(tuple((place, count) for place, count in self.components if count > 0))
+
+    def missing_from(self, available: Bytes) -> Bytes:
+        """What this need lacks, in the places that it needs at all; empty when it fits into `available`."""
+        missing = ((place, count - available[place]) for place, count in self.components if count > 0)
+        return Bytes(tuple((place, count) for place, count in missing if count > 0))
 
     @property
     def total_bytes(self) -> int:

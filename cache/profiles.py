@@ -1,0 +1,44 @@
+"""What loads have taught: the measured size and the usual load time of each model on this pod.
+
+The measured size is what the next load of the same generation reserves; the load time decides whether a request's
+deadline can be met. Bounded, least recently used first out: forgetting costs an estimate in place of a measurement.
+"""
+
+from __future__ import annotations
+
+from cachetools import LRUCache
+
+from cache.limits import CacheLimits
+from cache.types import Bytes, ModelKey
+
+
+class Profiles:
+    """Sizes and load times by model."""
+
+    def __init__(self, limits: CacheLimits) -> None:
+        self._limits = limits
+        self._sizes: LRUCache[ModelKey, Bytes] = LRUCache(maxsize=limits.models_remembered_max)
+        self._load_times_s: LRUCache[ModelKey, float] = LRUCache(maxsize=limits.models_remembered_max)
+
+    def size(self, key: ModelKey) -> Bytes | None:
+        """Last measured size."""
+        return self._sizes.get(key)
+
+    def load_time_s(self, key: ModelKey) -> float:
+        """Predicted seconds of fetch and load together; the default for a model never loaded here."""
+        return self._load_times_s.get(key, self._limits.load_time_default_s)
+
+    def measured(self, key: ModelKey, size: Bytes) -> None:
+        """A loaded copy was measured."""
+        self._sizes[key] = size
+
+    def loaded(self, key: ModelKey, load_time_s: float) -> None:
+        """A load took this long, waiting for slots and space not included."""
+        before_s = self._load_times_s.get(key)
+        weight = self._limits.load_time_weight
+        self._load_times_s[key] = load_time_s if before_s is None else before_s + weight * (load_time_s - before_s)
+
+    def forget(self, key: ModelKey) -> None:
+        """The model was retired."""
+        self._sizes.pop(key, None)
+        self._load_times_s.pop(key, None)

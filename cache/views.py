@@ -1,0 +1,106 @@
+"""What others may look at: immutable pictures of the cache for eviction policies, status pages, metrics and `explain`.
+
+A picture is taken on demand and stays as it was. Deliberately absent: anything that could change the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cache.types import Bytes, CopyState, ModelKey
+
+
+@dataclass(frozen=True, slots=True)
+class CopyView:
+    """One copy as it was at one moment."""
+
+    copy_id: int
+    key: ModelKey
+    state: CopyState
+    size: Bytes
+    """Bytes that it is known to take; an estimate until it is loaded."""
+    charged: Bytes
+    """Bytes that the ledger holds for it; less than `size` only while others make room."""
+    since_s: float
+    """When it entered `state`."""
+    last_used_s: float
+    pins: int
+    """Requests that hold it now."""
+    waiters: int
+    priority: int
+    pinned: bool
+    """Never evicted for another. Asked for by the spec and granted within the tenant's limit."""
+    protected_until_s: float
+    """Minimum residency: before this only a request that has waited long may evict it."""
+    load_time_s: float
+    """What fetching and loading it took last time; 0 before the first load."""
+
+    @property
+    def tenant(self) -> str:
+        return self.key.tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The ledger and the counts at one moment."""
+
+    capacity: Bytes
+    used: Bytes
+    """Reserved + resident + unloading; never above `capacity`."""
+    free: Bytes
+    overdraft: Bytes
+    """Bytes that loaded copies were measured to take beyond what could be charged; victims are on their way."""
+    bytes_by_state: Mapping[CopyState, Bytes]
+    bytes_by_tenant: Mapping[str, Bytes]
+    pinned_bytes_by_tenant: Mapping[str, int]
+    copies_by_state: Mapping[CopyState, int]
+    waiters: int
+    oldest_use_s: float | None
+    """When the longest unused servable copy was last used: now - this is the pod's eviction age."""
+    evictions_total: int
+    """Copies unloaded to make room, since the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueEntry:
+    """One model on its way in, in the order in which loads are considered."""
+
+    copy_id: int
+    key: ModelKey
+    state: CopyState
+    waiters: int
+    foreground: bool
+    priority: int
+    urgent_s: float
+    """Earliest of its waiters' deadlines and of their arrivals + patience."""
+    needed: Bytes
+    """Bytes it will reserve; empty while unknown."""
+    blocked: str | None
+    """Why it cannot get its bytes now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something worth remembering: an eviction, a failure, a refusal to pin."""
+
+    at_s: float
+    key: ModelKey
+    copy_id: int | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a model is here, not here, or refused."""
+
+    key: ModelKey
+    summary: str
+    copies: tuple[CopyView, ...]
+    """The current copy first, then those on their way out."""
+    known_size: Bytes | None
+    predicted_load_s: float
+    retry_at_s: float | None
+    """A remembered failure keeps it out until then; infinite when permanent."""
+    notes: tuple[Note, ...]
+    """Oldest first; bounded."""
