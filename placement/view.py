@@ -1,0 +1,265 @@
+"""All models and aliases as one immutable picture, and the next picture after some events.
+
+The request path asks this picture and nothing else: a name is resolved with two dictionary look-ups, without the
+store, a lock or a task. A batch of events makes a new picture; only the tenants that the batch touches are copied
+(100,000 names: under a millisecond), and whoever holds the old one goes on reading it undisturbed, threads included.
+
+Events may be seen twice or older than what is known (a list that was read in pages while the world moved), so each
+name remembers the revision it was last changed at and ignores what is not newer. Deletes are remembered only while
+the caller lists (`Listing` in `placement.registry` replays the watch from the list's revision on).
+
+A record that cannot be read (written by a newer version) takes its name with it, and only its name: resolving it
+raises the reason, its neighbours serve.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from placement.errors import NotFound, UnsupportedRecord
+from placement.records import AliasRecord, ModelRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a name stands for: the model that serves, and the alias that led to it (None: the model's own id)."""
+
+    record: ModelRecord
+    alias: AliasRecord | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChange:
+    """A model appeared (`before` is None), changed, or went (`after` is None)."""
+
+    tenant: str
+    id: str
+    before: ModelRecord | None
+    after: ModelRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class AliasChange:
+    """An alias appeared, changed, or went."""
+
+    tenant: str
+    id: str
+    before: AliasRecord | None
+    after: AliasRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """All that one batch changed; listeners see it after the view has moved on to it."""
+
+    revision: int
+    models: tuple[ModelChange, ...] = ()
+    aliases: tuple[AliasChange, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.models or self.aliases)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPage:
+    """Models in the order of their ids. `next_after` goes into the next call; None: this was the last page."""
+
+    records: tuple[ModelRecord, ...]
+    next_after: str | None
+
+
+@dataclass(slots=True)
+class _SortedIds:
+    """Ids in order, computed on the first listing of a picture and kept with it."""
+
+    ids: list[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantView:
+    """The names of one tenant."""
+
+    models: Mapping[str, ModelRecord] = field(default_factory=dict)
+    aliases: Mapping[str, AliasRecord] = field(default_factory=dict)
+    aliases_of: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Model id -> the aliases that point at it, as active, target or by weight."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Name -> why its record cannot be read."""
+    _sorted: _SortedIds = field(default_factory=_SortedIds, compare=False, repr=False)
+
+    def sorted_ids(self) -> list[str]:
+        """All model ids in order."""
+        if self._sorted.ids is None:
+            self._sorted.ids = sorted(self.models)
+        return self._sorted.ids
+
+
+_NO_TENANT = TenantView()
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryView:
+    """Everything that is registered, as of one revision of the store."""
+
+    revision: int = 0
+    tenants: Mapping[str, TenantView] = field(default_factory=dict)
+
+    def tenant(self, tenant: str) -> TenantView:
+        """The tenant's names; an empty view for a tenant that has none."""
+        return self.tenants.get(tenant, _NO_TENANT)
+
+    def model_count(self) -> int:
+        """Registered models of all tenants."""
+        return sum(len(view.models) for view in self.tenants.values())
+
+    def resolve(self, tenant: str, name: str, draw: float = 0.0) -> Resolved:
+        """Model or alias -> the model that serves; `draw` in [0, 1) decides among an alias's weights.
+
+        Raises NotFound, UnsupportedRecord.
+        """
+        names = self.tenants.get(tenant, _NO_TENANT)
+        record = names.models.get(name)
+        if record is not None:
+            return Resolved(record)
+        alias = names.aliases.get(name)
+        if alias is None:
+            if name in names.unreadable:
+                raise UnsupportedRecord(names.unreadable[name])
+            raise NotFound(f"model {name!r} is not registered (tenant {tenant!r}); register it first")
+        chosen = alias.choose(draw)
+        record = names.models.get(chosen)
+        if record is None:
+            if chosen in names.unreadable:
+                raise UnsupportedRecord(names.unreadable[chosen])
+            raise NotFound(
+                f"alias {name!r} (tenant {tenant!r}) points at model {chosen!r}, which is not registered; "
+                "register it or set the alias to another model"
+            )
+        return Resolved(record, alias)
+
+    def page(self, tenant: str, *, limit: int, after: str = "", id_prefix: str = "") -> ModelPage:
+        """Up to `limit` models whose ids begin with `id_prefix` and come after `after`."""
+        names = self.tenant(tenant)
+        ids = names.sorted_ids()
+        start = max(bisect_right(ids, after), bisect_left(ids, id_prefix))
+        picked: list[ModelRecord] = []
+        for index in range(start, len(ids)):
+            if not ids[index].startswith(id_prefix):
+                break
+            if len(picked) == limit:
+                return ModelPage(tuple(picked), picked[-1].id)
+            picked.append(names.models[ids[index]])
+        return ModelPage(tuple(picked), None)
+
+    def every_model(self) -> Iterator[ModelRecord]:
+        """The models of all tenants, in no order."""
+        for names in self.tenants.values():
+            yield from names.models.values()
+
+
+Entry = ModelRecord | AliasRecord | UnsupportedRecord
+
+
+@dataclass(frozen=True, slots=True)
+class NameEvent:
+    """A key under `models/` or `aliases/` was put (`entry`) or deleted (`entry` is None)."""
+
+    is_alias: bool
+    tenant: str
+    id: str
+    revision: int
+    entry: Entry | None
+
+
+def advance(view: RegistryView, events: Iterable[NameEvent], revision: int) -> tuple[RegistryView, Changes]:
+    """The picture after these events (in the order they happened), and what differs."""
+    drafts: dict[str, _Draft] = {}
+    for event in events:
+        draft = drafts.get(event.tenant)
+        if draft is None:
+            draft = drafts[event.tenant] = _Draft(view.tenant(event.tenant))
+        draft.apply(event)
+    tenants = dict(view.tenants) if drafts else view.tenants
+    model_changes: list[ModelChange] = []
+    alias_changes: list[AliasChange] = []
+    for tenant, draft in drafts.items():
+        before = view.tenant(tenant)
+        for model_id in draft.touched_models:
+            old, new = before.models.get(model_id), draft.models.get(model_id)
+            if old != new:
+                model_changes.append(ModelChange(tenant, model_id, old, new))
+        for alias_id in draft.touched_aliases:
+            old_alias, new_alias = before.aliases.get(alias_id), draft.aliases.get(alias_id)
+            if old_alias != new_alias:
+                alias_changes.append(AliasChange(tenant, alias_id, old_alias, new_alias))
+        after = draft.finish()
+        if after.models or after.aliases or after.unreadable:
+            tenants[tenant] = after  # type: ignore[index]
+        else:
+            tenants.pop(tenant, None)  # type: ignore[attr-defined]
+    new_view = RegistryView(max(view.revision, revision), tenants)
+    return new_view, Changes(revision, tuple(model_changes), tuple(alias_changes))
+
+
+class _Draft:
+    """One tenant's names while a batch is applied to them: copied on the first touch of each kind."""
+
+    def __init__(self, base: TenantView) -> None:
+        self.models = dict(base.models)
+        self.aliases = dict(base.aliases)
+        self.aliases_of = dict(base.aliases_of)
+        self.unreadable = dict(base.unreadable)
+        self.touched_models: dict[str, None] = {}
+        self.touched_aliases: dict[str, None] = {}
+
+    def apply(self, event: NameEvent) -> None:
+        if event.is_alias:
+            self._apply_alias(event)
+        else:
+            self._apply_model(event)
+
+    def _apply_model(self, event: NameEvent) -> None:
+        known = self.models.get(event.id)
+        if known is not None and event.revision <= known.revision:
+            return
+        self.touched_models[event.id] = None
+        self.unreadable.pop(event.id, None)
+        if isinstance(event.entry, ModelRecord):
+            self.models[event.id] = event.entry
+        else:
+            self.models.pop(event.id, None)
+            if isinstance(event.entry, UnsupportedRecord):
+                self.unreadable[event.id] = str(event.entry)
+
+    def _apply_alias(self, event: NameEvent) -> None:
+        known = self.aliases.get(event.id)
+        if known is not None and event.revision <= known.revision:
+            return
+        self.touched_aliases[event.id] = None
+        self.unreadable.pop(event.id, None)
+        if known is not None:
+            for model_id in known.referenced:
+                left = self.aliases_of[model_id] - {event.id}
+                if left:
+                    self.aliases_of[model_id] = left
+                else:
+                    del self.aliases_of[model_id]
+        if isinstance(event.entry, AliasRecord):
+            self.aliases[event.id] = event.entry
+            for model_id in event.entry.referenced:
+                self.aliases_of[model_id] = self.aliases_of.get(model_id, frozenset()) | {event.id}
+        else:
+            self.aliases.pop(event.id, None)
+            if isinstance(event.entry, UnsupportedRecord):
+                self.unreadable[event.id] = str(event.entry)
+
+    def finish(self) -> TenantView:
+        return TenantView(
+            MappingProxyType(self.models),
+            MappingProxyType(self.aliases),
+            MappingProxyType(self.aliases_of),
+            MappingProxyType(self.unreadable),
+        )
