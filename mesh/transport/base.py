@@ -185,6 +185,10 @@ class Transport(Protocol):
     @property
     def calls_in_flight(self) -> int: ...
 
+    @property
+    def calls_shed(self) -> int:
+        """Refused for want of room, since the start."""
+
     async def start(self) -> int:
         """Listen on every address, or on none. Returns the port of the first (0 for a unix socket).
 
@@ -192,4 +196,7 @@ class Transport(Protocol):
         """
 
     async def stop(self, grace_s: float) -> None:
-        """Refuse new calls, let those that run finish within `grace_s`, end the rest. Idempotent."""
+        """Refuse new calls, let those that run finish within `grace_s`, end the rest. Idempotent.
+
+        A stream that has no end of its own (health's Watch) runs for the whole grace, unless its handler ends it.
+        """

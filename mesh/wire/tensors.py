@@ -166,7 +166,7 @@ def encode_tensor(name: str, array: Array) -> tuple[str, Buffer]:
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     # Through bytes (uint8), because bfloat16 and float16 are no formats that a memoryview can be cast from.
-    return datatype, memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return datatype, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def decode_raw(name: str, datatype: str, shape: tuple[int, ...], data: Buffer) -> Array:

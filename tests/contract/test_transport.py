@@ -1,0 +1,416 @@
+"""What the endpoint may rely on, whichever transport lies below it: an echo server through the seam, called by grpc."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+
+from mesh.transport.base import (
+    Call,
+    CannotListen,
+    ListenAddress,
+    Routes,
+    StatusCode,
+    Transport,
+    TransportError,
+    TransportLimits,
+)
+from mesh.transport.grpcio_transport import GrpcioTransport
+
+IMPLEMENTATIONS = {"grpcio": GrpcioTransport}
+MIB = 1024 * 1024
+
+
+@dataclass
+class EchoServer:
+    """Handlers that answer with what they saw, and events by which a test knows where a call is."""
+
+    calls: list[Call] = field(default_factory=list)
+    entered: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+    release: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def wait_entered(self, calls: int) -> None:
+        async with asyncio.timeout(20):
+            for _ in range(calls):
+                await self.entered.acquire()
+
+    async def echo(self, call: Call) -> bytes:
+        self.calls.append(call)
+        return bytes(call.body)
+
+    async def hold(self, call: Call) -> bytes:
+        self.calls.append(call)
+        self.entered.release()
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        return bytes(call.body)
+
+    async def refuse(self, call: Call) -> bytes:
+        raise TransportError(StatusCode(int(call.body)), "no: the tray is full", retry_after_s=1.5)
+
+    async def fail(self, call: Call) -> bytes:
+        raise RuntimeError("password=hunter2")
+
+    async def grow(self, call: Call) -> bytes:
+        return bytes(int(call.body))
+
+    async def stream(self, call: Call, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        self.calls.append(call)
+        async for message in messages:
+            if message == b"refuse":
+                raise TransportError(StatusCode.ABORTED, "enough")
+            yield message.upper()
+
+    async def watch(self, call: Call, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for message in messages:
+            yield message
+        self.entered.release()
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    def routes(self) -> Routes:
+        unary = {"echo": self.echo, "hold": self.hold, "refuse": self.refuse, "fail": self.fail, "grow": self.grow}
+        streaming = {"stream": self.stream, "watch": self.watch}
+        return Routes(
+            {f"/test.Echo/{name}": handler for name, handler in unary.items()},
+            {f"/test.Echo/{name}": handler for name, handler in streaming.items()},
+        )
+
+
+Start = Callable[..., Awaitable[Transport]]
+
+
+@pytest.fixture(params=sorted(IMPLEMENTATIONS))
+def implementation(request: pytest.FixtureRequest) -> type[GrpcioTransport]:
+    return IMPLEMENTATIONS[request.param]
+
+
+@pytest.fixture
+def server() -> EchoServer:
+    return EchoServer()
+
+
+@pytest.fixture
+async def start(implementation: type[GrpcioTransport], server: EchoServer) -> AsyncIterator[Start]:
+    started: list[Transport] = []
+
+    async def start_one(
+        *addresses: ListenAddress, limits: TransportLimits | None = None, routes: Routes | None = None
+    ) -> Transport:
+        where = addresses or (ListenAddress("127.0.0.1:0"),)
+        transport = implementation(routes or server.routes(), where, limits)
+        await transport.start()
+        started.append(transport)
+        return transport
+
+    yield start_one
+    server.release.set()
+    for transport in started:
+        await transport.stop(0.0)
+
+
+@pytest.fixture
+async def dial() -> AsyncIterator[Callable[[str], grpc.aio.Channel]]:
+    channels: list[grpc.aio.Channel] = []
+
+    def dial_one(address: str) -> grpc.aio.Channel:
+        channel = grpc.aio.insecure_channel(
+            address,
+            [
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.enable_retries", 0),
+            ],
+        )
+        channels.append(channel)
+        return channel
+
+    yield dial_one
+    for channel in channels:
+        await channel.close()
+
+
+async def test_bytes_and_metadata_arrive_unchanged_and_the_answer_comes_back(start, dial, server):
+    channel = dial((await start()).addresses[0].address)
+    metadata = (("hexcomb-tenant", "blue"), ("twice", "1"), ("twice", "2"), ("raw-bin", b"\x00\xff"))
+    reply = await channel.unary_unary("/test.Echo/echo")(b"\x00anything\xff", metadata=metadata)
+    assert reply == b"\x00anything\xff"
+    (call,) = server.calls
+    assert call.method == "/test.Echo/echo"
+    assert [pair for pair in call.metadata if pair in metadata] == list(metadata)
+    assert call.metadata_value("twice") == "2"
+    assert call.metadata_value("absent") is None
+    assert "127.0.0.1" in call.peer
+    assert call.listener_tenant is None
+
+
+async def test_an_empty_message_is_a_message(start, dial):
+    channel = dial((await start()).addresses[0].address)
+    assert await channel.unary_unary("/test.Echo/echo")(b"") == b""
+
+
+async def test_the_clients_deadline_reaches_the_handler_on_the_monotonic_clock(start, dial, server):
+    channel = dial((await start()).addresses[0].address)
+    before_s = time.monotonic()
+    await channel.unary_unary("/test.Echo/echo")(b"x", timeout=30)
+    await channel.unary_unary("/test.Echo/echo")(b"x")
+    with_deadline, without = server.calls
+    assert before_s + 28 < with_deadline.deadline_s < before_s + 32
+    assert without.deadline_s is None
+
+
+async def test_a_passed_deadline_cancels_the_handler(start, dial, server):
+    channel = dial((await start()).addresses[0].address)
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await channel.unary_unary("/test.Echo/hold")(b"x", timeout=0.3)
+    assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await asyncio.wait_for(server.cancelled.wait(), 10)
+    assert server.calls[0].abandoned()
+
+
+@pytest.mark.parametrize("how", ["cancel", "disconnect"])
+async def test_a_client_that_leaves_mid_call_cancels_the_handler(start, dial, server, how):
+    transport = await start()
+    channel = dial(transport.addresses[0].address)
+    call = channel.unary_unary("/test.Echo/hold")(b"x")
+    await server.wait_entered(1)
+    assert transport.calls_in_flight == 1
+    assert not server.calls[0].abandoned()
+    if how == "cancel":
+        call.cancel()
+    else:
+        await channel.close()
+    await asyncio.wait_for(server.cancelled.wait(), 10)
+    assert server.calls[0].abandoned()
+    assert await dial(transport.addresses[0].address).unary_unary("/test.Echo/echo")(b"next") == b"next"
+    assert transport.calls_in_flight == 0
+
+
+async def test_a_refusal_carries_its_status_message_and_retry_hint(start, dial):
+    channel = dial((await start()).addresses[0].address)
+    for status in StatusCode:
+        if status is StatusCode.OK:
+            continue
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await channel.unary_unary("/test.Echo/refuse")(b"%d" % status)
+        assert failure.value.code().value[0] == status
+        assert failure.value.details() == "no: the tray is full"
+        assert ("retry-after-ms", "1500") in tuple(failure.value.trailing_metadata())
+
+
+async def test_an_exception_is_answered_without_its_story_which_goes_to_the_log(start, dial, caplog):
+    channel = dial((await start()).addresses[0].address)
+    with caplog.at_level(logging.ERROR), pytest.raises(grpc.aio.AioRpcError) as failure:
+        await channel.unary_unary("/test.Echo/fail")(b"x")
+    assert failure.value.code() is grpc.StatusCode.INTERNAL
+    assert "hunter2" not in failure.value.details()
+    assert "Traceback" not in failure.value.details()
+    incident = failure.value.details().rsplit(" ", 1)[1]
+    assert any(incident in record.getMessage() and record.exc_info for record in caplog.records)
+    assert await channel.unary_unary("/test.Echo/echo")(b"on we go") == b"on we go"
+
+
+async def test_an_unknown_method_is_unimplemented(start, dial):
+    channel = dial((await start()).addresses[0].address)
+    for path in ("/test.Echo/nope", "/nope.Nope/echo"):
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await channel.unary_unary(path)(b"x")
+        assert failure.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_1500_calls_at_once_are_all_answered(start, dial):
+    channel = dial((await start()).addresses[0].address)
+    echo = channel.unary_unary("/test.Echo/echo")
+    replies = await asyncio.gather(*(echo(b"%d" % index) for index in range(1500)))
+    assert replies == [b"%d" % index for index in range(1500)]
+
+
+async def test_1500_calls_can_be_in_flight_together(start, dial, server):
+    transport = await start()
+    hold = dial(transport.addresses[0].address).unary_unary("/test.Echo/hold")
+    calls = [hold(b"%d" % index) for index in range(1500)]
+    await server.wait_entered(1500)
+    assert transport.calls_in_flight == 1500
+    server.release.set()
+    assert await asyncio.gather(*calls) == [b"%d" % index for index in range(1500)]
+
+
+async def test_calls_above_the_limit_are_refused_at_once_with_a_hint_and_the_others_served(start, dial, server):
+    transport = await start(limits=TransportLimits(calls_max=3))
+    channel = dial(transport.addresses[0].address)
+    held = [channel.unary_unary("/test.Echo/hold")(b"%d" % index) for index in range(3)]
+    await server.wait_entered(3)
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await channel.unary_unary("/test.Echo/echo")(b"one too many")
+    assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert ("retry-after-ms", "100") in tuple(failure.value.trailing_metadata())
+    assert transport.calls_shed == 1
+    server.release.set()
+    assert await asyncio.gather(*held) == [b"0", b"1", b"2"]
+    assert await channel.unary_unary("/test.Echo/echo")(b"room again") == b"room again"
+
+
+async def test_a_message_over_the_limit_is_refused_and_the_server_goes_on(start, dial, server):
+    transport = await start()
+    channel = dial(transport.addresses[0].address)
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await channel.unary_unary("/test.Echo/echo")(bytes(100 * MIB))
+    assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert not server.calls
+    assert await channel.unary_unary("/test.Echo/echo")(bytes(15 * MIB)) == bytes(15 * MIB)
+
+
+async def test_a_response_may_be_larger_than_a_request(start, dial):
+    channel = dial((await start()).addresses[0].address)
+    assert len(await channel.unary_unary("/test.Echo/grow")(b"%d" % (64 * MIB))) == 64 * MIB
+
+
+async def test_a_response_over_its_limit_is_refused(start, dial):
+    channel = dial((await start(limits=TransportLimits(response_bytes_max=1000))).addresses[0].address)
+    assert len(await channel.unary_unary("/test.Echo/grow")(b"1000")) == 1000
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await channel.unary_unary("/test.Echo/grow")(b"1001")
+    assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "1001" in failure.value.details()
+
+
+async def test_streams_go_both_ways_and_can_be_refused_midway(start, dial, server):
+    channel = dial((await start(ListenAddress("127.0.0.1:0", tenant="blue"))).addresses[0].address)
+    stream = channel.stream_stream("/test.Echo/stream")(iter([b"a", b"b"]), timeout=10)
+    assert [message async for message in stream] == [b"A", b"B"]
+    assert server.calls[0].listener_tenant == "blue"
+    refused = channel.stream_stream("/test.Echo/stream")(iter([b"a", b"refuse", b"c"]))
+    assert await refused.read() == b"A"
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await refused.read()
+    assert failure.value.code() is grpc.StatusCode.ABORTED
+    assert failure.value.details() == "enough"
+
+
+async def test_a_server_stream_ends_when_its_client_leaves(start, dial, server):
+    transport = await start()
+    stream = dial(transport.addresses[0].address).unary_stream("/test.Echo/watch")(b"first")
+    assert await stream.read() == b"first"
+    await server.wait_entered(1)
+    stream.cancel()
+    await asyncio.wait_for(server.cancelled.wait(), 10)
+    await dial(transport.addresses[0].address).unary_unary("/test.Echo/echo")(b"next")
+    assert transport.calls_in_flight == 0
+
+
+async def test_stop_finishes_what_runs_and_refuses_what_comes(start, dial, server):
+    transport = await start()
+    channel = dial(transport.addresses[0].address)
+    running = channel.unary_unary("/test.Echo/hold")(b"running")
+    await server.wait_entered(1)
+    stopping = asyncio.create_task(transport.stop(30))
+    await asyncio.sleep(0)
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await channel.unary_unary("/test.Echo/echo")(b"too late")
+    assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+    server.release.set()
+    assert await running == b"running"
+    await stopping
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await dial(transport.addresses[0].address).unary_unary("/test.Echo/echo")(b"gone")
+    assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+    await transport.stop(0)
+
+
+async def test_stop_ends_calls_that_outlast_the_grace_with_unavailable(start, dial, server):
+    transport = await start()
+    running = dial(transport.addresses[0].address).unary_unary("/test.Echo/hold")(b"stuck")
+    await server.wait_entered(1)
+    before_s = time.monotonic()
+    await transport.stop(0.1)
+    assert time.monotonic() - before_s < 5
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await running
+    assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert server.cancelled.is_set()
+
+
+async def test_an_idle_transport_stops_without_using_its_grace(start):
+    transport = await start()
+    before_s = time.monotonic()
+    await transport.stop(60)
+    assert time.monotonic() - before_s < 5
+
+
+async def test_a_port_in_use_is_a_clear_error(start, implementation, server):
+    address = (await start()).addresses[0]
+    second = implementation(server.routes(), [ListenAddress("127.0.0.1:0"), address])
+    with pytest.raises(CannotListen, match=address.address):
+        await second.start()
+    await second.stop(0)
+
+
+@pytest.mark.parametrize("address", ["nowhere", "203.0.113.7:0", "127.0.0.1:99999"])
+async def test_an_address_that_cannot_be_had_is_a_clear_error(implementation, server, address):
+    transport = implementation(server.routes(), [ListenAddress(address)])
+    with pytest.raises(CannotListen, match="cannot listen on"):
+        await transport.start()
+    await transport.stop(0)
+
+
+async def test_each_address_has_its_own_tenant_and_all_share_the_limit(start, dial, server, tmp_path: Path):
+    transport = await start(
+        ListenAddress("127.0.0.1:0"),
+        ListenAddress("127.0.0.1:0", tenant="blue"),
+        ListenAddress(f"unix:{tmp_path}/green.sock", tenant="green"),
+        limits=TransportLimits(calls_max=1),
+    )
+    for listen in transport.addresses:
+        await dial(listen.address).unary_unary("/test.Echo/echo")(b"x")
+    assert [call.listener_tenant for call in server.calls] == [None, "blue", "green"]
+    assert len({listen.address for listen in transport.addresses}) == 3
+    held = dial(transport.addresses[0].address).unary_unary("/test.Echo/hold")(b"x")
+    await server.wait_entered(1)
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await dial(transport.addresses[1].address).unary_unary("/test.Echo/echo")(b"x")
+    assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    server.release.set()
+    await held
+
+
+async def test_a_unix_socket_that_another_server_uses_is_not_taken_over(start, dial, implementation, server, tmp_path):
+    listen = ListenAddress(f"unix:{tmp_path}/pod.sock")
+    await start(listen)
+    second = implementation(server.routes(), [listen])
+    with pytest.raises(CannotListen, match="another process serves it"):
+        await second.start()
+    assert await dial(listen.address).unary_unary("/test.Echo/echo")(b"still here") == b"still here"
+
+
+async def test_a_dead_unix_socket_is_replaced(start, dial, tmp_path):
+    import socket
+
+    path = tmp_path / "pod.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    await start(ListenAddress(f"unix:{path}"))
+    assert await dial(f"unix:{path}").unary_unary("/test.Echo/echo")(b"x") == b"x"
+
+
+async def test_metadata_over_its_limit_is_refused_and_the_server_goes_on(start, dial):
+    channel = dial((await start()).addresses[0].address)
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await channel.unary_unary("/test.Echo/echo")(b"x", metadata=(("big", "x" * 20_000),))
+    assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert await channel.unary_unary("/test.Echo/echo")(b"x", metadata=(("fits", "x" * 12_000),)) == b"x"
