@@ -1,0 +1,73 @@
+"""The base class of custom Python models: what a user writes when no format fits.
+
+A `python` artifact is a directory with a `model.py` that holds exactly one subclass of `Model`:
+
+    import numpy as np
+    from runtime_adapters.custom import Model, TensorSpec
+
+    class Thresholds(Model):
+        inputs = (TensorSpec("scores", "FP32", (-1,)),)
+        outputs = (TensorSpec("labels", "BYTES", (-1,)),)
+        parameters = {"limit": "0.5"}
+
+        def load(self):
+            self.limit = float(self.parameters["limit"])
+
+        def predict(self, inputs):
+            return {"labels": np.where(inputs["scores"] > self.limit, b"yes", b"no")}
+
+It runs in a process of its own, so it may hold the GIL, leak or crash without harm to other models. Other files of the
+artifact are beside it: `self.artifact` is the directory, it is the working directory, and it can be imported from.
+Unless it comes from a prefix that the operator trusts, it is jailed: no network, no other files, no child processes.
+
+What `predict` returns must match `outputs` in names, datatypes and shapes exactly; nothing is cast. BYTES may be given
+as bytes, str, or NumPy's fixed-width strings.
+
+Deliberately absent: packages of its own. It sees what is installed on the pod.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar
+
+from runtime_adapters.base import Array, Device, TensorSpec
+
+
+class Model:
+    """Subclass this once in `model.py`. It is made without arguments; the attributes below are set before `load`."""
+
+    inputs: ClassVar[Sequence[TensorSpec]] = ()
+    """What clients must send: name, V2 datatype, shape with -1 for any size."""
+    outputs: ClassVar[Sequence[TensorSpec]] = ()
+    """What `predict` returns. An optional output may be left out unless a client asks for it by name."""
+    batch_dimension: ClassVar[bool] = False
+    """Dimension 0 of every input and output counts rows that do not influence one another."""
+    parameters: Mapping[str, str] = MappingProxyType({})
+    """The parameters that a spec may set, with their defaults. On the instance: as the spec has set them."""
+
+    artifact: Path
+    """The directory that holds `model.py`."""
+    device: Device
+    """Where the pod wants this copy."""
+    threads: int
+    """How many threads one run should use."""
+
+    def load(self) -> None:
+        """Make ready to predict. An exception here fails the load."""
+
+    def predict(self, inputs: dict[str, Array]) -> Mapping[str, Array] | Array:
+        """Answer one request. With one output, the array alone will do.
+
+        The arrays are this call's own. Raise `runtime_adapters.errors.BadInput` to say that the client's values are at
+        fault; any other exception is reported as the model's.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no predict method")
+
+    def unload(self) -> None:
+        """Let go of what the end of the process would not."""
+
+
+__all__ = ["Model", "TensorSpec"]
