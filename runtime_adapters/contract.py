@@ -88,6 +88,8 @@ class AdapterCase:
     """Largest relative difference to the framework's own prediction. Not 0: say why in the case."""
     row_tolerance: float = 1e-5
     """Largest relative difference of a row run alone: matrix kernels differ by batch size."""
+    prepared_tolerance: float = 1e-6
+    """Largest relative difference of the prepared form, which may run other kernels."""
     cuda: bool = False
     """Also run on a CUDA device where there is one."""
     cuda_tolerance: float = 1e-3
@@ -244,7 +246,7 @@ def prepared_form_predicts_the_same(subject: Subject) -> None:
         _expect(model.metadata == plain.metadata, f"prepared: {model.metadata}, plain: {plain.metadata}")
         for prediction in subject.example.predictions:
             answer = _infer(model, prediction.inputs, tuple(prediction.expected))
-            _expect_equal(answer, prediction.expected, max(subject.tolerance, 1e-6))
+            _expect_equal(answer, prediction.expected, max(subject.tolerance, subject.case.prepared_tolerance))
 
 
 # --- what it refuses --------------------------------------------------------------------------------------------------
