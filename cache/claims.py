@@ -1,0 +1,135 @@
+"""The line of claims as it stands, and when a blocked claim must end. Reads the state, changes nothing.
+
+`cache.space` plans over claims without knowing where they come from; here the copies of this pod become claims, and
+a claim that cannot be satisfied gets its verdict: go on holding its place, or be refused, and in which words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cache.admission import too_big_message
+from cache.copies import Copy
+from cache.eviction import CannotFit
+from cache.space import Claim, SpacePlan, load_order, plan_space
+from cache.state import PodState
+from cache.types import Bytes, CopyState, RefusalKind
+
+
+@dataclass(frozen=True, slots=True)
+class Hopeless:
+    """This claim ends now."""
+
+    kind: RefusalKind
+    message: str
+    remembered: bool
+    """Does the next Want have to wait out a back-off? Not for a mere guess that found no room."""
+
+
+def rank(copy: Copy) -> tuple[bool, int, float, float, int]:
+    """A copy's place in the order of fetches and loads."""
+    return load_order(
+        foreground=copy.foreground,
+        priority=copy.model.priority,
+        urgent_s=copy.urgent_s,
+        wanted_s=copy.wanted_s,
+        copy_id=copy.copy_id,
+    )
+
+
+def line_of_claims(state: PodState) -> list[Claim]:
+    """Loaded copies that grew, by age; then the loads by rank, while there are slots for them."""
+    debts = [
+        Claim(copy.copy_id, copy.key, copy.debt, takes_slot=False, override_residency=True)
+        for copy in sorted(state.debtors.values(), key=lambda each: each.copy_id)
+        if copy.state in (CopyState.SETTLING, CopyState.SERVABLE)
+    ]
+    waiting = state.by_state[CopyState.WAITING_FOR_SPACE]
+    if not waiting or load_slots(state) <= 0:
+        return debts
+    loads = [
+        Claim(
+            copy.copy_id,
+            copy.key,
+            copy.needed,
+            may_evict=copy.foreground or state.limits.background_may_evict,
+            override_residency=copy.foreground and state.now_s >= _override_at_s(state, copy),
+        )
+        for copy in sorted(waiting.values(), key=rank)
+    ]
+    return debts + loads
+
+
+def plan_claims(state: PodState, claims: list[Claim]) -> SpacePlan:
+    """What the line of claims asks of this pod's memory now."""
+    if not claims:
+        return SpacePlan((), (), ())
+    return plan_space(
+        claims,
+        (copy.view() for copy in state.by_state[CopyState.SERVABLE].values()),
+        free=state.ledger.free,
+        coming=Bytes.sum(copy.charged for copy in state.by_state[CopyState.UNLOADING].values()),
+        slots=load_slots(state),
+        now_s=state.now_s,
+        policy=state.policy,
+    )
+
+
+def load_slots(state: PodState) -> int:
+    """Loads that may start now."""
+    running = len(state.by_state[CopyState.LOADING]) + len(state.by_state[CopyState.CANCELLING_LOAD])
+    return state.limits.loads_concurrent_max - running
+
+
+def verdict(state: PodState, claim: Claim, why: CannotFit) -> Hopeless | None:
+    """Does this blocked claim end now? The first case that applies; None means that it holds its place."""
+    limits = state.limits
+    copy = state.copies[claim.copy_id]
+    needed = claim.needed if claim.takes_slot else copy.size
+    if claim.takes_slot and not copy.foreground:
+        message = f"Model {copy.key} does not fit beside what this pod holds, and no request waits for it: {why}."
+        return Hopeless(RefusalKind.FULL, message, remembered=False)
+    if needed.missing_from(limits.capacity):
+        message = too_big_message(copy.key, f"takes {needed}", limits.capacity)
+        return Hopeless(RefusalKind.TOO_BIG, message, remembered=True)
+    unfreeable = _unfreeable(state, copy)
+    if needed.missing_from(limits.capacity - unfreeable):
+        message = (
+            f"Model {copy.key} needs {needed}; {unfreeable} of {limits.capacity} are pinned or could not be freed. "
+            "Unpin models, raise --capacity, or ask another pod."
+        )
+        return Hopeless(RefusalKind.FULL, message, remembered=True)
+    if state.now_s >= _gives_up_at_s(state, copy):
+        message = (
+            f"Model {copy.key} needs {needed} and found no room in {limits.space_wait_max_s:.1f} s: {why}. "
+            "Ask another pod, retry later, or raise --capacity."
+        )
+        return Hopeless(RefusalKind.FULL, message, remembered=True)
+    return None
+
+
+def look_again_at_s(state: PodState, claim: Claim, why: CannotFit) -> float:
+    """The next moment at which time alone may unblock this claim, or end it. Later than now: `verdict` was None."""
+    copy = state.copies[claim.copy_id]
+    moments_s = [_gives_up_at_s(state, copy)]
+    if why.retry_at_s is not None:
+        moments_s += [why.retry_at_s, _override_at_s(state, copy)]
+    return min(moment_s for moment_s in moments_s if moment_s > state.now_s)
+
+
+def _override_at_s(state: PodState, copy: Copy) -> float:
+    return copy.since_s + state.limits.residency_override_wait_s
+
+
+def _gives_up_at_s(state: PodState, copy: Copy) -> float:
+    since_s = state.now_s if copy.blocked_since_s is None else copy.blocked_since_s
+    return since_s + state.limits.space_wait_max_s
+
+
+def _unfreeable(state: PodState, claimant: Copy) -> Bytes:
+    """Bytes that no amount of waiting frees: pinned by specs, or lost to failing unloads."""
+    pinned = (
+        copy.charged for copy in state.by_state[CopyState.SERVABLE].values() if copy.pinned and copy is not claimant
+    )
+    stuck = (copy.charged for copy in state.by_state[CopyState.STUCK].values())
+    return Bytes.sum([*pinned, *stuck])

@@ -1,0 +1,134 @@
+"""One copy on this pod, and one waiter for it.
+
+`Copy` is the only mutable thing that leaves this package: the request path holds it, pins it and gives it back. All
+else about it is changed by the machine alone. `pin` and `CacheMachine.unpin` run on every request, so a copy carries
+its own last-use stamp and is not moved in any list; order is worked out when something must go, which is rare.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from cache.eviction import CannotFit
+from cache.transitions import StoryLine
+from cache.types import NO_BYTES, Bytes, CopyState, ModelKey, WantedModel
+from cache.views import CopyView
+
+STORY_LINES_MAX = 16
+"""Moves that a copy remembers; a whole life has about eight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """One Want that has no answer yet."""
+
+    waiter_id: int
+    copy_id: int
+    deadline_s: float
+    wanted_s: float
+    background: bool
+
+
+class Copy:
+    """A copy, resident or on its way. Read freely; change only through `pin` and the machine."""
+
+    __slots__ = (
+        "_view",
+        "blocked",
+        "blocked_since_s",
+        "charged",
+        "closing_reason",
+        "copy_id",
+        "fetch_time_s",
+        "foreground_waiters",
+        "kept",
+        "key",
+        "last_used_s",
+        "load_time_s",
+        "model",
+        "needed",
+        "pinned",
+        "pins",
+        "protected_until_s",
+        "since_s",
+        "size",
+        "state",
+        "story",
+        "unload_failures",
+        "urgent_s",
+        "waiters",
+        "wanted_s",
+    )
+
+    def __init__(self, copy_id: int, model: WantedModel, now_s: float) -> None:
+        self.copy_id = copy_id
+        self.key: ModelKey = model.key
+        self.model = model
+        self.state = CopyState.QUEUED
+        self.since_s = now_s
+        self.story: deque[StoryLine] = deque(maxlen=STORY_LINES_MAX)
+        self.pins = 0
+        self.last_used_s = now_s
+        # bytes: what it will reserve, what it is known to take, what the ledger holds for it
+        self.needed: Bytes = NO_BYTES
+        self.size: Bytes = NO_BYTES
+        self.charged: Bytes = NO_BYTES
+        # demand: who waits, and whether the load goes on when nobody does
+        self.waiters: dict[int, Waiter] = {}
+        self.foreground_waiters = 0
+        self.kept = False
+        self.wanted_s = now_s
+        self.urgent_s = float("inf")
+        # standing in the line for space
+        self.blocked: CannotFit | None = None
+        self.blocked_since_s: float | None = None
+        # once loaded
+        self.fetch_time_s = 0.0
+        self.load_time_s = 0.0
+        self.pinned = False
+        self.protected_until_s = 0.0
+        self.closing_reason = ""
+        self.unload_failures = 0
+        self._view: CopyView | None = None
+
+    def pin(self, now_s: float) -> None:
+        """Someone runs on this copy from now until `CacheMachine.unpin`. Only for copies from `servable`."""
+        self.pins += 1
+        self.last_used_s = now_s
+        self._view = None
+
+    @property
+    def foreground(self) -> bool:
+        """Does a request wait for it, or will one soon be tried again?"""
+        return self.foreground_waiters > 0 or self.kept
+
+    @property
+    def debt(self) -> Bytes:
+        """Bytes it takes beyond those that the ledger holds for it."""
+        return self.size.missing_from(self.charged)
+
+    def changed(self) -> None:
+        """Something that the view shows is different now."""
+        self._view = None
+
+    def view(self) -> CopyView:
+        """A picture, kept until the next change: idle copies are asked for theirs at each eviction."""
+        view = self._view
+        if view is None:
+            view = self._view = CopyView(
+                copy_id=self.copy_id,
+                key=self.key,
+                state=self.state,
+                size=self.size,
+                charged=self.charged,
+                since_s=self.since_s,
+                last_used_s=self.last_used_s,
+                pins=self.pins,
+                waiters=len(self.waiters),
+                priority=self.model.priority,
+                pinned=self.pinned,
+                protected_until_s=self.protected_until_s,
+                load_time_s=self.load_time_s,
+            )
+        return view

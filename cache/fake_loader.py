@@ -1,0 +1,148 @@
+"""A loader that loads nothing: the other side of CacheMachine, for tests and simulators.
+
+It takes the machine's commands, remembers what is running, and answers only when it is told to, so that a test
+chooses the order, the sizes and the failures. It is strict where the real loader is: a command that does not fit what
+is running, or a second answer to one waiter, raises at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from cache.commands import CancelLoad, Command, Refuse, Serve, StartFetch, StartLoad, StartUnload, WakeAt
+from cache.events import Event, Fetched, FetchFailed, Loaded, LoadFailed, Tick, Unloaded, UnloadFailed, Want
+from cache.machine import CacheMachine
+from cache.types import Bytes, Failure, FailureKind, ModelKey, Refusal, RefusalKind, WantedModel
+
+CANCELLED = Failure(FailureKind.TRANSIENT, "the load was cancelled")
+
+
+@dataclass(slots=True)
+class FakeLoader:
+    """Drives one machine in virtual time."""
+
+    machine: CacheMachine
+    size_of: Callable[[ModelKey], Bytes]
+    """What a copy is estimated and measured to take, unless an answer says otherwise."""
+    now_s: float = 0.0
+    fetching: dict[int, ModelKey] = field(default_factory=dict)
+    loading: dict[int, ModelKey] = field(default_factory=dict)
+    unloading: dict[int, ModelKey] = field(default_factory=dict)
+    loaded: dict[int, ModelKey] = field(default_factory=dict)
+    cancelled: set[int] = field(default_factory=set)
+    waiting: set[int] = field(default_factory=set)
+    served: dict[int, int] = field(default_factory=dict)
+    """waiter -> the copy that is pinned for it."""
+    refused: dict[int, Refusal] = field(default_factory=dict)
+    wake_at_s: float | None = None
+    log: list[Command] = field(default_factory=list)
+
+    def want(
+        self, waiter_id: int, model: WantedModel, deadline_s: float | None = None, *, background: bool = False
+    ) -> None:
+        """Someone wants this model."""
+        if waiter_id in self.waiting or waiter_id in self.served or waiter_id in self.refused:
+            raise AssertionError(f"waiter {waiter_id} was used before")
+        self.waiting.add(waiter_id)
+        self.send(Want(waiter_id, model, deadline_s, background))
+
+    def send(self, event: Event) -> list[Command]:
+        """Tell the machine, and take in what it commands."""
+        commands = self.machine.handle(event, self.now_s)
+        self.take(commands)
+        return commands
+
+    def take(self, commands: Iterable[Command]) -> None:
+        """Begin what is commanded."""
+        for command in commands:
+            self.log.append(command)
+            match command:
+                case StartFetch(key, copy_id):
+                    assert key not in self.fetching.values(), f"{key} is being fetched twice"
+                    self.fetching[copy_id] = key
+                case StartLoad(key, copy_id):
+                    assert key not in self.loading.values(), f"{key} is being loaded twice"
+                    assert copy_id not in self.loaded, f"copy {copy_id} is loaded twice"
+                    self.loading[copy_id] = key
+                case StartUnload(key, copy_id):
+                    assert copy_id in self.loaded, f"{key}: nothing to unload"
+                    assert copy_id not in self.unloading, f"{key} is being unloaded twice"
+                    assert copy_id not in self.served.values(), f"{key} is unloaded while in use"
+                    self.unloading[copy_id] = key
+                case CancelLoad(copy_id):
+                    assert copy_id in self.fetching or copy_id in self.loading, f"copy {copy_id} is not on its way"
+                    self.cancelled.add(copy_id)
+                case Serve(waiter_id, copy_id):
+                    self.waiting.remove(waiter_id)
+                    assert copy_id in self.loaded, f"waiter {waiter_id} is served from a copy that is not loaded"
+                    self.served[waiter_id] = copy_id
+                case Refuse(waiter_id, refusal):
+                    self.waiting.remove(waiter_id)
+                    self.refused[waiter_id] = refusal
+                case WakeAt(at_s):
+                    self.wake_at_s = at_s
+
+    def finish_fetch(self, copy_id: int, size: Bytes | None = None) -> None:
+        """The fetch succeeds."""
+        key = self.fetching.pop(copy_id)
+        self.send(Fetched(copy_id, self.size_of(key) if size is None else size))
+
+    def fail_fetch(self, copy_id: int, failure: Failure = CANCELLED) -> None:
+        """The fetch fails."""
+        del self.fetching[copy_id]
+        self.send(FetchFailed(copy_id, failure))
+
+    def finish_load(self, copy_id: int, size: Bytes | None = None) -> None:
+        """The load succeeds."""
+        key = self.loaded[copy_id] = self.loading.pop(copy_id)
+        self.send(Loaded(copy_id, self.size_of(key) if size is None else size))
+
+    def fail_load(self, copy_id: int, failure: Failure = CANCELLED) -> None:
+        """The load fails."""
+        del self.loading[copy_id]
+        self.send(LoadFailed(copy_id, failure))
+
+    def finish_unload(self, copy_id: int) -> None:
+        """The runtime confirms."""
+        del self.unloading[copy_id]
+        del self.loaded[copy_id]
+        self.send(Unloaded(copy_id))
+
+    def fail_unload(self, copy_id: int, message: str = "the runtime did not answer") -> None:
+        """The runtime does not confirm."""
+        del self.unloading[copy_id]
+        self.send(UnloadFailed(copy_id, message))
+
+    def release(self, waiter_id: int) -> None:
+        """The request that was served is done with its copy."""
+        copy = self.machine.copy(self.served.pop(waiter_id))
+        self.take(self.machine.unpin(copy, self.now_s))
+
+    def run(self) -> None:
+        """Answer all that runs, with success, oldest first, until nothing runs."""
+        while self.fetching or self.loading or self.unloading:
+            for copy_id in list(self.unloading):
+                self.finish_unload(copy_id)
+            for copy_id in list(self.loading):
+                self.finish_load(copy_id)
+            for copy_id in list(self.fetching):
+                self.finish_fetch(copy_id)
+
+    def pass_time(self, until_s: float) -> None:
+        """Let time pass, with a Tick whenever the machine asked for one."""
+        while self.wake_at_s is not None and self.wake_at_s <= until_s:
+            self.now_s = max(self.now_s, self.wake_at_s)
+            self.wake_at_s = None
+            self.send(Tick())
+        self.now_s = max(self.now_s, until_s)
+
+    def use(self, waiter_id: int, model: WantedModel) -> RefusalKind | None:
+        """One request from beginning to end, everything succeeding; the kind of its refusal, or None."""
+        self.want(waiter_id, model)
+        self.run()
+        if waiter_id in self.served:
+            self.release(waiter_id)
+            self.run()
+            return None
+        return self.refused[waiter_id].kind

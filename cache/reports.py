@@ -1,0 +1,113 @@
+"""Pictures of the whole cache: usage, queue, and the explanation of one model. Read-only; O(copies), for status calls."""
+
+from __future__ import annotations
+
+from math import inf
+
+from cache.claims import rank
+from cache.copies import Copy
+from cache.state import PodState
+from cache.transitions import PENDING
+from cache.types import Bytes, CopyState, ModelKey
+from cache.views import Explanation, QueueEntry, Usage
+
+
+def usage(state: PodState) -> Usage:
+    """The ledger and the counts, now."""
+    copies = list(state.copies.values())
+    servable = state.by_state[CopyState.SERVABLE].values()
+    by_tenant: dict[str, list[Bytes]] = {}
+    pinned: dict[str, int] = {}
+    for copy in copies:
+        by_tenant.setdefault(copy.key.tenant, []).append(copy.charged)
+        if copy.pinned:
+            pinned[copy.key.tenant] = pinned.get(copy.key.tenant, 0) + copy.size.total_bytes
+    return Usage(
+        capacity=state.ledger.capacity,
+        used=state.ledger.used,
+        free=state.ledger.free,
+        overdraft=Bytes.sum(copy.debt for copy in state.debtors.values()),
+        bytes_by_state={
+            copy_state: Bytes.sum(copy.charged for copy in members.values())
+            for copy_state, members in state.by_state.items()
+            if members
+        },
+        bytes_by_tenant={tenant: Bytes.sum(charges) for tenant, charges in by_tenant.items()},
+        pinned_bytes_by_tenant=pinned,
+        copies_by_state={copy_state: len(members) for copy_state, members in state.by_state.items() if members},
+        waiters=len(state.waiters),
+        oldest_use_s=min((copy.last_used_s for copy in servable), default=None),
+        evictions_total=state.evictions_total,
+    )
+
+
+def queue(state: PodState) -> tuple[QueueEntry, ...]:
+    """What is on its way in, in the order in which it is considered."""
+    pending = [copy for copy_state in PENDING for copy in state.by_state[copy_state].values()]
+    return tuple(
+        QueueEntry(
+            copy_id=copy.copy_id,
+            key=copy.key,
+            state=copy.state,
+            waiters=len(copy.waiters),
+            foreground=copy.foreground,
+            priority=copy.model.priority,
+            urgent_s=copy.urgent_s,
+            needed=copy.needed,
+            blocked=None if copy.blocked is None else str(copy.blocked),
+        )
+        for copy in sorted(pending, key=rank)
+    )
+
+
+def explain(state: PodState, key: ModelKey) -> Explanation:
+    """Why a model is here, not here, or refused."""
+    current = state.current.get(key)
+    leaving = [copy for copy in state.copies.values() if copy.key == key and copy is not current]
+    record = state.failures.get(key, state.now_s)
+    refused = record is not None and record.retry_at_s > state.now_s
+    return Explanation(
+        key=key,
+        summary=_summary(state, key, current, leaving),
+        copies=tuple(copy.view() for copy in ([current] if current is not None else []) + leaving),
+        known_size=state.profiles.size(key),
+        predicted_load_s=state.profiles.load_time_s(key),
+        retry_at_s=record.retry_at_s if record is not None and refused else None,
+        notes=tuple(note for note in state.notes if note.key == key),
+    )
+
+
+def _summary(state: PodState, key: ModelKey, current: Copy | None, leaving: list[Copy]) -> str:
+    """One sentence; the first case that applies."""
+    if current is not None and current.state is CopyState.SERVABLE:
+        idle_s = state.now_s - current.last_used_s
+        held = f"held by {current.pins} requests" if current.pins else f"idle for {idle_s:.1f} s"
+        if current.pinned:
+            held += ", pinned"
+        elif current.model.pinned:
+            held += ", not pinned although its spec asks for it"
+        return f"Servable here: takes {current.size}, {held}."
+    if current is not None:
+        sentence = f"On its way in: {current.state.value} for {state.now_s - current.since_s:.1f} s"
+        sentence += f", {len(current.waiters)} requests wait"
+        if current.blocked is not None:
+            sentence += f"; {current.blocked}"
+        return sentence + "."
+    record = state.failures.get(key, state.now_s)
+    if record is not None and record.retry_at_s == inf:
+        return f"Refused until its spec changes ({record.kind.value}): {record.message}"
+    if record is not None and record.retry_at_s > state.now_s:
+        pause_s = record.retry_at_s - state.now_s
+        return (
+            f"Refused for another {pause_s:.1f} s ({record.kind.value}, {record.failures} in a row): {record.message}"
+        )
+    if key in state.retired:
+        return "Not here: it was unregistered or superseded a moment ago."
+    if leaving:
+        return f"On its way out: {leaving[0].state.value}" + (
+            f", because {leaving[0].closing_reason}." if leaving[0].closing_reason else "."
+        )
+    notes = [note for note in state.notes if note.key == key]
+    if notes:
+        return f"Not here; last: {notes[-1].text}"
+    return "Not here: nobody has wanted it lately."

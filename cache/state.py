@@ -1,0 +1,141 @@
+"""All that the machine knows, and the one function that moves a copy from state to state.
+
+Indexes follow from a copy's state and are updated in `move` alone: who is in which state, which copy newcomers of a
+model join, which copies serve. Bytes of a copy that no longer may hold any are given back there as well. So no
+handler can forget one of them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from cachetools import LRUCache, TTLCache
+
+from cache.copies import Copy, Waiter
+from cache.eviction import EvictionPolicy
+from cache.failures import FailureMemory
+from cache.ledger import Ledger
+from cache.limits import CacheLimits
+from cache.profiles import Profiles
+from cache.timers import Timers
+from cache.transitions import CHARGED, PENDING, Cause, InvalidTransition, StoryLine, next_state
+from cache.types import NO_BYTES, Bytes, CopyState, ModelKey, WantedModel
+from cache.views import Note
+
+DEPARTED_STORIES_MAX = 256
+"""Copies that are gone and still have their story told in an InvalidTransition."""
+
+RETIRED_KEYS_MAX = 100_000
+"""Retired models remembered at once; each for `retired_remembered_s` only."""
+
+
+class PodState:
+    """The state of one pod's cache; owned by one CacheMachine."""
+
+    def __init__(self, limits: CacheLimits, policy: EvictionPolicy) -> None:
+        self.limits = limits
+        self.policy = policy
+        self.now_s = 0.0
+        self.draining = False
+        self.ledger = Ledger(limits.capacity)
+        self.timers = Timers()
+        self.failures = FailureMemory(limits)
+        self.profiles = Profiles(limits)
+        self.copies: dict[int, Copy] = {}
+        self.by_state: dict[CopyState, dict[int, Copy]] = {state: {} for state in CopyState}
+        self.current: dict[ModelKey, Copy] = {}
+        """The copy that newcomers of a model join: pending or servable."""
+        self.servable: dict[ModelKey, Copy] = {}
+        self.debtors: dict[int, Copy] = {}
+        """Loaded copies that take more than the ledger could charge."""
+        self.waiters: dict[int, Waiter] = {}
+        self.retired: TTLCache[ModelKey, bool] = TTLCache(
+            maxsize=RETIRED_KEYS_MAX, ttl=limits.retired_remembered_s, timer=lambda: self.now_s
+        )
+        self.notes: deque[Note] = deque(maxlen=limits.history_max)
+        self.evictions_total = 0
+        self.replan = False
+        """Something changed that may let a fetch or a load start."""
+        self._copies_made = 0
+        self._departed: LRUCache[int, tuple[ModelKey, tuple[StoryLine, ...]]] = LRUCache(maxsize=DEPARTED_STORIES_MAX)
+
+    def add_copy(self, model: WantedModel) -> Copy:
+        """A new copy in the queue."""
+        self._copies_made += 1
+        copy = Copy(self._copies_made, model, self.now_s)
+        self.copies[copy.copy_id] = copy
+        self.by_state[copy.state][copy.copy_id] = copy
+        self.current[copy.key] = copy
+        self.replan = True
+        return copy
+
+    def move(self, copy: Copy, cause: Cause) -> None:
+        """Take the transition that the table gives for this cause."""
+        state = next_state(copy.state, cause)
+        if state is None:
+            raise InvalidTransition(
+                copy.copy_id, copy.key, f"'{cause.value}' in state '{copy.state.value}' is not allowed", copy.story
+            )
+        copy_id = copy.copy_id
+        del self.by_state[copy.state][copy_id]
+        copy.story.append(StoryLine(self.now_s, cause, state))
+        copy.state = state
+        copy.since_s = self.now_s
+        copy.blocked = copy.blocked_since_s = None
+        copy.changed()
+        self.replan = True
+
+        if state is CopyState.SERVABLE:
+            self.servable[copy.key] = copy
+        elif state not in PENDING and self.current.get(copy.key) is copy:
+            del self.current[copy.key]
+            self.servable.pop(copy.key, None)
+        if state not in CHARGED:
+            self.charge(copy, NO_BYTES)
+        if state in (CopyState.UNLOADING, CopyState.GONE):
+            self.debtors.pop(copy_id, None)
+        if state is CopyState.GONE:
+            del self.copies[copy_id]
+            self._departed[copy_id] = (copy.key, tuple(copy.story))
+        else:
+            self.by_state[state][copy_id] = copy
+
+    def charge(self, copy: Copy, size: Bytes) -> None:
+        """The ledger holds exactly `size` for this copy from now on."""
+        if copy.charged != size:
+            self.ledger.charge(copy.copy_id, size)
+            copy.charged = size
+            copy.changed()
+            self.replan = True
+
+    def resize(self, copy: Copy, size: Bytes) -> None:
+        """A loaded copy takes `size`; what cannot be charged now is a debt."""
+        copy.size = size
+        copy.changed()
+        self.charge(copy, copy.charged.at_most(size))
+        self.pay_debt(copy)
+
+    def pay_debt(self, copy: Copy) -> None:
+        """Charge as much of what the copy takes as is free; the copy stays a debtor while some is left."""
+        if debt := copy.debt:
+            self.charge(copy, copy.charged + debt.at_most(self.ledger.free.shortage()))
+        if not copy.debt:
+            self.debtors.pop(copy.copy_id, None)
+        elif copy.copy_id not in self.debtors:
+            self.debtors[copy.copy_id] = copy
+            self.replan = True
+
+    def required(self, copy_id: int, event: object, *states: CopyState) -> Copy:
+        """The copy that this event names; it must be in one of these states."""
+        copy = self.copies.get(copy_id)
+        what = f"{type(event).__name__} does not fit"
+        if copy is None:
+            key, story = self._departed.get(copy_id, (None, ()))
+            raise InvalidTransition(copy_id, key, f"{what}: it is gone or never was", story)
+        if copy.state not in states:
+            raise InvalidTransition(copy_id, copy.key, f"{what} its state '{copy.state.value}'", copy.story)
+        return copy
+
+    def note(self, key: ModelKey, copy_id: int | None, text: str) -> None:
+        """Remember this for `explain`."""
+        self.notes.append(Note(self.now_s, key, copy_id, text))
