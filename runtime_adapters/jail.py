@@ -12,8 +12,8 @@ its capabilities on the way:
 5. a seccomp filter: no sockets, no processes, no reach into others (`runtime_adapters.jail_syscalls`).
 
 The network is confined by 2 or by 5 (usually both), the files by 4. Which walls stand is reported as a `JailReport`;
-who wants untrusted code confined must refuse the model unless `confined` is true. Two walls are tried after they were built:
-a report never rests on a return code alone.
+who wants untrusted code confined must refuse the model unless `confined` is true. Walls 4 and 5 are tried after they
+were built: a report never rests on a return code alone.
 
 What it stops: reading other models, credentials and the pod's data; the network, containers' and agents' sockets;
 signals to, tracing of and starting processes; surviving the pod.
