@@ -1,0 +1,355 @@
+"""What is inside a LightGBM model file, and a text that is safe to hand to LightGBM.
+
+LightGBM's text reader trusts its input: it searches for `=` past the end of the buffer, jumps by the `tree_sizes` that
+the file claims, and predict follows every child, feature and category index unchecked. A damaged file can take the
+whole pod down, so no byte of an artifact reaches LightGBM. The file is read here, checked, and a new text is written
+from what was read, with only what prediction needs: split statistics, feature ranges, importances and training
+parameters stay behind, which also halves the time LightGBM takes to read it.
+
+Numbers of thresholds and leaves are copied digit by digit, so predictions are the file's own.
+
+What is checked in each tree: every list has the length that `num_leaves` and `num_cat` call for; an inner child has a
+greater number than its parent, so that every walk ends; leaves, features and category sets exist.
+
+Memory, measured with lightgbm 4.7 as private dirty pages after a trim: 23.7 MB for 300 trees of 1,200 leaves,
+282 kB for 100 of 31, 59 kB for 30 of 15; the constants below are within 3 % of each. The statistics that are left out
+save no memory, LightGBM keeps their room zeroed. It has no binary form; a copy takes 0.65 times its text file.
+
+Deliberately absent: names of features and pandas categories. Tensors carry columns by position and categories as codes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+import numpy as np
+
+from runtime_adapters.base import Array
+from runtime_adapters.errors import BadArtifact
+
+LEAF_BYTES = 65
+"""Leaf value, weight, count and parent; a node's threshold, children, feature, gain, value, weight, count, decision."""
+TREE_BYTES = 720
+FEATURE_BYTES = 96
+BOOSTER_BYTES = 5 << 10
+CATEGORY_WORD_BYTES = 4
+LINEAR_TERM_BYTES = 24
+
+FEATURES_MAX = 1 << 22
+LEAVES_MAX = 1 << 24
+_TREE_LINES_MAX = 22
+"""As many lines of a tree as LightGBM reads."""
+
+_INTEGERS = re.compile(rb"[-0-9 ]*")
+_NUMBERS = re.compile(rb"[-+0-9.eE infa]*")
+"""Digits, and the letters of inf and nan."""
+_OBJECTIVE = re.compile(r"[a-z0-9_]+(?: [a-z_0-9]+(?::[-+0-9.eE]+)?)*")
+_WHAT_NEXT = "save the model again with Booster.save_model"
+_CATEGORICAL = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LightgbmFacts:
+    """What serving needs to know of a checked model."""
+
+    objective: str
+    """The objective's name without its parameters; empty for a custom one."""
+    features: int
+    groups: int
+    """Values per row before any label is made of them."""
+    trees: int
+    leaves: int
+    category_words: int
+    linear_terms: int
+    handed_over_as_is: bool = False
+    """The file is the very text that would be written from it: `prepare` made it."""
+
+    @property
+    def resident_bytes(self) -> int:
+        return (
+            BOOSTER_BYTES
+            + FEATURE_BYTES * self.features
+            + TREE_BYTES * self.trees
+            + LEAF_BYTES * self.leaves
+            + CATEGORY_WORD_BYTES * self.category_words
+            + LINEAR_TERM_BYTES * self.linear_terms
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedModel:
+    """A model that passed, and the text that LightGBM may read."""
+
+    facts: LightgbmFacts
+    text: bytes
+
+
+@dataclass(slots=True)
+class _Tree:
+    leaves: int
+    category_words: int
+    linear_terms: int
+    text: bytes
+
+
+def looks_like_lightgbm(head: bytes) -> bool:
+    lines = head.replace(b"\r\n", b"\n").split(b"\n", 2)
+    return len(lines) >= 2 and lines[0] == b"tree" and lines[1].startswith(b"version=v")
+
+
+def read_model(data: bytes) -> CheckedModel:
+    """Read and check a model file. Raises BadArtifact."""
+    if not data:
+        raise BadArtifact("lightgbm: the artifact is empty; upload the model file again")
+    if not looks_like_lightgbm(data[:256]):
+        raise BadArtifact(f"lightgbm: not a LightGBM text model, it begins with {data[:8]!r}; {_WHAT_NEXT}")
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n")
+    body, end, tail = data.partition(b"\nend of trees\n")
+    if not end or not _is_whole(tail):
+        _refuse("the file is cut off after its trees, or among them; upload it again")
+    header_text, *tree_texts = body.split(b"\nTree=")
+    del body
+    header = _lines(header_text, "the header")
+    try:
+        checked = _check(header, tree_texts)
+    except KeyError as error:
+        raise BadArtifact(f"lightgbm: the line {error.args[0]} is missing; {_WHAT_NEXT}") from error
+    return replace(checked, facts=replace(checked.facts, handed_over_as_is=checked.text == data))
+
+
+def _is_whole(tail: bytes) -> bool:
+    """Does what follows the trees end as LightGBM ends a file? None of it is used, but half an upload is no model."""
+    if not tail.strip():
+        return True
+    _, end, categories = tail.partition(b"\nend of parameters\n")
+    if not end or not tail.endswith(b"\n"):
+        return False
+    name, _, value = categories.strip().partition(b":")
+    if not name:
+        return True
+    try:
+        json.loads(value)
+    except ValueError:
+        return False
+    return name == b"pandas_categorical"
+
+
+def _check(header: dict[str, bytes], tree_texts: list[bytes]) -> CheckedModel:
+    features = _integer(header, "max_feature_idx") + 1
+    groups = _integer(header, "num_tree_per_iteration")
+    if not 1 <= features <= FEATURES_MAX:
+        _refuse(f"max_feature_idx is {features - 1:,}; allowed are 0 to {FEATURES_MAX - 1:,}")
+    if not 1 <= groups <= FEATURES_MAX or _integer(header, "num_class") != groups:
+        _refuse(f"num_class is not num_tree_per_iteration ({groups:,})")
+    if len(tree_texts) % groups:
+        _refuse(f"{len(tree_texts):,} trees cannot be divided among {groups:,} outputs")
+    claimed = len(header["tree_sizes"].split())
+    if claimed != len(tree_texts):
+        _refuse(f"the header promises {claimed:,} trees, the file has {len(tree_texts):,}")
+    objective = _objective(header, groups)
+    trees = [_check_tree(number, text, features) for number, text in enumerate(tree_texts)]
+
+    sections = [b"Tree=%d\n%s\n\n" % (number, tree.text) for number, tree in enumerate(trees)]
+    lines = [
+        b"tree",
+        b"version=v4",
+        b"num_class=%d" % groups,
+        b"num_tree_per_iteration=%d" % groups,
+        b"label_index=0",
+        b"max_feature_idx=%d" % (features - 1),
+        *([b"objective=" + objective.encode()] if objective else []),
+        *([b"average_output"] if "average_output" in header else []),
+        # Names and ranges are of no use to prediction, but LightGBM wants one per feature.
+        b"feature_names=" + b" ".join(b"f%d" % number for number in range(features)),
+        b"feature_infos=" + b" ".join([b"none"] * features),
+        b"tree_sizes=" + b" ".join(b"%d" % len(section) for section in sections),
+    ]
+    text = b"\n".join(lines) + b"\n\n" + b"".join(sections) + b"end of trees\n"
+    facts = LightgbmFacts(
+        objective=objective.partition(" ")[0],
+        features=features,
+        groups=groups,
+        trees=len(trees),
+        leaves=sum(tree.leaves for tree in trees),
+        category_words=sum(tree.category_words for tree in trees),
+        linear_terms=sum(tree.linear_terms for tree in trees),
+    )
+    return CheckedModel(facts, text)
+
+
+def _objective(header: dict[str, bytes], groups: int) -> str:
+    """The objective's line; empty when the model was trained with a function of its own."""
+    objective = header.get("objective", b"").decode("ascii", "replace").strip()
+    if objective and not _OBJECTIVE.fullmatch(objective):
+        _refuse(f"the objective {objective[:60]!r} is not a name with numbers")
+    name, *settings = objective.split(" ")
+    # A softmax over more classes than there are outputs would write past the end of the answer.
+    classes = [int(setting[10:]) for setting in settings if re.fullmatch(r"num_class:[0-9]+", setting)]
+    if name.startswith("multiclass"):
+        if classes != [groups]:
+            _refuse(f"the objective {objective!r} does not have {groups:,} classes")
+    elif classes or (objective and groups != 1):
+        _refuse(f"the objective {objective!r} does not answer {groups:,} values per row")
+    return objective
+
+
+def _check_tree(number: int, text: bytes, features: int) -> _Tree:
+    found_number, _, rest = text.partition(b"\n")
+    if found_number.strip() != b"%d" % number:
+        _refuse(f"tree {number:,} is numbered {found_number[:20]!r}")
+    lines = _lines(rest, f"tree {number:,}", lines_max=_TREE_LINES_MAX)
+
+    def refuse(why: str) -> NoReturn:
+        _refuse(f"tree {number:,}: {why}")
+
+    leaves, categories = _integer(lines, "num_leaves"), _integer(lines, "num_cat")
+    if not 1 <= leaves <= LEAVES_MAX or not 0 <= categories < leaves:
+        refuse(f"num_leaves is {leaves:,} and num_cat {categories:,}")
+    linear = "is_linear" in lines and _integer(lines, "is_linear") != 0
+    kept = [
+        b"num_leaves=%d" % leaves,
+        b"num_cat=%d" % categories,
+        b"leaf_value=" + _float_text(lines, "leaf_value", leaves, refuse),
+    ]
+    category_words = linear_terms = 0
+    if leaves > 1:
+        nodes, category_words = _check_nodes(lines, leaves, categories, features, refuse)
+        kept += nodes
+    kept.append(b"is_linear=%d" % linear)
+    if linear:
+        terms, linear_terms = _check_linear(lines, leaves, features, refuse)
+        kept += terms
+    if "shrinkage" in lines:
+        kept.append(b"shrinkage=" + _float_text(lines, "shrinkage", 1, refuse))
+    return _Tree(leaves, category_words, linear_terms, b"\n".join(kept))
+
+
+def _check_nodes(
+    lines: dict[str, bytes], leaves: int, categories: int, features: int, refuse: Callable[[str], NoReturn]
+) -> tuple[list[bytes], int]:
+    """(the lines of the inner nodes, words of category sets)."""
+    nodes = leaves - 1
+    kept: list[bytes] = []
+    for side in ("left_child", "right_child"):
+        children = _integers(lines, side, nodes, refuse)
+        inner = (children > np.arange(nodes)) & (children < nodes)
+        leaf = (children < 0) & (children >= -leaves)
+        if not (inner | leaf).all():
+            node = int(np.argmin(inner | leaf))
+            refuse(f"{side} of node {node:,} is {children[node]:,}")
+        kept.append(b"%s=%s" % (side.encode(), _joined(children)))
+    split_features = _integers(lines, "split_feature", nodes, refuse)
+    if _beyond(split_features, features):
+        refuse(f"a split_feature is beyond {features:,} features")
+    kept.append(b"split_feature=" + _joined(split_features))
+    threshold = _float_text(lines, "threshold", nodes, refuse)
+    kept.append(b"threshold=" + threshold)
+    decisions = _integers(lines, "decision_type", nodes, refuse)
+    if _beyond(decisions, 128):
+        refuse("a decision_type is beyond 0 to 127")
+    kept.append(b"decision_type=" + _joined(decisions))
+    categorical = np.flatnonzero(decisions & _CATEGORICAL)
+    if len(categorical):
+        thresholds = threshold.split()
+        for node in categorical:
+            chosen = thresholds[node]
+            if not (chosen.isdigit() and int(chosen) < categories):
+                refuse(f"a split uses category set {chosen[:20]!r} of {categories:,}")
+    if not categories:
+        return kept, 0
+    boundaries = _integers(lines, "cat_boundaries", categories + 1, refuse)
+    if boundaries[0] != 0 or bool((np.diff(boundaries) <= 0).any()):
+        refuse("cat_boundaries do not rise from 0")
+    words = _integers(lines, "cat_threshold", int(boundaries[-1]), refuse)
+    if _beyond(words, 1 << 32):
+        refuse("a cat_threshold is beyond 32 bits")
+    kept += [b"cat_boundaries=" + _joined(boundaries), b"cat_threshold=" + _joined(words)]
+    return kept, len(words)
+
+
+def _check_linear(
+    lines: dict[str, bytes], leaves: int, features: int, refuse: Callable[[str], NoReturn]
+) -> tuple[list[bytes], int]:
+    """(the lines of the linear models in the leaves, their number of terms)."""
+    counts = _integers(lines, "num_features", leaves, refuse)
+    if _beyond(counts, features + 1):
+        refuse(f"a leaf's linear model has a number of terms beyond 0 to {features:,}")
+    terms = int(counts.sum())
+    used = _integers(lines, "leaf_features", terms, refuse)
+    if _beyond(used, features):
+        refuse(f"a leaf_features index is beyond {features:,} features")
+    kept = [
+        b"leaf_const=" + _float_text(lines, "leaf_const", leaves, refuse),
+        b"num_features=" + _joined(counts),
+        b"leaf_features=" + _joined(used),
+        b"leaf_coeff=" + _float_text(lines, "leaf_coeff", terms, refuse),
+    ]
+    return kept, terms
+
+
+def _lines(text: bytes, where: str, lines_max: int = 64) -> dict[str, bytes]:
+    """`key=value` lines; a line without `=` is a key of its own (`average_output`)."""
+    found: dict[str, bytes] = {}
+    for line in text.split(b"\n"):
+        if not line.strip():
+            continue
+        key_text, _, value = line.partition(b"=")
+        key = key_text.decode("ascii", "replace")
+        if key in found or len(found) == lines_max:
+            _refuse(f"{where} has the line {key[:40]!r} twice, or more than {lines_max} lines")
+        found[key] = value
+    return found
+
+
+def _integer(lines: dict[str, bytes], name: str) -> int:
+    try:
+        return int(lines[name])
+    except ValueError:
+        _refuse(f"{name} is {lines[name][:40]!r}, not an integer")
+
+
+def _integers(lines: dict[str, bytes], name: str, count: int, refuse: Callable[[str], NoReturn]) -> Array:
+    text = lines[name]
+    if not _INTEGERS.fullmatch(text):
+        refuse(f"{name} holds something else than integers")
+    with warnings.catch_warnings():
+        # NumPy warns where it stops early ("1-" is of the right letters only), and the count then tells.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            found = np.fromstring(text.decode(), np.int64, sep=" ") if text.strip() else np.zeros(0, np.int64)
+        except ValueError:
+            refuse(f"{name} holds something else than integers")
+    written = len(text.split())
+    if len(found) != count or written != count:
+        refuse(f"{name} has {written:,} items, {count:,} are due")
+    return found
+
+
+def _float_text(lines: dict[str, bytes], name: str, count: int, refuse: Callable[[str], NoReturn]) -> bytes:
+    """The numbers as they are written, separated by one blank each."""
+    text = lines[name]
+    if not _NUMBERS.fullmatch(text):
+        refuse(f"{name} holds something else than numbers")
+    items = text.split()
+    if len(items) != count:
+        refuse(f"{name} has {len(items):,} items, {count:,} are due")
+    return b" ".join(items)
+
+
+def _joined(numbers: Array) -> bytes:
+    return " ".join(map(str, numbers.tolist())).encode()
+
+
+def _beyond(numbers: Array, limit: int) -> bool:
+    """Is one of them outside 0 <= number < limit?"""
+    return bool(numbers.size) and bool(numbers.min() < 0 or numbers.max() >= limit)
+
+
+def _refuse(why: str) -> NoReturn:
+    raise BadArtifact(f"lightgbm: {why}; {_WHAT_NEXT}")

@@ -1,0 +1,232 @@
+"""LightGBM text models: binary, multi-class, regression, ranking.
+
+A LightGBM file does not say which wrapper saved it, and holds no label names, so the objective decides: `binary`,
+`multiclass` and `multiclassova` answer class indices, as `LGBMClassifier` does for labels 0..n-1, and `predict_proba`
+when asked; every other objective answers its values, as `LGBMRegressor`, `LGBMRanker` and `Booster.predict` do. The
+parameter `predict` = `labels` or `values` overrides it: with `values` the answer is `Booster.predict`'s.
+
+The input is FP64 [-1, features], the type LightGBM computes in, NaN for missing, so predictions on float64 data equal
+the framework's own bit for bit. Categorical features are category codes as numbers. A file saved after early stopping
+holds the trees up to the best iteration only, so there is nothing to choose here.
+
+Files are checked and re-written before LightGBM sees them (`lightgbm_format`, which says why). `prepare` keeps the
+re-written text: it loads in about half the time, and its check is remembered by content.
+
+Memory: `lightgbm_format` holds the constants; `size` counts LightGBM's own vectors, exact to about 3 %.
+
+Deliberately absent: `pred_leaf`, `pred_contrib`, early stopping of predictions, GPU (LightGBM predicts on the CPU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime_adapters.base import (
+    DYNAMIC,
+    Array,
+    LoadedModel,
+    LoadOptions,
+    ModelMetadata,
+    Size,
+    Tensors,
+    TensorSpec,
+    Trust,
+)
+from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed
+from runtime_adapters.frameworks import missing_runtime
+from runtime_adapters.heap_churn import heap_freed
+from runtime_adapters.lightgbm_format import LightgbmFacts, looks_like_lightgbm, read_model
+from runtime_adapters.passed_checks import PassedChecks
+from runtime_adapters.validation import refuse_unknown_parameters
+
+PREPARED_NAME = "model.txt"
+_SUFFIXES = (".txt", ".model", ".lgb", ".lightgbm")
+_DETECT_BYTES = 256
+_CLASSIFYING = ("binary", "multiclass", "multiclassova")
+
+_passed: PassedChecks[LightgbmFacts] = PassedChecks()
+
+
+class LightgbmAdapter:
+    """Format `lightgbm`."""
+
+    format = "lightgbm"
+    trust = Trust.SAFE
+    extra = "lightgbm"
+
+    def runtime_version(self) -> str:
+        return f"lightgbm-{_lightgbm().__version__}"
+
+    def detect(self, artifact: Path) -> bool:
+        try:
+            with _model_file(artifact).open("rb") as file:
+                return looks_like_lightgbm(file.read(_DETECT_BYTES))
+        except (BadArtifact, OSError):
+            return False
+
+    def estimate(self, artifact: Path, options: LoadOptions) -> Size:
+        """From the leaf counts in the file."""
+        _output_of(options)
+        return Size(host_bytes=_passed.facts_of(_content(artifact), _facts).resident_bytes)
+
+    def prepare(self, artifact: Path, into: Path, options: LoadOptions) -> bool:
+        """The checked text, without what prediction does not need."""
+        _output_of(options)
+        checked = read_model(_content(artifact))
+        if checked.facts.handed_over_as_is:
+            return False
+        (into / PREPARED_NAME).write_bytes(checked.text)
+        return True
+
+    def load(self, artifact: Path, options: LoadOptions) -> LoadedModel:
+        lightgbm = _lightgbm()
+        output = _output_of(options)
+        content = _content(artifact)
+        facts = _passed.facts_of(content, _facts)
+        text = content if facts.handed_over_as_is else read_model(content).text
+        try:
+            booster = lightgbm.Booster(model_str=text.decode("ascii"))
+            model = LightgbmModel(lightgbm, booster, facts, output, options)
+        except lightgbm.basic.LightGBMError as error:
+            if "bad_alloc" in str(error):
+                raise LoadFailed("lightgbm: not enough memory to load the model; retry when memory is free") from error
+            raise BadArtifact(f"lightgbm refuses the model: {error}; save it again with this version") from error
+        except MemoryError as error:
+            raise LoadFailed("lightgbm: not enough memory to load the model; retry when memory is free") from error
+        heap_freed(2 * len(text))
+        return model
+
+
+class LightgbmModel:
+    """A Booster in this process."""
+
+    def __init__(
+        self, lightgbm: Any, booster: Any, facts: LightgbmFacts, output: str | None, options: LoadOptions
+    ) -> None:
+        self._lightgbm = lightgbm
+        self._booster = booster
+        self._facts = facts
+        self._threads = options.threads
+        self._classifies = facts.objective in _CLASSIFYING
+        self._labels = self._classifies if output is None else output == "labels"
+        if self._labels and not self._classifies:
+            raise BadArtifact(
+                f"lightgbm: labels were asked for, but the objective is {facts.objective or 'a custom one'}; "
+                f"labels need one of {', '.join(_CLASSIFYING)}; set the parameter predict to values"
+            )
+        self._value_shape = () if facts.groups == 1 else (facts.groups,)
+        self.metadata = self._describe()
+        # LightGBM refuses here what it would refuse in predict.
+        self._values(np.zeros((1, facts.features)))
+
+    def _describe(self) -> ModelMetadata:
+        facts = self._facts
+        if self._labels:
+            outputs = [TensorSpec("predict", "INT64", (DYNAMIC,))]
+        else:
+            outputs = [TensorSpec("predict", "FP64", (DYNAMIC, *self._value_shape))]
+        if self._classifies:
+            outputs.append(TensorSpec("predict_proba", "FP64", (DYNAMIC, max(2, facts.groups)), optional=True))
+        return ModelMetadata(
+            platform="lightgbm",
+            inputs=(TensorSpec("input", "FP64", (DYNAMIC, facts.features)),),
+            outputs=tuple(outputs),
+            any_input_name=True,
+            batch_dimension=True,
+        )
+
+    def warm_up(self) -> None:
+        """The constructor has run the model once."""
+
+    def infer(self, inputs: Tensors, outputs: Sequence[str] = ()) -> dict[str, Array]:
+        values = self._values(inputs["input"])
+        answer: dict[str, Array] = {}
+        for name in outputs or ("predict",):
+            if name == "predict_proba":
+                answer[name] = self._to_probabilities(values)
+            elif self._labels:
+                answer[name] = np.argmax(self._to_probabilities(values), axis=1).astype(np.int64)
+            else:
+                answer[name] = values
+        return answer
+
+    def size(self) -> Size:
+        return Size(host_bytes=self._facts.resident_bytes)
+
+    def unload(self) -> None:
+        if self._booster is not None:
+            self._booster = None
+            heap_freed(self._facts.resident_bytes)
+
+    def _values(self, rows: Array) -> Array:
+        """What Booster.predict answers."""
+        if not len(rows):
+            return np.zeros((0, *self._value_shape))
+        try:
+            values = self._booster.predict(np.ascontiguousarray(rows), num_threads=self._threads)
+        except self._lightgbm.basic.LightGBMError as error:
+            raise BadInput(f"lightgbm refuses the input: {error}") from error
+        return np.asarray(values, np.float64)
+
+    def _to_probabilities(self, values: Array) -> Array:
+        """As LGBMClassifier.predict_proba."""
+        if values.ndim == 2:
+            return values
+        return np.ascontiguousarray(np.vstack((1.0 - values, values)).T)
+
+
+def _facts(content: bytes) -> LightgbmFacts:
+    return read_model(content).facts
+
+
+def _output_of(options: LoadOptions) -> str | None:
+    refuse_unknown_parameters(options.parameters, ("predict",))
+    if options.device.kind != "cpu":
+        raise BadArtifact(f"lightgbm predicts on the CPU only, not on {options.device}; load on the CPU")
+    output = options.parameters.get("predict")
+    if output not in (None, "labels", "values"):
+        raise BadArtifact(f"parameter predict is {output!r}; allowed are labels and values; correct the spec")
+    return output
+
+
+def _model_file(artifact: Path) -> Path:
+    """The model file itself, or the only one in a directory."""
+    if artifact.is_dir():
+        files = [path for path in sorted(artifact.iterdir()) if path.suffix in _SUFFIXES and path.is_file()]
+        if len(files) != 1:
+            raise BadArtifact(
+                f"lightgbm: directory {artifact.name!r} holds {len(files)} model files "
+                f"({', '.join(_SUFFIXES)}); exactly one is needed; point the URI at the file"
+            )
+        return files[0]
+    if not artifact.is_file():
+        raise BadArtifact(f"lightgbm: artifact {artifact.name!r} is not there; check the URI, then register again")
+    return artifact
+
+
+def _content(artifact: Path) -> bytes:
+    path = _model_file(artifact)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise LoadFailed(f"lightgbm: artifact {path.name!r} cannot be read: {error.strerror}; try again") from error
+    if not content:
+        raise BadArtifact(f"lightgbm: artifact {path.name!r} is empty; upload the model file again")
+    return content
+
+
+def _lightgbm() -> Any:
+    try:
+        import lightgbm
+    except ImportError as error:
+        raise missing_runtime("lightgbm", "lightgbm", error) from error
+    return lightgbm
+
+
+ADAPTER = LightgbmAdapter()
+
+__all__ = ["ADAPTER", "LightgbmAdapter", "LightgbmModel"]
