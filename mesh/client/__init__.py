@@ -1,0 +1,52 @@
+"""The client of a pool: inference, registration, aliases, status.
+
+    with Client("127.0.0.1:8033", tenant="blue") as client:
+        client.register("iris", uri="file:///models/iris.onnx")
+        result = client.infer("iris", {"input": rows})
+
+The parts that callers need are named here; this is the one package of the mesh that others may import.
+"""
+
+from __future__ import annotations
+
+from mesh.client.async_client import AsyncClient
+from mesh.client.client import Client
+from mesh.client.connection import ClientTls
+from mesh.client.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    HexcombError,
+    InvalidRequest,
+    NotAllowed,
+    NotFound,
+    Overloaded,
+    Refused,
+    ServerFailed,
+    Unavailable,
+    Unsupported,
+)
+from mesh.client.operations import AliasFields, SpecFields, registration
+from mesh.client.retries import RetryPolicy
+from mesh.wire.tensors import InferResult
+
+__all__ = [
+    "AliasFields",
+    "AlreadyExists",
+    "AsyncClient",
+    "Client",
+    "ClientTls",
+    "DeadlineExceeded",
+    "HexcombError",
+    "InferResult",
+    "InvalidRequest",
+    "NotAllowed",
+    "NotFound",
+    "Overloaded",
+    "Refused",
+    "RetryPolicy",
+    "ServerFailed",
+    "SpecFields",
+    "Unavailable",
+    "Unsupported",
+    "registration",
+]

@@ -1,0 +1,172 @@
+"""`AsyncClient`: `mesh.client.client.Client` on asyncio. The same methods, awaited; the same messages and errors."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+
+from numpy.typing import ArrayLike
+
+from mesh.client import operations
+from mesh.client.client import DEFAULT_ENDPOINT, DEFAULT_TIMEOUT_S, LEAST_TIMEOUT_S, Progress, decoded, metadata_of
+from mesh.client.connection import AsyncConnection, ClientTls
+from mesh.client.errors import HexcombError
+from mesh.client.operations import AliasFields, Operation, SpecFields
+from mesh.client.retries import RetryPolicy, wait_before_retry_s
+from mesh.transport.base import Metadata
+from mesh.wire.generated import hexcomb_pb2, inference_pb2, mmesh_pb2
+from mesh.wire.tensors import InferResult
+
+Answer = TypeVar("Answer")
+
+
+class AsyncClient:
+    """One pool, as one tenant, on one event loop. Use it as an async context manager, or `close` it."""
+
+    def __init__(
+        self,
+        endpoint: str = DEFAULT_ENDPOINT,
+        *,
+        tenant: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: RetryPolicy | None = None,
+        tls: ClientTls | None = None,
+        metadata: Metadata = (),
+    ) -> None:
+        self._connection = AsyncConnection(endpoint, tls)
+        self._metadata = metadata_of(tenant, metadata)
+        self._timeout_s = timeout_s
+        self._retry = retry or RetryPolicy()
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def call(self, operation: Operation[Answer], timeout_s: float | None = None) -> Answer:
+        """Any operation of `mesh.client.operations`."""
+        deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                remaining_s = max(deadline_s - time.monotonic(), LEAST_TIMEOUT_S)
+                body = await self._connection.call(operation.path, operation.body, self._metadata, remaining_s)
+            except HexcombError as error:
+                remaining_s = deadline_s - time.monotonic()
+                wait_s = wait_before_retry_s(error, attempts, remaining_s, self._retry, random.random())
+                if wait_s is None:
+                    raise
+                await asyncio.sleep(wait_s)
+            else:
+                return decoded(operation, body)
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, ArrayLike],
+        outputs: Sequence[str] = (),
+        *,
+        version: str = "",
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> InferResult:
+        """Run a model, or what an alias points at. No `outputs`: those that the model gives by default."""
+        return await self.call(operations.infer(model, inputs, outputs, version, request_id), timeout_s)
+
+    async def server_live(self, timeout_s: float | None = None) -> bool:
+        return await self.call(operations.server_live(), timeout_s)
+
+    async def server_ready(self, timeout_s: float | None = None) -> bool:
+        return await self.call(operations.server_ready(), timeout_s)
+
+    async def server_metadata(self, timeout_s: float | None = None) -> inference_pb2.ServerMetadataResponse:
+        return await self.call(operations.server_metadata(), timeout_s)
+
+    async def model_ready(self, model: str, version: str = "", timeout_s: float | None = None) -> bool:
+        return await self.call(operations.model_ready(model, version), timeout_s)
+
+    async def model_metadata(
+        self, model: str, version: str = "", timeout_s: float | None = None
+    ) -> inference_pb2.ModelMetadataResponse:
+        return await self.call(operations.model_metadata(model, version), timeout_s)
+
+    async def register(self, model_id: str, **spec: Unpack[SpecFields]) -> hexcomb_pb2.RegistrationResult:
+        """Register one model; of an equal spec a second time is no error. Raises AlreadyExists, ..."""
+        return await self.call(operations.register(operations.registration(model_id, **spec)))
+
+    async def register_many(
+        self, entries: Iterable[hexcomb_pb2.Registration], on_progress: Progress | None = None
+    ) -> list[hexcomb_pb2.RegistrationResult]:
+        """Register any number; one result per entry, in order, refusals among them (`status_code`, `message`)."""
+        results: list[hexcomb_pb2.RegistrationResult] = []
+        for operation in operations.register_many(entries):
+            answered = await self.call(operation)
+            results.extend(answered)
+            if on_progress is not None:
+                on_progress(len(answered))
+        return results
+
+    async def unregister(self, model_id: str) -> bool:
+        """Whether there was such a model."""
+        return await self.call(operations.unregister(model_id))
+
+    async def unregister_many(
+        self, ids: Iterable[str], on_progress: Progress | None = None
+    ) -> list[hexcomb_pb2.UnregistrationResult]:
+        results: list[hexcomb_pb2.UnregistrationResult] = []
+        for operation in operations.unregister_many(ids):
+            answered = await self.call(operation)
+            results.extend(answered)
+            if on_progress is not None:
+                on_progress(len(answered))
+        return results
+
+    async def list_models(
+        self, id_prefix: str = "", labels: Mapping[str, str] | None = None, page_size: int = 0
+    ) -> AsyncIterator[hexcomb_pb2.ModelDescription]:
+        """All models, page by page."""
+        page_token = ""
+        while True:
+            page = await self.call(operations.list_page(page_token, id_prefix, labels, page_size))
+            for model in page.models:
+                yield model
+            page_token = page.next_page_token
+            if not page_token:
+                return
+
+    async def describe(self, model: str) -> hexcomb_pb2.ModelDescription:
+        return await self.call(operations.describe(model))
+
+    async def pod_status(self, pod: str = "") -> list[hexcomb_pb2.PodDescription]:
+        return list((await self.call(operations.pod_status(pod))).pods)
+
+    async def set_pinned(self, model_id: str, pinned: bool) -> hexcomb_pb2.ModelDescription:
+        return await self.call(operations.set_pinned(model_id, pinned))
+
+    async def ensure_loaded(
+        self, model_id: str, wait: bool = True, timeout_s: float | None = None
+    ) -> mmesh_pb2.ModelStatusInfo:
+        return await self.call(operations.ensure_loaded(model_id, wait), timeout_s)
+
+    async def model_status(self, model_id: str) -> mmesh_pb2.ModelStatusInfo:
+        return await self.call(operations.model_status(model_id))
+
+    async def set_alias(self, alias: str, target: str, **fields: Unpack[AliasFields]) -> mmesh_pb2.VModelStatusInfo:
+        return await self.call(operations.set_alias(alias, target, fields))
+
+    async def alias_status(self, alias: str, owner: str = "") -> mmesh_pb2.VModelStatusInfo:
+        return await self.call(operations.alias_status(alias, owner))
+
+    async def delete_alias(self, alias: str, owner: str = "") -> None:
+        await self.call(operations.delete_alias(alias, owner))

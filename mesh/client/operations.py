@@ -1,0 +1,249 @@
+"""Every call that a client can make, as a value: where it goes, its bytes, and how to read the answer.
+
+The blocking and the asyncio client differ only in how they wait. What they send and what they make of the answer is
+defined here once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NotRequired, TypedDict, TypeVar, Unpack
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mesh.client.errors import InvalidRequest, error_of
+from mesh.transport.base import StatusCode
+from mesh.wire import messages
+from mesh.wire.errors import UnsendableOutput
+from mesh.wire.generated import hexcomb_pb2, inference_pb2, mmesh_pb2
+from mesh.wire.messages import Method
+from mesh.wire.tensors import InferResult, decode_response, encode_request
+
+Answer = TypeVar("Answer")
+Req = TypeVar("Req", bound=messages.Message)
+Res = TypeVar("Res", bound=messages.Message)
+
+CHUNK_BYTES_MAX = 1024 * 1024
+"""Bulk calls are cut into messages of this size: far below any server's limit, each quick enough to retry."""
+CHUNK_ENTRIES_MAX = 1000
+"""... and of so many entries, so that progress is shown and no server is held up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation(Generic[Answer]):
+    """One unary call."""
+
+    path: str
+    body: bytes
+    decode: Callable[[bytes], Answer]
+
+
+class SpecFields(TypedDict):
+    """What may be said of a model; see ModelSpec in mesh/wire/protos/hexcomb.proto."""
+
+    uri: str
+    format: NotRequired[str]
+    storage_key: NotRequired[str]
+    capacity_hint_bytes: NotRequired[int]
+    labels: NotRequired[Mapping[str, str]]
+    priority: NotRequired[int]
+    pinned: NotRequired[bool]
+    copies_min: NotRequired[int]
+    copies_max: NotRequired[int]
+    ttl_s: NotRequired[float]
+    checksum: NotRequired[str]
+    isolation: NotRequired[str]
+    parameters: NotRequired[Mapping[str, str]]
+    load_timeout_s: NotRequired[float]
+    if_generation: NotRequired[int]
+    load_now: NotRequired[bool]
+
+
+class AliasFields(TypedDict, total=False):
+    """How an alias is set; see SetVModelRequest in mesh/wire/protos/mmesh.proto."""
+
+    owner: str
+    expected_target: str
+    update_only: bool
+    load_now: bool
+    force: bool
+    wait: bool
+
+
+def infer(
+    model: str, inputs: Mapping[str, ArrayLike], outputs: Sequence[str], version: str, request_id: str
+) -> Operation[InferResult]:
+    arrays = {name: np.asarray(value) for name, value in inputs.items()}
+    try:
+        body = encode_request(model, arrays, outputs, version, request_id)
+    except UnsendableOutput as error:
+        raise InvalidRequest(f"cannot send this request: {error}", StatusCode.INVALID_ARGUMENT) from error
+    return Operation(messages.MODEL_INFER.path, body, decode_response)
+
+
+def server_live() -> Operation[bool]:
+    method = messages.SERVER_LIVE
+    return Operation(method.path, b"", lambda body: method.response.FromString(body).live)
+
+
+def server_ready() -> Operation[bool]:
+    method = messages.SERVER_READY
+    return Operation(method.path, b"", lambda body: method.response.FromString(body).ready)
+
+
+def server_metadata() -> Operation[inference_pb2.ServerMetadataResponse]:
+    return _plain(messages.SERVER_METADATA, inference_pb2.ServerMetadataRequest())
+
+
+def model_ready(model: str, version: str) -> Operation[bool]:
+    method = messages.MODEL_READY
+    body = inference_pb2.ModelReadyRequest(name=model, version=version).SerializeToString()
+    return Operation(method.path, body, lambda answer: method.response.FromString(answer).ready)
+
+
+def model_metadata(model: str, version: str) -> Operation[inference_pb2.ModelMetadataResponse]:
+    return _plain(messages.MODEL_METADATA, inference_pb2.ModelMetadataRequest(name=model, version=version))
+
+
+def registration(model_id: str, **fields: Unpack[SpecFields]) -> hexcomb_pb2.Registration:
+    """One entry of a registration. Raises InvalidRequest for a value that the message cannot hold."""
+    spec = {key: value for key, value in fields.items() if key not in ("if_generation", "load_now")}
+    try:
+        entry = hexcomb_pb2.Registration(id=model_id, spec=hexcomb_pb2.ModelSpec(**spec))  # type: ignore[arg-type]
+        if "if_generation" in fields:
+            entry.if_generation = fields["if_generation"]
+        entry.load_now = fields.get("load_now", False)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"model {model_id!r}: {error}", StatusCode.INVALID_ARGUMENT) from error
+    return entry
+
+
+def register(entry: hexcomb_pb2.Registration) -> Operation[hexcomb_pb2.RegistrationResult]:
+    """Register one model: a refusal is raised, not returned."""
+    method = messages.REGISTER_MODELS
+
+    def decode(body: bytes) -> hexcomb_pb2.RegistrationResult:
+        (result,) = method.response.FromString(body).results
+        if result.status_code != StatusCode.OK:
+            raise error_of(result.status_code, result.message)
+        return result
+
+    return Operation(method.path, hexcomb_pb2.RegisterModelsRequest(entries=[entry]).SerializeToString(), decode)
+
+
+def register_many(
+    entries: Iterable[hexcomb_pb2.Registration],
+) -> Iterator[Operation[Sequence[hexcomb_pb2.RegistrationResult]]]:
+    """One operation per message. Results are in the order of the entries; refusals are among them."""
+    method = messages.REGISTER_MODELS
+    for chunk in _chunks(entries, hexcomb_pb2.Registration.ByteSize):
+        body = hexcomb_pb2.RegisterModelsRequest(entries=chunk).SerializeToString()
+        yield Operation(method.path, body, _results_of(method, len(chunk)))
+
+
+def unregister_many(ids: Iterable[str]) -> Iterator[Operation[Sequence[hexcomb_pb2.UnregistrationResult]]]:
+    method = messages.UNREGISTER_MODELS
+    for chunk in _chunks(ids, lambda model_id: 4 * len(model_id)):
+        body = hexcomb_pb2.UnregisterModelsRequest(ids=chunk).SerializeToString()
+        yield Operation(method.path, body, _results_of(method, len(chunk)))
+
+
+def unregister(model_id: str) -> Operation[bool]:
+    """Whether there was such a model; a refusal is raised."""
+    method = messages.UNREGISTER_MODELS
+
+    def decode(body: bytes) -> bool:
+        (result,) = method.response.FromString(body).results
+        if result.status_code != StatusCode.OK:
+            raise error_of(result.status_code, result.message)
+        return result.existed
+
+    return Operation(method.path, hexcomb_pb2.UnregisterModelsRequest(ids=[model_id]).SerializeToString(), decode)
+
+
+def list_page(
+    page_token: str, id_prefix: str, labels: Mapping[str, str] | None, page_size: int
+) -> Operation[hexcomb_pb2.ListModelsResponse]:
+    request = hexcomb_pb2.ListModelsRequest(
+        page_token=page_token, id_prefix=id_prefix, labels=labels or {}, page_size=page_size
+    )
+    return _plain(messages.LIST_MODELS, request)
+
+
+def describe(model: str) -> Operation[hexcomb_pb2.ModelDescription]:
+    return _plain(messages.DESCRIBE_MODEL, hexcomb_pb2.DescribeModelRequest(id=model))
+
+
+def pod_status(pod: str) -> Operation[hexcomb_pb2.PodStatusResponse]:
+    return _plain(messages.POD_STATUS, hexcomb_pb2.PodStatusRequest(pod=pod))
+
+
+def set_pinned(model_id: str, pinned: bool) -> Operation[hexcomb_pb2.ModelDescription]:
+    return _plain(messages.SET_PINNED, hexcomb_pb2.SetPinnedRequest(id=model_id, pinned=pinned))
+
+
+def ensure_loaded(model_id: str, wait: bool) -> Operation[mmesh_pb2.ModelStatusInfo]:
+    return _plain(messages.ENSURE_LOADED, mmesh_pb2.EnsureLoadedRequest(modelId=model_id, sync=wait))
+
+
+def model_status(model_id: str) -> Operation[mmesh_pb2.ModelStatusInfo]:
+    return _plain(messages.GET_MODEL_STATUS, mmesh_pb2.GetStatusRequest(modelId=model_id))
+
+
+def set_alias(alias: str, target: str, fields: AliasFields) -> Operation[mmesh_pb2.VModelStatusInfo]:
+    request = mmesh_pb2.SetVModelRequest(
+        vModelId=alias,
+        targetModelId=target,
+        owner=fields.get("owner", ""),
+        expectedTargetModelId=fields.get("expected_target", ""),
+        updateOnly=fields.get("update_only", False),
+        loadNow=fields.get("load_now", False),
+        force=fields.get("force", False),
+        sync=fields.get("wait", False),
+    )
+    return _plain(messages.SET_VMODEL, request)
+
+
+def alias_status(alias: str, owner: str) -> Operation[mmesh_pb2.VModelStatusInfo]:
+    return _plain(messages.GET_VMODEL_STATUS, mmesh_pb2.GetVModelStatusRequest(vModelId=alias, owner=owner))
+
+
+def delete_alias(alias: str, owner: str) -> Operation[None]:
+    method = messages.DELETE_VMODEL
+    body = mmesh_pb2.DeleteVModelRequest(vModelId=alias, owner=owner).SerializeToString()
+    return Operation(method.path, body, lambda answer: None)
+
+
+def _plain(method: Method[Req, Res], request: Req) -> Operation[Res]:
+    return Operation(method.path, request.SerializeToString(), method.response.FromString)
+
+
+def _results_of(method: Method[Req, Any], entries: int) -> Callable[[bytes], Sequence[Any]]:
+    """Reads a bulk answer; callers match results with entries by position, so their numbers must agree."""
+
+    def decode(body: bytes) -> Sequence[Any]:
+        results = list(method.response.FromString(body).results)
+        if len(results) != entries:
+            raise error_of(StatusCode.INTERNAL, f"{entries} entries were sent and {len(results)} results came back")
+        return results
+
+    return decode
+
+
+Entry = TypeVar("Entry")
+
+
+def _chunks(entries: Iterable[Entry], bytes_of: Callable[[Entry], int]) -> Iterator[list[Entry]]:
+    chunk: list[Entry] = []
+    chunk_bytes = 0
+    for entry in entries:
+        entry_bytes = bytes_of(entry)
+        if chunk and (chunk_bytes + entry_bytes > CHUNK_BYTES_MAX or len(chunk) >= CHUNK_ENTRIES_MAX):
+            yield chunk
+            chunk, chunk_bytes = [], 0
+        chunk.append(entry)
+        chunk_bytes += entry_bytes
+    if chunk:
+        yield chunk

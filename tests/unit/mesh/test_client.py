@@ -1,0 +1,320 @@
+"""Both clients against a pod of canned answers, over the real transport: same messages, same errors."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mesh.client import (
+    AlreadyExists,
+    AsyncClient,
+    Client,
+    DeadlineExceeded,
+    HexcombError,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    RetryPolicy,
+    ServerFailed,
+    Unavailable,
+    Unsupported,
+    registration,
+)
+from mesh.client.operations import CHUNK_BYTES_MAX, CHUNK_ENTRIES_MAX
+from mesh.transport.base import Call, ListenAddress, Routes, StatusCode, TransportError
+from mesh.transport.grpcio_transport import GrpcioTransport
+from mesh.wire import messages
+from mesh.wire.generated import hexcomb_pb2, inference_pb2, mmesh_pb2
+from mesh.wire.tensors import decode_request, encode_response
+
+SOON = RetryPolicy(attempts_max=3, backoff_first_s=0.001, backoff_max_s=0.01)
+
+
+class CannedPod:
+    """Answers by path: a message, bytes, an exception, a function of the call, or a list of these in turn."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.answers: dict[str, Any] = {}
+
+    async def answer(self, call: Call) -> bytes:
+        self.calls.append(call)
+        answer = self.answers.get(call.method, TransportError(StatusCode.UNIMPLEMENTED, "no such canned answer"))
+        if isinstance(answer, list):
+            answer = answer.pop(0)
+        if callable(answer):
+            answer = answer(call)
+        if isinstance(answer, Exception):
+            raise answer
+        if asyncio.iscoroutine(answer):
+            answer = await answer
+        return answer if isinstance(answer, bytes) else answer.SerializeToString()
+
+
+@pytest.fixture
+async def pod() -> AsyncIterator[CannedPod]:
+    canned = CannedPod()
+    methods = [row for row in vars(messages).values() if isinstance(row, messages.Method) and not row.streams]
+    transport = GrpcioTransport(
+        Routes({method.path: canned.answer for method in methods}), [ListenAddress("127.0.0.1:0")]
+    )
+    await transport.start()
+    canned.endpoint = transport.addresses[0].address
+    yield canned
+    await transport.stop(0)
+
+
+Ask = Callable[..., Any]
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+async def ask(request: pytest.FixtureRequest, pod: CannedPod) -> AsyncIterator[Ask]:
+    """`await ask("infer", ...)`: a method of whichever client, its iterators as lists."""
+    if request.param == "blocking":
+        with Client(pod.endpoint, tenant="blue", retry=SOON, timeout_s=20) as client:
+
+            def blocking(name: str, *args: Any, **kwargs: Any) -> Any:
+                result = getattr(client, name)(*args, **kwargs)
+                return list(result) if name == "list_models" else result
+
+            async def ask_blocking(name: str, *args: Any, **kwargs: Any) -> Any:
+                return await asyncio.to_thread(blocking, name, *args, **kwargs)
+
+            yield ask_blocking
+    else:
+        async with AsyncClient(pod.endpoint, tenant="blue", retry=SOON, timeout_s=20) as client:
+
+            async def ask_asyncio(name: str, *args: Any, **kwargs: Any) -> Any:
+                result = getattr(client, name)(*args, **kwargs)
+                return [item async for item in result] if name == "list_models" else await result
+
+            yield ask_asyncio
+
+
+def doubled(call: Call) -> bytes:
+    request = decode_request(call.body)
+    outputs = {"y": request.tensors["x"] * 2, "z": np.array(["a"])}
+    return encode_response(request.model_name, "1", request.request_id, outputs, request.outputs)
+
+
+async def test_inference_takes_and_gives_numpy_arrays(pod, ask):
+    pod.answers[messages.MODEL_INFER.path] = doubled
+    result = await ask("infer", "m", {"x": np.float32([[1, 2]])}, request_id="r", version="1")
+    assert (result.model_name, result.model_version, result.request_id) == ("m", "1", "r")
+    assert result.outputs["y"].tolist() == [[2.0, 4.0]]
+    assert result.outputs["z"].tolist() == [b"a"]
+    assert list((await ask("infer", "m", {"x": [1.0]}, ["y"])).outputs) == ["y"]
+
+
+async def test_the_tenant_and_the_deadline_travel(pod, ask):
+    pod.answers[messages.SERVER_LIVE.path] = inference_pb2.ServerLiveResponse(live=True)
+    assert await ask("server_live", timeout_s=5) is True
+    (call,) = pod.calls
+    assert call.metadata_value("hexcomb-tenant") == "blue"
+    assert call.deadline_s is not None
+
+
+async def test_arrays_that_cannot_be_sent_are_refused_before_they_are(pod, ask):
+    with pytest.raises(InvalidRequest, match="complex128"):
+        await ask("infer", "m", {"x": np.array([1j])})
+    assert not pod.calls
+
+
+async def test_metadata_and_readiness(pod, ask):
+    pod.answers |= {
+        messages.SERVER_READY.path: inference_pb2.ServerReadyResponse(ready=False),
+        messages.SERVER_METADATA.path: inference_pb2.ServerMetadataResponse(name="hexcomb"),
+        messages.MODEL_READY.path: inference_pb2.ModelReadyResponse(ready=True),
+        messages.MODEL_METADATA.path: inference_pb2.ModelMetadataResponse(platform="onnx"),
+    }
+    assert await ask("server_ready") is False
+    assert (await ask("server_metadata")).name == "hexcomb"
+    assert await ask("model_ready", "m") is True
+    assert (await ask("model_metadata", "m", "3")).platform == "onnx"
+    assert inference_pb2.ModelMetadataRequest.FromString(pod.calls[-1].body).version == "3"
+
+
+async def test_register_sends_the_whole_spec(pod, ask):
+    result = hexcomb_pb2.RegistrationResult(id="m", outcome="CREATED", generation=1)
+    pod.answers[messages.REGISTER_MODELS.path] = hexcomb_pb2.RegisterModelsResponse(results=[result])
+    answered = await ask(
+        "register", "m", uri="file:///m", format="onnx", labels={"a": "b"}, copies_max=2, if_generation=0, load_now=True
+    )
+    assert answered == result
+    (entry,) = hexcomb_pb2.RegisterModelsRequest.FromString(pod.calls[0].body).entries
+    assert (entry.id, entry.spec.uri, entry.spec.format, dict(entry.spec.labels)) == (
+        "m",
+        "file:///m",
+        "onnx",
+        {"a": "b"},
+    )
+    assert entry.HasField("if_generation")
+    assert entry.load_now
+    assert entry.spec.HasField("copies_max")
+    assert not entry.spec.HasField("ttl_s")
+
+
+async def test_a_refused_registration_is_raised(pod, ask):
+    refusal = hexcomb_pb2.RegistrationResult(id="m", status_code=StatusCode.ALREADY_EXISTS, message="another spec")
+    pod.answers[messages.REGISTER_MODELS.path] = hexcomb_pb2.RegisterModelsResponse(results=[refusal])
+    with pytest.raises(AlreadyExists, match="another spec"):
+        await ask("register", "m", uri="file:///m")
+
+
+@pytest.mark.parametrize("fields", [{"uri": 3}, {"uri": "u", "copies_min": -1}, {"uri": "u", "colour": "blue"}])
+def test_a_spec_that_the_message_cannot_hold_is_refused(fields):
+    with pytest.raises(InvalidRequest, match="model 'm'"):
+        registration("m", **fields)
+
+
+def register_all(call: Call) -> hexcomb_pb2.RegisterModelsResponse:
+    entries = hexcomb_pb2.RegisterModelsRequest.FromString(call.body).entries
+    return hexcomb_pb2.RegisterModelsResponse(results=[hexcomb_pb2.RegistrationResult(id=e.id) for e in entries])
+
+
+async def test_thousands_are_registered_in_messages_of_bounded_size(pod, ask):
+    pod.answers[messages.REGISTER_MODELS.path] = register_all
+    entries = [registration(f"m{number}", uri="u") for number in range(2500)]
+    entries += [registration(f"big{number}", uri="u" * 300_000) for number in range(8)]
+    progress: list[int] = []
+    results = await ask("register_many", entries, on_progress=progress.append)
+    assert [result.id for result in results] == [entry.id for entry in entries]
+    assert sum(progress) == 2508
+    assert all(len(call.body) < CHUNK_BYTES_MAX + 10_000 for call in pod.calls)
+    assert max(progress) <= CHUNK_ENTRIES_MAX
+
+
+async def test_registering_nothing_calls_nobody(pod, ask):
+    assert await ask("register_many", []) == []
+    assert not pod.calls
+
+
+async def test_a_bulk_answer_of_the_wrong_length_is_an_error(pod, ask):
+    pod.answers[messages.REGISTER_MODELS.path] = hexcomb_pb2.RegisterModelsResponse()
+    with pytest.raises(ServerFailed, match="1 entries were sent and 0 results"):
+        await ask("register_many", [registration("m", uri="u")])
+    with pytest.raises(ServerFailed, match="cannot read"):
+        await ask("register", "m", uri="u")
+
+
+async def test_unregister_tells_whether_there_was_one(pod, ask):
+    results = [hexcomb_pb2.UnregistrationResult(id="m", existed=True)]
+    pod.answers[messages.UNREGISTER_MODELS.path] = hexcomb_pb2.UnregisterModelsResponse(results=results)
+    assert await ask("unregister", "m") is True
+    assert await ask("unregister_many", ["m"]) == results
+
+
+async def test_list_models_walks_over_all_pages(pod, ask):
+    def page(call: Call) -> hexcomb_pb2.ListModelsResponse:
+        request = hexcomb_pb2.ListModelsRequest.FromString(call.body)
+        number = int(request.page_token or "0")
+        assert request.id_prefix == "m"
+        models = [hexcomb_pb2.ModelDescription(id=f"m{number}")]
+        return hexcomb_pb2.ListModelsResponse(models=models, next_page_token=str(number + 1) if number < 2 else "")
+
+    pod.answers[messages.LIST_MODELS.path] = page
+    assert [model.id for model in await ask("list_models", id_prefix="m")] == ["m0", "m1", "m2"]
+
+
+async def test_the_other_management_calls_reach_their_methods(pod, ask):
+    pod.answers |= {
+        messages.DESCRIBE_MODEL.path: hexcomb_pb2.ModelDescription(id="m"),
+        messages.SET_PINNED.path: hexcomb_pb2.ModelDescription(id="m"),
+        messages.POD_STATUS.path: hexcomb_pb2.PodStatusResponse(pods=[hexcomb_pb2.PodDescription(pod="p")]),
+        messages.ENSURE_LOADED.path: mmesh_pb2.ModelStatusInfo(status="LOADED"),
+        messages.GET_MODEL_STATUS.path: mmesh_pb2.ModelStatusInfo(status="LOADING"),
+        messages.SET_VMODEL.path: mmesh_pb2.VModelStatusInfo(status="DEFINED"),
+        messages.GET_VMODEL_STATUS.path: mmesh_pb2.VModelStatusInfo(status="TRANSITIONING"),
+        messages.DELETE_VMODEL.path: mmesh_pb2.DeleteVModelResponse(),
+    }
+    assert (await ask("describe", "m")).id == "m"
+    assert (await ask("set_pinned", "m", True)).id == "m"
+    assert [pod.pod for pod in await ask("pod_status")] == ["p"]
+    assert (await ask("ensure_loaded", "m")).status == mmesh_pb2.ModelStatusInfo.LOADED
+    assert (await ask("model_status", "m")).status == mmesh_pb2.ModelStatusInfo.LOADING
+    await ask("set_alias", "a", "m", owner="me", wait=True)
+    sent = mmesh_pb2.SetVModelRequest.FromString(pod.calls[-1].body)
+    assert (sent.vModelId, sent.targetModelId, sent.owner, sent.sync, sent.force) == ("a", "m", "me", True, False)
+    assert (await ask("alias_status", "a")).status == mmesh_pb2.VModelStatusInfo.TRANSITIONING
+    assert await ask("delete_alias", "a") is None
+
+
+async def test_what_may_pass_is_tried_again_and_the_rest_is_raised(pod, ask):
+    path = messages.SERVER_LIVE.path
+    live = inference_pb2.ServerLiveResponse(live=True)
+    full = TransportError(StatusCode.RESOURCE_EXHAUSTED, "full", retry_after_s=0.001)
+    pod.answers[path] = [TransportError(StatusCode.UNAVAILABLE, "stopping"), full, live]
+    assert await ask("server_live") is True
+    assert len(pod.calls) == 3
+    pod.answers[path] = [full, full, full]
+    with pytest.raises(Overloaded, match="full") as failure:
+        await ask("server_live")
+    assert failure.value.retry_after_s == 0.001
+    for status, kind in ((StatusCode.NOT_FOUND, NotFound), (StatusCode.UNIMPLEMENTED, Unsupported)):
+        pod.answers[path] = [TransportError(status, "no")]
+        with pytest.raises(kind, match="no"):
+            await ask("server_live")
+        assert not pod.answers[path]
+
+
+async def test_the_deadline_ends_a_call(pod, ask):
+    pod.answers[messages.SERVER_LIVE.path] = lambda call: asyncio.Event().wait()
+    with pytest.raises(DeadlineExceeded):
+        await ask("server_live", timeout_s=0.2)
+    assert len(pod.calls) == 1
+
+
+async def test_an_answer_that_cannot_be_read_is_the_servers_fault(pod, ask):
+    pod.answers |= {messages.SERVER_LIVE.path: b"\xff\xff", messages.MODEL_INFER.path: b"\x32\x05x"}
+    for call in (("server_live",), ("infer", "m", {"x": [1.0]})):
+        with pytest.raises(ServerFailed, match="cannot read the server's answer"):
+            await ask(*call)
+
+
+def test_nobody_there_is_an_error_that_says_what_to_do(unused_tcp_port):
+    with (
+        Client(f"127.0.0.1:{unused_tcp_port}", retry=RetryPolicy(attempts_max=1), timeout_s=10) as client,
+        pytest.raises(Unavailable, match=f"127.0.0.1:{unused_tcp_port}.*is `hexcomb serve` running there"),
+    ):
+        client.server_live()
+
+
+def test_a_client_returns_when_its_server_does(unused_tcp_port):
+    """Attempts go on until the server is back, within the deadline."""
+
+    async def serve_one_call() -> None:
+        pod = CannedPod()
+        pod.answers[messages.SERVER_LIVE.path] = inference_pb2.ServerLiveResponse(live=True)
+        routes = Routes({messages.SERVER_LIVE.path: pod.answer})
+        patient = RetryPolicy(attempts_max=100, backoff_first_s=0.05, backoff_max_s=0.2)
+        async with AsyncClient(f"127.0.0.1:{unused_tcp_port}", retry=patient, timeout_s=20) as client:
+            waiting = asyncio.create_task(client.server_live())
+            impatient = RetryPolicy(attempts_max=1)
+            async with AsyncClient(f"127.0.0.1:{unused_tcp_port}", retry=impatient, timeout_s=10) as other:
+                with pytest.raises(HexcombError):
+                    await other.server_live()
+            transport = GrpcioTransport(routes, [ListenAddress(f"127.0.0.1:{unused_tcp_port}")])
+            await transport.start()
+            assert await waiting is True
+            await transport.stop(0)
+
+    asyncio.run(serve_one_call())
+
+
+@pytest.mark.parametrize("order", [("mesh.client", "tritonclient.grpc"), ("tritonclient.grpc", "mesh.client")])
+def test_the_client_imports_beside_tritonclient(order):
+    program = "\n".join(f"import {name}" for name in order)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_client_does_not_import_grpc():
+    program = "import sys, mesh.client; assert 'grpc' not in sys.modules, 'grpc came along'"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
