@@ -21,9 +21,8 @@ def refusal_at_the_door(state: PodState, want: Want, copy: Copy | None) -> Refus
         message = f"Model {key} was unregistered or superseded; resolve its name again and retry."
         return Refusal(RefusalKind.GONE, message)
     if want.deadline_s is not None and want.deadline_s <= state.now_s:
-        return Refusal(
-            RefusalKind.DEADLINE, f"The request for {key} arrived after its own deadline; allow it more time."
-        )
+        message = f"The request for {key} arrived after its own deadline; allow it more time."
+        return Refusal(RefusalKind.DEADLINE, message)
     if remembered := state.failures.refusal(key, state.now_s):
         return remembered
     measured = state.profiles.size(key)
@@ -56,8 +55,8 @@ def load_remaining_s(state: PodState, key: ModelKey, copy: Copy | None) -> float
 def late_refusal(key: ModelKey, remaining_s: float, left_s: float) -> Refusal:
     """The load takes longer than the request has."""
     message = (
-        f"Model {key} is not loaded; loading it takes about {remaining_s:.3f} s more and the request has {left_s:.3f} s "
-        "left. The load goes on: retry then, or allow more time."
+        f"Model {key} is not loaded; loading it takes about {remaining_s:.3f} s more and the request has "
+        f"{left_s:.3f} s left. The load goes on: retry then, or allow more time."
     )
     return Refusal(RefusalKind.DEADLINE, message, remaining_s)
 

@@ -50,7 +50,7 @@ class CacheLimits:
     """A request that has waited this long for space may evict younger copies than `residency_min_s`."""
 
     ttl_s: float | None = None
-    """An idle copy is unloaded after this; None keeps it until its bytes are needed."""
+    """An idle copy is unloaded after this; None (or zero) keeps it until its bytes are needed."""
 
     background_may_evict: bool = False
     """May a background load evict copies that are past their residency? Off: a guess must not cost a sure thing."""

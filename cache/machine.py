@@ -412,7 +412,8 @@ class CacheMachine:
             self._state.timers.set(alarm, copy.last_used_s + ttl_s)
 
     def _ttl_s(self, copy: Copy) -> float | None:
-        return self._state.limits.ttl_s if copy.model.ttl_s is None else copy.model.ttl_s
+        ttl_s = self._state.limits.ttl_s if copy.model.ttl_s is None else copy.model.ttl_s
+        return ttl_s if ttl_s is not None and ttl_s > 0 else None
 
     def _close(self, copy: Copy, reason: str) -> None:
         """Admit nobody to a servable copy; unload it when nobody holds it."""

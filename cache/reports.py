@@ -1,4 +1,4 @@
-"""Pictures of the whole cache: usage, queue, and the explanation of one model. Read-only; O(copies), for status calls."""
+"""Pictures of the whole cache: usage, queue, the explanation of one model. Read-only; O(copies), for status calls."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ class WantedModel:
     """What the cache must know of a model to load it; taken from its spec.
 
     `priority`: higher goes first. `size_hint`: declared bytes, used until a load has measured them.
-    `residency_min_s` and `ttl_s` override the limits' defaults for this model.
+    `residency_min_s` and `ttl_s` override the limits' defaults for this model; a ttl of zero means none.
     """
 
     key: ModelKey
