@@ -1,0 +1,166 @@
+"""What the server says of models and pods, as JSON values and as cells of a table. No effects, no network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+
+from mesh.cli.sizes import show_age, show_size
+from mesh.wire.generated import hexcomb_pb2
+
+_MODEL_HEADINGS = ("name", "format", "state", "gen", "size", "copies", "last used", "failure")
+MODEL_NUMBERS = ("gen", "size", "copies")
+POD_NUMBERS = ("capacity", "used", "free", "resident", "registered", "loading", "queued", "in flight", "hits", "misses")
+_FAILURE_SHOWN_CHARACTERS = 60
+
+
+def model_headings() -> tuple[str, ...]:
+    """Of `models list`."""
+    return _MODEL_HEADINGS
+
+
+def state_name(state: int) -> str:
+    """`LOADED` -> `loaded`."""
+    name: str = hexcomb_pb2.ModelState.Name(state)
+    return "unknown" if name == "MODEL_STATE_UNSPECIFIED" else name.lower().replace("_", " ")
+
+
+def copy_bytes(copy: Any) -> int:
+    """All bytes of one copy, wherever they lie."""
+    return int(copy.host_bytes + copy.mapped_bytes + copy.device_bytes)
+
+
+def model_row(model: Any, now_s: float) -> list[str]:
+    """One line of `models list`."""
+    used_ms = max((copy.last_used_ms for copy in model.copies), default=0)
+    size = max((copy_bytes(copy) for copy in model.copies), default=0)
+    about = "" if all(copy.measured for copy in model.copies) else "~"
+    failure = model.failure.message if model.HasField("failure") else ""
+    return [
+        model.id,
+        model.format or model.spec.format or "?",
+        state_name(model.state),
+        str(model.generation),
+        f"{about}{show_size(size)}" if size else "-",
+        str(len(model.copies)),
+        f"{show_age(now_s - used_ms / 1000)} ago" if used_ms else "-",
+        failure[:_FAILURE_SHOWN_CHARACTERS],
+    ]
+
+
+def model_details(model: Any, now_s: float) -> list[tuple[str, str]]:
+    """Everything of `models show`, line by line."""
+    spec = model.spec
+    lines = [
+        ("name", model.id),
+        ("tenant", model.tenant),
+        ("state", state_name(model.state)),
+        ("generation", str(model.generation)),
+        ("format", model.format or spec.format or "found when the artifact is fetched"),
+        ("uri", spec.uri),
+        ("registered", f"{show_age(now_s - model.registered_at_ms / 1000)} ago" if model.registered_at_ms else "-"),
+    ]
+    if spec.HasField("capacity_hint_bytes"):
+        lines.append(("capacity hint", show_size(spec.capacity_hint_bytes)))
+    lines += [
+        (label, value)
+        for label, value in (
+            ("storage key", spec.storage_key),
+            ("checksum", spec.checksum),
+            ("isolation", spec.isolation),
+            ("priority", str(spec.priority) if spec.priority else ""),
+            ("pinned", "yes" if spec.pinned else ""),
+            ("ttl", f"{spec.ttl_s:g} s" if spec.HasField("ttl_s") else ""),
+            ("load timeout", f"{spec.load_timeout_s:g} s" if spec.HasField("load_timeout_s") else ""),
+            ("labels", _pairs(spec.labels)),
+            ("parameters", _pairs(spec.parameters)),
+            ("aliases", ", ".join(model.aliases)),
+        )
+        if value
+    ]
+    for copy in model.copies:
+        measured = "measured" if copy.measured else "estimated"
+        used = f", used {show_age(now_s - copy.last_used_ms / 1000)} ago" if copy.last_used_ms else ""
+        took = f", loaded in {copy.load_s * 1000:.1f} ms" if copy.load_s else ""
+        lines.append(
+            (
+                f"copy on {copy.pod}",
+                f"{state_name(copy.state)} on {copy.device or '?'}, {show_size(copy_bytes(copy))} {measured}"
+                f"{took}{used}, {copy.requests_in_flight} in flight",
+            )
+        )
+    if model.HasField("failure"):
+        failure = model.failure
+        again = (
+            "not tried again until the spec changes"
+            if failure.permanent
+            else (f"tried again in {max(0.0, failure.retry_at_ms / 1000 - now_s):.0f} s")
+        )
+        lines.append(
+            ("failure", f"{failure.message} ({again}; {failure.attempts} tries, on {failure.pod or 'this pod'})")
+        )
+    return lines
+
+
+def pod_row(pod: Any) -> list[str]:
+    """One line of `pods`."""
+    device = [tier for tier in pod.tiers if tier.tier == "device"]
+    capacity = sum(tier.capacity_bytes for tier in device)
+    used = sum(tier.resident_bytes + tier.reserved_bytes + tier.unloading_bytes for tier in device)
+    state = "draining" if pod.draining else "ready" if pod.ready else "not ready"
+    return [
+        pod.pod,
+        state,
+        show_size(capacity),
+        f"{show_size(used)} ({used / capacity:.0%})" if capacity else show_size(used),
+        str(pod.models_resident),
+        str(pod.models_registered),
+        str(pod.models_loading),
+        str(pod.loads_queued),
+        str(pod.requests_in_flight),
+        str(pod.hits),
+        str(pod.misses),
+        str(pod.evictions),
+        show_size(pod.rss_bytes) if pod.rss_bytes else "-",
+        pod.version,
+    ]
+
+
+def pod_headings() -> tuple[str, ...]:
+    """Of `pods`."""
+    return (
+        "pod", "state", "capacity", "used", "resident", "registered", "loading", "queued", "in flight", "hits",
+        "misses", "evicted", "memory", "version",
+    )  # fmt: skip
+
+
+def to_json(message: Any) -> dict[str, Any]:
+    """A message under its field names. 64-bit numbers stay numbers, which protobuf's own JSON writes as text."""
+    values: dict[str, Any] = MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return _with_numbers(message, values)
+
+
+def _with_numbers(message: Any, values: dict[str, Any]) -> dict[str, Any]:
+    for field in message.DESCRIPTOR.fields:
+        if field.name not in values:
+            continue
+        value = values[field.name]
+        if field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            inner = getattr(message, field.name)
+            values[field.name] = (
+                [_with_numbers(one, each) for one, each in zip(inner, value, strict=True)]
+                if isinstance(value, list)
+                else _with_numbers(inner, value)
+            )
+        elif field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64) and isinstance(value, str):
+            values[field.name] = int(value)
+        elif field.enum_type is not None and field.enum_type.name == "ModelState" and isinstance(value, str):
+            values[field.name] = "unknown" if value == "MODEL_STATE_UNSPECIFIED" else value.lower()
+    return values
+
+
+def _pairs(values: Any) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(values.items()))
