@@ -47,6 +47,7 @@ from cache.events import (
     Want,
 )
 from cache.eviction import CannotFit, EvictionPolicy, least_recently_used
+from cache.failures import FailureRecord
 from cache.invariants import check_invariants
 from cache.limits import CacheLimits
 from cache.space import Claim
@@ -55,6 +56,9 @@ from cache.timers import Alarm
 from cache.transitions import Cause, InvalidTransition
 from cache.types import Bytes, CopyState, Failure, FailureKind, ModelKey, Refusal, RefusalKind, WantedModel
 from cache.views import CopyView, Explanation, QueueEntry, Usage
+
+EVICTED_FOR = "evicted for "
+"""How the reason of an unload begins when it makes room."""
 
 NOTHING: Sequence[Command] = ()
 """What nearly every unpin answers."""
@@ -546,7 +550,7 @@ class CacheMachine:
             state.timers.set_no_later(LOOK_AGAIN, look_again_at_s(state, claim, why))
         for victim, claim in plan.unload:
             copy = state.copies[victim.copy_id]
-            reason = f"evicted for {claim.key}, which needs {claim.needed}: idle for {victim.idle_s:.1f} s"
+            reason = f"{EVICTED_FOR}{claim.key}, which needs {claim.needed}: idle for {victim.idle_s:.1f} s"
             if victim.young:
                 reason += ", loaded a moment ago, but the request has waited too long"
             state.evictions_total += 1
@@ -587,6 +591,15 @@ class CacheMachine:
     def copies(self) -> list[CopyView]:
         """Every copy, resident or not, in the order of their ids."""
         return [copy.view() for copy in self._state.copies.values()]
+
+    def current(self, key: ModelKey) -> CopyView | None:
+        """The copy of this model that is here or on its way in."""
+        copy = self._state.current.get(key)
+        return None if copy is None else copy.view()
+
+    def failure(self, key: ModelKey, now_s: float) -> FailureRecord | None:
+        """What was remembered of this model's last failure."""
+        return self._state.failures.get(key, now_s)
 
     def queue(self) -> tuple[QueueEntry, ...]:
         """What is on its way in, in the order in which it is considered."""

@@ -6,7 +6,7 @@ knows no protobuf message, no model and no tenant rule. Handlers are registered 
 
 What every transport promises (tests/contract/test_transport.py is this list as code):
 
-* A handler that returns is answered with its bytes; one that raises TransportError, with that status, message and
+* A handler that returns is answered with its bytes (and trailing metadata, if it gives any); one that raises TransportError, with that status, message and
   retry hint; one that raises anything else, with INTERNAL and a message without its story, which goes to the log.
 * When the client cancels, goes away, or its deadline passes, the handler's task is cancelled, once. Work that the
   handler left on a thread can ask `call.abandoned()` instead.
@@ -107,7 +107,17 @@ class Call:
         return None
 
 
-UnaryHandler = Callable[[Call], Awaitable[bytes]]
+@dataclass(frozen=True, slots=True)
+class ReplyWithTrailers:
+    """A successful answer that says something beside its message, in trailing metadata."""
+
+    body: bytes
+    trailers: tuple[tuple[str, str], ...]
+
+
+Reply = bytes | ReplyWithTrailers
+
+UnaryHandler = Callable[[Call], Awaitable[Reply]]
 StreamHandler = Callable[[Call, AsyncIterator[bytes]], AsyncIterator[bytes]]
 """The call's `body` is empty; the messages come through the iterator."""
 

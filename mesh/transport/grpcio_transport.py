@@ -34,6 +34,7 @@ from mesh.transport.base import (
     Call,
     CannotListen,
     ListenAddress,
+    ReplyWithTrailers,
     Routes,
     ServerTls,
     StatusCode,
@@ -168,6 +169,9 @@ class GrpcioTransport:
             error: TransportError
             try:
                 reply = await handler(_call(path, body, context, tenant, task))
+                if isinstance(reply, ReplyWithTrailers):
+                    context.set_trailing_metadata(reply.trailers)
+                    reply = reply.body
                 if len(reply) <= response_bytes_max:
                     return reply
                 error = TransportError(

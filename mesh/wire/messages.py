@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
+from mesh.wire.errors import InvalidMessage
 from mesh.wire.generated import health_pb2, hexcomb_pb2, inference_pb2, mmesh_pb2
 
 
@@ -33,6 +34,15 @@ class Method(Generic[Request, Response]):
     request: type[Request]
     response: type[Response]
     streams: bool = False
+
+
+def parse(method: Method[Request, Response], body: bytes | memoryview) -> Request:
+    """Read a request of this method. Raises InvalidMessage, and nothing else, whatever the bytes."""
+    try:
+        return method.request.FromString(bytes(body))
+    except Exception as error:
+        # protobuf's DecodeError; named by no import, because its home differs between protobuf's implementations.
+        raise InvalidMessage(f"the message is not a {method.request.__name__}: protobuf cannot read it") from error
 
 
 _V2 = "/inference.GRPCInferenceService/"

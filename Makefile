@@ -1,0 +1,66 @@
+# Every target sets up what it needs in .venv, and is quick the second time: a stamp file remembers what was installed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+DEMO_STAMP := $(VENV)/.installed-demo
+TEST_STAMP := $(VENV)/.installed-test
+BENCH_ARGS ?=
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+.PHONY: demo test check fmt bench protos clean
+
+demo: $(DEMO_STAMP)
+	$(BIN)/hexcomb demo $(DEMO_ARGS)
+
+test: $(TEST_STAMP)
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+# The quick part: style, types, import contracts, unit and property tests.
+check: $(TEST_STAMP)
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -q tests/unit tests/property
+
+.PHONY: lint
+lint:
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+fmt: $(TEST_STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(TEST_STAMP)
+	$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+# Code from mesh/wire/protos, made by the protobuf compiler whose output runs on protobuf 6 and 7 alike.
+protos: $(VENV)/.installed-protos
+	$(VENV)/protos/bin/python mesh/wire/generate.py
+
+$(VENV)/.installed-protos:
+	$(PYTHON) -m venv $(VENV)/protos
+	$(VENV)/protos/bin/pip install --quiet grpcio-tools==1.72.2 "setuptools<81"
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "hexcomb needs Python 3.11 or newer; say which with `make PYTHON=/path/to/python3.11 ...`")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade pip
+
+$(DEMO_STAMP): pyproject.toml | $(BIN)/python
+	@echo "Setting up $(VENV) for the demo (about a minute the first time) ..."
+	$(PIP) install --quiet -e '.[demo]'
+	@touch $@
+
+# torch comes from here: its CUDA libraries are gigabytes, so the demo does not ask for it.
+$(TEST_STAMP): pyproject.toml | $(BIN)/python
+	@echo "Setting up $(VENV) for the tests, torch included (several minutes the first time) ..."
+	$(PIP) install --quiet -e '.[test]'
+	@touch $@ $(DEMO_STAMP)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,96 @@
+"""The HTTP side of a pod: is it alive, is it ready, what does it count.
+
+A Starlette application under uvicorn, on the pod's own event loop. `/healthz` answers as long as the loop turns;
+`/readyz` answers 503 from the moment that the pod drains, so that load balancers leave before connections break.
+
+Deliberately absent: inference over HTTP; it will stand on the same serving core as gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from mesh.transport.base import CannotListen
+
+_STOP_TIMEOUT_S = 5
+
+
+def build_app(registry: CollectorRegistry, ready: Callable[[], str]) -> Starlette:
+    """The application. `ready()` is empty when the pod is ready, else says why it is not."""
+
+    async def healthz(_: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(_: Request) -> Response:
+        reason = ready()
+        return PlainTextResponse(f"{reason or 'ready'}\n", status_code=503 if reason else 200)
+
+    async def metrics(_: Request) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)])
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals belong to the pod, not to its HTTP server."""
+        yield
+
+
+class HttpFront:
+    """The listening HTTP server."""
+
+    def __init__(self, app: Starlette, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=_STOP_TIMEOUT_S,
+            )
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> int:
+        """Listen; returns the port. Raises CannotListen."""
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((self._host, self._port))
+        except OSError as error:
+            listener.close()
+            raise CannotListen(
+                f"http_port: cannot listen on {self._host}:{self._port}: {error.strerror}; "
+                "choose another with --http-port, or 0 for any free one"
+            ) from error
+        port: int = listener.getsockname()[1]
+        self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listener]))
+        while not self._server.started:
+            if self._task.done():
+                self._task.result()
+                raise CannotListen(f"http_port: the HTTP server stopped while starting on {self._host}:{port}")
+            await asyncio.sleep(0)
+        return port
+
+    async def stop(self) -> None:
+        """Stop listening, finish running requests, bounded."""
+        if self._task is not None:
+            self._server.should_exit = True
+            await self._task

@@ -1,0 +1,219 @@
+"""ModelMesh's management interface, so that its clients and controllers talk to this pod unchanged.
+
+`ModelInfo.type` is the format (`onnx`, or ModelMesh's `mt:onnx:1`), `path` the artifact's URI, `key` the name of stored
+credentials or ModelMesh's JSON object that holds it under `storage_key`. ModelMesh's `bucket` and `prefix` parameters in
+that object are refused, not ignored: an URI says the same and cannot be misread.
+
+Deliberately absent: ModelMesh's debug ids and its guess of a copy's state; the state here is the copy's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from mesh.endpoint.access import Access
+from mesh.loading import Refused
+from mesh.models import SYNC_WAIT_MAX_S, Models
+from mesh.status import ModelState, StatusView
+from mesh.transport.base import Call, UnaryHandler
+from mesh.wire import messages
+from mesh.wire.generated import mmesh_pb2
+from placement.errors import InvalidSpec, PlacementError
+from placement.records import AliasRecord, AliasState, ModelRecord, ModelSpec
+from placement.registration import Registration
+from placement.registry import Registry
+
+_STATUS = mmesh_pb2.ModelStatusInfo
+
+_STATES = {
+    ModelState.NOT_LOADED: _STATUS.NOT_LOADED,
+    ModelState.LOADING: _STATUS.LOADING,
+    ModelState.LOADED: _STATUS.LOADED,
+    ModelState.UNLOADING: _STATUS.NOT_LOADED,
+    ModelState.FAILED: _STATUS.LOADING_FAILED,
+}
+
+_ALIAS_STATES = {
+    AliasState.DEFINED: mmesh_pb2.VModelStatusInfo.DEFINED,
+    AliasState.TRANSITIONING: mmesh_pb2.VModelStatusInfo.TRANSITIONING,
+    AliasState.TRANSITION_FAILED: mmesh_pb2.VModelStatusInfo.TRANSITION_FAILED,
+}
+
+
+class ModelMeshEndpoint:
+    """Handlers of `mmesh.ModelMesh`."""
+
+    def __init__(self, models: Models, registry: Registry, status: StatusView, access: Access, pod_name: str) -> None:
+        self._models = models
+        self._registry = registry
+        self._status = status
+        self._access = access
+        self._pod_name = pod_name
+
+    def routes(self) -> dict[str, UnaryHandler]:
+        """Handlers by method."""
+        return {
+            messages.REGISTER_MODEL.path: self.register_model,
+            messages.UNREGISTER_MODEL.path: self.unregister_model,
+            messages.GET_MODEL_STATUS.path: self.get_model_status,
+            messages.ENSURE_LOADED.path: self.ensure_loaded,
+            messages.SET_VMODEL.path: self.set_vmodel,
+            messages.DELETE_VMODEL.path: self.delete_vmodel,
+            messages.GET_VMODEL_STATUS.path: self.get_vmodel_status,
+        }
+
+    async def register_model(self, call: Call) -> bytes:
+        """Register; the same registration again is no error."""
+        tenant = self._access.caller(call).tenant
+        request = messages.parse(messages.REGISTER_MODEL, call.body)
+        entry = Registration(request.modelId, spec_from_model_info(request.modelInfo))
+        (result,) = await self._models.register(tenant, [entry])
+        if isinstance(result, PlacementError):
+            raise result
+        if request.loadNow:
+            await self._load(result.record, call, wait=request.sync, background=not request.sync)
+        return self._model_status(result.record).SerializeToString()
+
+    async def unregister_model(self, call: Call) -> bytes:
+        """Unregister; an unknown model is no error."""
+        tenant = self._access.caller(call).tenant
+        request = messages.parse(messages.UNREGISTER_MODEL, call.body)
+        (result,) = await self._models.unregister(tenant, [request.modelId])
+        if isinstance(result, PlacementError):
+            raise result
+        return mmesh_pb2.UnregisterModelResponse().SerializeToString()
+
+    async def get_model_status(self, call: Call) -> bytes:
+        """The state of a model; NOT_FOUND is a state here, not an error."""
+        tenant = self._access.caller(call).tenant
+        request = messages.parse(messages.GET_MODEL_STATUS, call.body)
+        return self._status_of(tenant, request.modelId).SerializeToString()
+
+    async def ensure_loaded(self, call: Call) -> bytes:
+        """Load; with `sync`, answer when it is done."""
+        tenant = self._access.caller(call).tenant
+        request = messages.parse(messages.ENSURE_LOADED, call.body)
+        record = self._models.required(tenant, request.modelId)
+        await self._load(record, call, wait=request.sync, background=False)
+        return self._model_status(record).SerializeToString()
+
+    async def _load(self, record: ModelRecord, call: Call, *, wait: bool, background: bool) -> None:
+        if not wait:
+            self._models.load_ahead(record, background=background)
+            return
+        try:
+            await self._models.ensure_loaded(record, call.deadline_s)
+        except Refused:
+            return  # the status that is answered says why
+
+    async def set_vmodel(self, call: Call) -> bytes:
+        """Point an alias at a model: at once where nothing would be lost by it, else when the target serves."""
+        tenant = self._access.caller(call).tenant
+        request = messages.parse(messages.SET_VMODEL, call.body)
+        spec = spec_from_model_info(request.modelInfo) if request.HasField("modelInfo") else None
+        if spec is not None:
+            self._models.check(spec)
+        before = self._registry.alias(tenant, request.vModelId)
+        alias = await self._registry.set_alias(
+            tenant,
+            request.vModelId,
+            request.targetModelId,
+            owner=request.owner,
+            expected_target=request.expectedTargetModelId or None,
+            update_only=request.updateOnly,
+            force=request.force or (before is not None and not request.loadNow and not self._is_loaded(before)),
+            target_spec=spec,
+            auto_delete_target=request.autoDeleteTargetModel,
+        )
+        if alias.state is not AliasState.DEFINED:
+            transition = self._models.begin_transition(alias)
+            if request.sync:
+                await asyncio.wait([transition], timeout=SYNC_WAIT_MAX_S)
+        elif request.loadNow:
+            await self._load(self._models.required(tenant, alias.active), call, wait=request.sync, background=False)
+        return self._alias_status(self._registry.alias(tenant, request.vModelId) or alias).SerializeToString()
+
+    async def delete_vmodel(self, call: Call) -> bytes:
+        """Delete an alias; an unknown one is no error."""
+        tenant = self._access.caller(call).tenant
+        request = messages.parse(messages.DELETE_VMODEL, call.body)
+        await self._registry.delete_alias(tenant, request.vModelId, owner=request.owner)
+        return mmesh_pb2.DeleteVModelResponse().SerializeToString()
+
+    async def get_vmodel_status(self, call: Call) -> bytes:
+        """The state of an alias; NOT_FOUND is a state here, not an error."""
+        tenant = self._access.caller(call).tenant
+        request = messages.parse(messages.GET_VMODEL_STATUS, call.body)
+        alias = self._registry.alias(tenant, request.vModelId)
+        if alias is None or (request.owner and request.owner != alias.owner):
+            return mmesh_pb2.VModelStatusInfo(status=mmesh_pb2.VModelStatusInfo.NOT_FOUND).SerializeToString()
+        return self._alias_status(alias).SerializeToString()
+
+    def _is_loaded(self, alias: AliasRecord) -> bool:
+        active = self._registry.model(alias.tenant, alias.active)
+        return active is not None and self._status.model(active).state is ModelState.LOADED
+
+    def _status_of(self, tenant: str, model_id: str) -> mmesh_pb2.ModelStatusInfo:
+        record = self._registry.model(tenant, model_id)
+        return _STATUS(status=_STATUS.NOT_FOUND) if record is None else self._model_status(record)
+
+    def _model_status(self, record: ModelRecord) -> mmesh_pb2.ModelStatusInfo:
+        status = self._status.model(record)
+        info = _STATUS(status=_STATES[status.state])
+        if status.failure is not None:
+            info.errors.append(status.failure.message)
+        for copy in status.copies:
+            info.modelCopyInfos.add(
+                location=self._pod_name, copyStatus=_STATES[copy.state], time=int(copy.since_s * 1e3)
+            )
+        return info
+
+    def _alias_status(self, alias: AliasRecord) -> mmesh_pb2.VModelStatusInfo:
+        info = mmesh_pb2.VModelStatusInfo(
+            status=_ALIAS_STATES[alias.state],
+            activeModelId=alias.active,
+            targetModelId=alias.target,
+            owner=alias.owner,
+            activeModelStatus=self._status_of(alias.tenant, alias.active),
+        )
+        if alias.target != alias.active:
+            info.targetModelStatus.CopyFrom(self._status_of(alias.tenant, alias.target))
+            if alias.failure:
+                info.targetModelStatus.errors.append(alias.failure)
+        return info
+
+
+def spec_from_model_info(info: mmesh_pb2.ModelInfo) -> ModelSpec:
+    """ModelMesh's three strings as a spec. Raises InvalidSpec."""
+    if not info.type:
+        raise InvalidSpec("modelInfo.type is empty; it names the format, such as `onnx` or `xgboost`")
+    return ModelSpec(uri=info.path, format=_format(info.type), storage_key=_storage_key(info.key))
+
+
+def _format(type_name: str) -> str:
+    """`mt:onnx:1.14|pv:v2` -> `onnx`; a plain name is itself."""
+    if type_name.startswith("rt:"):
+        raise InvalidSpec(
+            f"modelInfo.type {type_name[:80]!r} names a ModelMesh runtime; name the format instead, such as `onnx`"
+        )
+    if type_name.startswith("mt:"):
+        return type_name[3:].split("|")[0].split(":")[0]
+    return type_name
+
+
+def _storage_key(key: str) -> str | None:
+    if not key.startswith("{"):
+        return key or None
+    try:
+        described = json.loads(key)
+    except ValueError as error:
+        raise InvalidSpec(f"modelInfo.key begins like a JSON object but is none: {error}") from error
+    if described.get("storage_params"):
+        raise InvalidSpec(
+            "modelInfo.key: storage_params are not supported; give the whole URI (s3://bucket/path) in modelInfo.path"
+        )
+    storage_key = described.get("storage_key")
+    if storage_key is not None and not isinstance(storage_key, str):
+        raise InvalidSpec("modelInfo.key: storage_key must be text")
+    return storage_key or None

@@ -1,0 +1,118 @@
+"""The Open Inference Protocol over gRPC, answered for every registered model.
+
+The model's name is read from the message; no header is needed. ModelMesh's headers (`mm-model-id`, `mm-vmodel-id`) win
+over the message when they are sent, and then the response carries the concrete id, as ModelMesh's does; else it carries
+the name that the client sent. Outputs travel raw, because that is the only form that every client reads.
+
+`ModelReady` of an unknown model is `false`, not an error; of a registered one it is `true` unless the model has failed
+for good: whether it is resident at the moment is no client's concern.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+
+from mesh.endpoint.access import Access
+from mesh.serving import Serving, Tensors
+from mesh.transport.base import Call, Reply, ReplyWithTrailers, UnaryHandler
+from mesh.wire import messages
+from mesh.wire.errors import InvalidMessage
+from mesh.wire.generated import inference_pb2
+from mesh.wire.peek import peek
+from mesh.wire.tensors import decode_request, encode_response
+
+SERVER_NAME = "hexcomb"
+COLD_METADATA = "hexcomb-cold"
+"""Trailing metadata of an inference that waited for its model to be loaded."""
+_COLD_TRAILER = ((COLD_METADATA, "1"),)
+
+
+class V2Endpoint:
+    """Handlers of `inference.GRPCInferenceService`."""
+
+    def __init__(self, serving: Serving, access: Access, ready: Callable[[], str]) -> None:
+        self._serving = serving
+        self._access = access
+        self._ready = ready
+
+    def routes(self) -> dict[str, UnaryHandler]:
+        """Handlers by method."""
+        return {
+            messages.SERVER_LIVE.path: self.server_live,
+            messages.SERVER_READY.path: self.server_ready,
+            messages.SERVER_METADATA.path: self.server_metadata,
+            messages.MODEL_READY.path: self.model_ready,
+            messages.MODEL_METADATA.path: self.model_metadata,
+            messages.MODEL_INFER.path: self.model_infer,
+        }
+
+    async def model_infer(self, call: Call) -> Reply:
+        """Run a model once."""
+        caller = self._access.caller(call)
+        body = call.body
+        envelope = peek(body)
+        name = _name(call, envelope.model_name)
+
+        def decode() -> Tensors:
+            request = decode_request(body, envelope)
+            return Tensors(request.tensors, request.datatypes, request.outputs, len(body))
+
+        answer = await self._serving.infer(caller.tenant, name, envelope.model_version, call.deadline_s, decode)
+        shown = envelope.model_name if name == envelope.model_name else answer.record.id
+        encoded = encode_response(
+            shown, str(answer.record.generation), envelope.request_id, answer.outputs, answer.order
+        )
+        return ReplyWithTrailers(encoded, _COLD_TRAILER) if answer.cold else encoded
+
+    async def model_metadata(self, call: Call) -> Reply:
+        """Names, datatypes and shapes of a model's inputs and outputs; loads it the first time."""
+        caller = self._access.caller(call)
+        request = messages.parse(messages.MODEL_METADATA, call.body)
+        name = _name(call, request.name)
+        record, metadata = await self._serving.metadata(caller.tenant, name, request.version, call.deadline_s)
+        response = inference_pb2.ModelMetadataResponse(
+            name=request.name if name == request.name else record.id,
+            versions=[str(record.generation)],
+            platform=metadata.platform,
+        )
+        for tensor in metadata.inputs:
+            response.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        for tensor in metadata.outputs:
+            response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        return response.SerializeToString()
+
+    async def model_ready(self, call: Call) -> Reply:
+        """Whether a request for the model has a chance."""
+        caller = self._access.caller(call)
+        request = messages.parse(messages.MODEL_READY, call.body)
+        ready = self._serving.ready(caller.tenant, _name(call, request.name), request.version)
+        return inference_pb2.ModelReadyResponse(ready=ready).SerializeToString()
+
+    async def server_live(self, call: Call) -> Reply:
+        """The process answers."""
+        self._access.caller(call)
+        return inference_pb2.ServerLiveResponse(live=True).SerializeToString()
+
+    async def server_ready(self, call: Call) -> Reply:
+        """The pod takes requests: false while it drains."""
+        self._access.caller(call)
+        return inference_pb2.ServerReadyResponse(ready=not self._ready()).SerializeToString()
+
+    async def server_metadata(self, call: Call) -> Reply:
+        """Name, version, extensions (none is advertised that is not served)."""
+        self._access.caller(call)
+        return inference_pb2.ServerMetadataResponse(
+            name=SERVER_NAME, version=version("hexcomb"), extensions=[]
+        ).SerializeToString()
+
+
+def _name(call: Call, in_message: str) -> str:
+    """The model that is asked for: ModelMesh's headers first, then the message."""
+    if call.metadata:
+        name = call.metadata_value(messages.MODEL_ID_METADATA) or call.metadata_value(messages.VMODEL_ID_METADATA)
+        if name:
+            return name
+    if not in_message:
+        raise InvalidMessage("model_name is empty; name a registered model")
+    return in_message

@@ -1,0 +1,536 @@
+"""Carrying out what the cache decides: fetch, prepare, load, warm up, measure, unload.
+
+The cache machine (`cache.machine`) decides and never acts; this module acts and never decides. It belongs to the event
+loop: events go into the machine on the loop only, and the commands that come back are started at once, in order. The
+slow work runs beside the loop: fetches as tasks, preparation, loads and unloads on threads of their own, so that a
+framework that hangs in a load holds up nobody else.
+
+A load that outlives its time limit cannot be stopped when it runs inside this process: no thread can be killed. Its
+waiters get their error then, its bytes stay counted until the thread comes back, and what it produced is freed on
+arrival. A load in a subprocess is simply killed.
+
+Deliberately absent: who may ask, names, aliases, protobuf.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cachetools import LRUCache
+
+from cache.commands import CancelLoad, Command, Refuse, Serve, StartFetch, StartLoad, StartUnload, WakeAt
+from cache.copies import Copy
+from cache.events import (
+    Cancel,
+    Crashed,
+    Event,
+    Fetched,
+    FetchFailed,
+    Loaded,
+    LoadFailed,
+    Tick,
+    Unloaded,
+    UnloadFailed,
+    Want,
+)
+from cache.failures import FailureRecord
+from cache.machine import EVICTED_FOR, CacheMachine
+from cache.types import Bytes, Failure, FailureKind, ModelKey, Place, Refusal, WantedModel
+from mesh.resident import Resident
+from mesh.settings import Settings
+from mesh.telemetry import Telemetry
+from placement.records import ModelRecord
+from runtime_adapters import errors as adapter_errors
+from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchRequest
+from runtime_adapters.base import Device, LoadedModel, LoadOptions, ModelMetadata, RuntimeAdapter, Size, Trust
+from runtime_adapters.errors import AdapterError, BadArtifact, MissingRuntime, UntrustedArtifact
+from runtime_adapters.isolation import Cancellation, load_isolated
+from runtime_adapters.memory import MemoryProbe, corrected_size
+from runtime_adapters.registry import adapter_for, detect_format
+from runtime_adapters.validation import InputChecker
+
+log = logging.getLogger("hexcomb.loading")
+
+T = TypeVar("T")
+
+HOST_MEMORY = Place("device", "cpu")
+"""Where a copy's RAM and mapped pages are counted: the device tier of a CPU pod."""
+ALWAYS_ISOLATED = frozenset({"python"})
+"""Formats whose models are somebody's Python code: they never run inside the pod."""
+ISOLATED_PROCESS_BYTES = 64 << 20
+"""What a child process takes beside its model, until the first load has measured it."""
+_PROFILES_MAX = 100_000
+"""Models whose measured size and metadata are remembered after their copy left."""
+
+
+class Refused(Exception):
+    """The cache gave this request no copy; `refusal` says why and when to come back."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+@dataclass(slots=True)
+class _Staged:
+    """An artifact on disk, ready to be loaded, and what was found out about it."""
+
+    record: ModelRecord
+    artifact: Artifact
+    path: Path
+    adapter: RuntimeAdapter
+    options: LoadOptions
+    isolated: bool
+    estimate: Size = Size(0)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What this pod has done since it started."""
+
+    loads: int = 0
+    load_failures: int = 0
+    unloads: int = 0
+
+
+@dataclass(slots=True)
+class _Loaded:
+    model: LoadedModel
+    size: Size
+    run_s: float
+    load_s: float
+    warm_up_s: float
+
+
+class Loading:
+    """The effects of one pod's cache. All methods are called on the event loop."""
+
+    def __init__(
+        self,
+        *,
+        cache: CacheMachine,
+        artifacts: ArtifactStore,
+        settings: Settings,
+        telemetry: Telemetry,
+        device: Device,
+        record_of: Callable[[ModelKey], ModelRecord | None],
+        on_loaded: Callable[[ModelKey], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cache = cache
+        self._artifacts = artifacts
+        self._settings = settings
+        self._telemetry = telemetry
+        self._device = device
+        self._record_of = record_of
+        self._on_loaded = on_loaded
+        self._clock = clock
+        self._residents: dict[int, Resident] = {}
+        self._staged: dict[int, _Staged] = {}
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self._waiters: dict[int, asyncio.Future[Resident]] = {}
+        self._waiter_ids = iter(range(1, 1 << 62))
+        self._profiles: LRUCache[tuple[str, str, str], Size] = LRUCache(maxsize=_PROFILES_MAX)
+        self._metadata: LRUCache[ModelKey, ModelMetadata] = LRUCache(maxsize=_PROFILES_MAX)
+        self._formats: LRUCache[ModelKey, str] = LRUCache(maxsize=_PROFILES_MAX)
+        self._tick: asyncio.TimerHandle | None = None
+        self.counts = Counts()
+
+    # The request path ---------------------------------------------------------------------------------------
+
+    def servable(self, key: ModelKey) -> Resident | None:
+        """The resident copy of a model, pinned for the caller, who gives it back with `let_go`; None on a miss."""
+        copy = self._cache.servable(key)
+        if copy is None:
+            return None
+        copy.pin(self._clock())
+        return self._residents[copy.copy_id]
+
+    async def wait_servable(
+        self, wanted: WantedModel, deadline_s: float | None, *, background: bool = False
+    ) -> Resident:
+        """Wait until the model has a copy here; it comes pinned. Raises Refused.
+
+        `deadline_s` is on the loop's monotonic clock. A cancelled caller leaves the cache's queue at once.
+        """
+        waiter_id = next(self._waiter_ids)
+        future: asyncio.Future[Resident] = asyncio.get_running_loop().create_future()
+        self._waiters[waiter_id] = future
+        self.send(Want(waiter_id, wanted, deadline_s, background))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                future.result().let_go()  # it was served in the same turn of the loop as it was cancelled
+            elif self._waiters.pop(waiter_id, None) is not None:
+                self.send(Cancel(waiter_id))
+            raise
+
+    def metadata(self, key: ModelKey) -> ModelMetadata | None:
+        """The metadata that the last load of this generation found; None when it was never loaded here."""
+        return self._metadata.get(key)
+
+    def format_of(self, key: ModelKey) -> str:
+        """The format that was declared or detected; empty while it is not known."""
+        return self._formats.get(key, "")
+
+    def failure(self, key: ModelKey) -> FailureRecord | None:
+        """What keeps this generation from being loaded, if anything does."""
+        return self._cache.failure(key, self._clock())
+
+    def resident(self, copy_id: int) -> Resident | None:
+        """The loaded side of a copy."""
+        return self._residents.get(copy_id)
+
+    def size_totals(self) -> tuple[int, int, int]:
+        """Bytes of all residents: declared by specs that do, estimated before their loads, measured after."""
+        residents = self._residents.values()
+        return (
+            sum(resident.declared_bytes or 0 for resident in residents),
+            sum(resident.estimated_bytes for resident in residents),
+            sum(resident.size.total_bytes for resident in residents),
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a load."""
+        return len(self._waiters)
+
+    # Events and commands ------------------------------------------------------------------------------------
+
+    def send(self, event: Event) -> None:
+        """Tell the cache what happened, and start what it wants done."""
+        self._carry_out(self._cache.handle(event, self._clock()))
+
+    def _pin(self, copy: Copy) -> None:
+        copy.pin(self._clock())
+
+    def _unpin(self, copy: Copy) -> None:
+        commands = self._cache.unpin(copy, self._clock())
+        if commands:
+            self._carry_out(commands)
+
+    def _carry_out(self, commands: Iterable[Command]) -> None:
+        for command in commands:
+            match command:
+                case Serve(waiter_id, copy_id):
+                    self._serve(waiter_id, copy_id)
+                case Refuse(waiter_id, refusal):
+                    waiter = self._waiters.pop(waiter_id, None)
+                    if waiter is not None and not waiter.done():
+                        waiter.set_exception(Refused(refusal))
+                case StartFetch(key, copy_id):
+                    self._start(copy_id, self._fetch(key, copy_id))
+                case StartLoad(key, copy_id, _):
+                    self._start(copy_id, self._load(key, copy_id))
+                case StartUnload(key, copy_id, reason):
+                    self._start(copy_id, self._unload(key, copy_id, reason))
+                case CancelLoad(copy_id, _):
+                    task = self._running.get(copy_id)
+                    if task is not None:
+                        task.cancel()
+                case WakeAt(at_s):
+                    self._wake_at(at_s)
+
+    def _serve(self, waiter_id: int, copy_id: int) -> None:
+        resident = self._residents[copy_id]
+        waiter = self._waiters.pop(waiter_id, None)
+        if waiter is None or waiter.done():
+            # The caller left in this very turn of the loop; its Cancel finds nothing, so the pin is ours to return.
+            asyncio.get_running_loop().call_soon(resident.let_go)
+        else:
+            waiter.set_result(resident)
+
+    def _wake_at(self, at_s: float) -> None:
+        if self._tick is not None:
+            self._tick.cancel()
+        loop = asyncio.get_running_loop()
+        self._tick = loop.call_later(max(0.0, at_s - self._clock()), partial(self.send, Tick()))
+
+    def _start(self, copy_id: int, work: Coroutine[Any, Any, Event]) -> None:
+        async def run() -> None:
+            event = await work
+            del self._running[copy_id]
+            self.send(event)
+
+        self._running[copy_id] = asyncio.get_running_loop().create_task(run())
+
+    # Fetch --------------------------------------------------------------------------------------------------
+
+    async def _fetch(self, key: ModelKey, copy_id: int) -> Event:
+        record = self._record_of(key)
+        if record is None:
+            return FetchFailed(copy_id, Failure(FailureKind.PERMANENT, f"model {key.model_id!r} is not registered"))
+        format_name = record.spec.format or ""
+        began = self._clock()
+        artifact: Artifact | None = None
+        try:
+            artifact = await self._artifacts.fetch(
+                FetchRequest(
+                    uri=record.spec.uri,
+                    storage_key=record.spec.storage_key,
+                    checksum=record.spec.checksum,
+                    tenant=key.tenant,
+                    deadline_s=self._clock() + self._settings.fetch_timeout_s,
+                )
+            )
+            self._telemetry.load_stage(format_name or "unknown", "fetch", self._clock() - began)
+            format_name = format_name or await _in_thread("detect", detect_format, artifact.path)
+            staged = await self._stage(record, artifact, format_name)
+            size = staged.estimate = await self._expected_size(staged)
+        except asyncio.CancelledError:
+            if artifact is not None:
+                self._artifacts.release(artifact)
+            return FetchFailed(copy_id, Failure(FailureKind.TRANSIENT, "cancelled: nobody waits for it any more"))
+        except Exception as error:  # every failure of a fetch becomes the cache's event
+            if artifact is not None:
+                self._artifacts.release(artifact)
+            failure = self._failure(key, "fetch", format_name, error)
+            return FetchFailed(copy_id, failure)
+        self._formats[key] = format_name
+        self._staged[copy_id] = staged
+        return Fetched(copy_id, self._bytes(size))
+
+    async def _stage(self, record: ModelRecord, artifact: Artifact, format_name: str) -> _Staged:
+        adapter = adapter_for(format_name)
+        options = LoadOptions(
+            model_id=record.id,
+            device=self._device,
+            threads=self._settings.model_threads,
+            trusted=artifact.trusted,
+            parameters=record.spec.parameters,
+        )
+        isolated = record.spec.isolation == "process" or format_name in ALWAYS_ISOLATED
+        if adapter.trust is Trust.RUNS_CODE and not isolated and not artifact.trusted:
+            raise UntrustedArtifact(
+                f"format {format_name!r} can run code when it loads, and {record.spec.uri!r} is under no trusted prefix: "
+                "mark its prefix with --trusted-prefixes, register it with isolation=process, or convert it to ONNX"
+            )
+        path = artifact.path
+        if not isolated:
+            began = self._clock()
+            version = await _in_thread("version", adapter.runtime_version)
+            prepared = await self._artifacts.prepare(
+                artifact, f"{format_name}-{version}", lambda into: adapter.prepare(artifact.path, into, options)
+            )
+            self._telemetry.load_stage(format_name, "prepare", self._clock() - began)
+            path = prepared or artifact.path
+        return _Staged(record, artifact, path, adapter, options, isolated)
+
+    async def _expected_size(self, staged: _Staged) -> Size:
+        known = self._profiles.get(self._profile_key(staged))
+        if known is not None:
+            return known
+        estimate = await _in_thread("estimate", staged.adapter.estimate, staged.path, staged.options)
+        if staged.isolated:
+            return Size(estimate.host_bytes + ISOLATED_PROCESS_BYTES, estimate.mapped_bytes, estimate.device_bytes)
+        return estimate
+
+    def _profile_key(self, staged: _Staged) -> tuple[str, str, str]:
+        where = "process" if staged.isolated else str(staged.options.device)
+        return (staged.artifact.content_hash, staged.adapter.format, where)
+
+    # Load ---------------------------------------------------------------------------------------------------
+
+    async def _load(self, key: ModelKey, copy_id: int) -> Event:
+        staged = self._staged.pop(copy_id)
+        format_name = staged.adapter.format
+        timeout_s = staged.record.spec.load_timeout_s or self._settings.load_timeout_s
+        try:
+            if staged.isolated:
+                loaded = await self._load_isolated(staged, timeout_s)
+            else:
+                loaded = await self._load_here(staged, timeout_s)
+        except asyncio.CancelledError:
+            self._artifacts.release(staged.artifact)
+            return LoadFailed(copy_id, Failure(FailureKind.TRANSIENT, "cancelled: nobody waits for it any more"))
+        except Exception as error:  # every failure of a load becomes the cache's event
+            self._artifacts.release(staged.artifact)
+            failure = self._failure(key, "load", format_name, error)
+            return LoadFailed(copy_id, failure)
+        self._telemetry.load_stage(format_name, "load", loaded.load_s)
+        self._telemetry.load_stage(format_name, "warm_up", loaded.warm_up_s)
+        self._profiles[self._profile_key(staged)] = loaded.size
+        self._metadata[key] = loaded.model.metadata
+        self._residents[copy_id] = Resident(
+            copy=self._cache.copy(copy_id),
+            model=loaded.model,
+            format=format_name,
+            checker=InputChecker(loaded.model.metadata),
+            meter=self._telemetry.meter(format_name, key.model_id),
+            artifact=staged.artifact,
+            size=loaded.size,
+            estimated_bytes=staged.estimate.total_bytes,
+            declared_bytes=staged.record.spec.capacity_hint_bytes,
+            run_s=loaded.run_s,
+            load_s=loaded.load_s,
+            inline_allowed=not staged.isolated,
+            pin=self._pin,
+            unpin=self._unpin,
+        )
+        self.counts.loads += 1
+        asyncio.get_running_loop().call_soon(self._on_loaded, key)
+        return Loaded(copy_id, self._bytes(loaded.size))
+
+    async def _load_here(self, staged: _Staged, timeout_s: float) -> _Loaded:
+        thread = _in_thread("load", _load_and_measure, staged.adapter, staged.path, staged.options)
+        try:
+            return await asyncio.wait_for(asyncio.shield(thread), timeout_s)
+        except TimeoutError:
+            thread.add_done_callback(_free_late_result)
+            raise adapter_errors.LoadFailed(
+                f"model {staged.options.model_id!r} did not load within {timeout_s:g} s (load_timeout_s); it runs inside "
+                "the pod and cannot be killed: register it with isolation=process, or raise load_timeout_s"
+            ) from None
+        except asyncio.CancelledError:
+            # Nobody waits any more, but a thread cannot be stopped: its bytes stay counted until it is done.
+            await asyncio.wait([thread])
+            _free_late_result(thread)
+            raise
+
+    async def _load_isolated(self, staged: _Staged, timeout_s: float) -> _Loaded:
+        cancellation = Cancellation()
+        thread = _in_thread("load", _load_isolated_and_measure, staged, timeout_s, self._settings, cancellation)
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            cancellation.cancel()
+            await asyncio.wait([thread])
+            _free_late_result(thread)
+            raise
+
+    # Unload -------------------------------------------------------------------------------------------------
+
+    async def _unload(self, key: ModelKey, copy_id: int, reason: str) -> Event:
+        resident = self._residents[copy_id]
+        began = self._clock()
+        try:
+            await _in_thread("unload", resident.model.unload)
+        except Exception as error:  # the cache keeps the bytes counted and asks again
+            log.exception("unloading %s failed", key)
+            return UnloadFailed(copy_id, f"{type(error).__name__}: {error}")
+        del self._residents[copy_id]
+        self._artifacts.release(resident.artifact)
+        self._telemetry.unloaded(resident.format, self._clock() - began, evicted=reason.startswith(EVICTED_FOR))
+        self.counts.unloads += 1
+        log.debug("unloaded %s: %s", key, reason)
+        return Unloaded(copy_id)
+
+    def crashed(self, resident: Resident, message: str) -> None:
+        """The subprocess of a copy died: it serves nobody else, and the next request loads it again."""
+        self.send(Crashed(resident.copy.copy_id, message))
+
+    async def close(self, grace_s: float) -> None:
+        """Unload everything that can be unloaded, so that no subprocess outlives the pod. Bounded."""
+        if self._tick is not None:
+            self._tick.cancel()
+        for task in list(self._running.values()):
+            task.cancel()
+        unloads = [_in_thread("unload", resident.model.unload) for resident in self._residents.values()]
+        waits = [*unloads, *self._running.values()]
+        if waits:
+            await asyncio.wait(waits, timeout=grace_s)
+
+    # What things mean ---------------------------------------------------------------------------------------
+
+    def _bytes(self, size: Size) -> Bytes:
+        components = {HOST_MEMORY: size.host_bytes + size.mapped_bytes}
+        if self._device.kind != "cpu":
+            components[Place("device", str(self._device))] = size.device_bytes
+        else:
+            components[HOST_MEMORY] += size.device_bytes
+        return Bytes.from_mapping(components)
+
+    def _failure(self, key: ModelKey, stage: str, format_name: str, error: Exception) -> Failure:
+        permanent = isinstance(error, BadArtifact)
+        if not isinstance(error, AdapterError):
+            log.error("%s of %s failed", stage, key, exc_info=error)
+        message = str(error) if isinstance(error, AdapterError) else f"{type(error).__name__} during the {stage}"
+        kind = FailureKind.PERMANENT if permanent else FailureKind.TRANSIENT
+        if isinstance(error, MissingRuntime):
+            kind = FailureKind.TRANSIENT  # installed later, or there on another pod
+        self._telemetry.load_failed(format_name or "unknown", stage, kind.value)
+        self.counts.load_failures += 1
+        log.warning("%s of %s failed (%s): %s", stage, key, kind.value, message)
+        return Failure(kind, message)
+
+
+def _load_and_measure(adapter: RuntimeAdapter, path: Path, options: LoadOptions) -> _Loaded:
+    began = time.perf_counter()
+    with MemoryProbe() as probe:
+        model = adapter.load(path, options)
+        load_s = time.perf_counter() - began
+        warm_began = time.perf_counter()
+        model.warm_up()
+        warm_up_s = time.perf_counter() - warm_began
+    return _measured(model, corrected_size(model.size(), probe.grown_bytes), load_s, warm_up_s)
+
+
+def _load_isolated_and_measure(
+    staged: _Staged, timeout_s: float, settings: Settings, cancellation: Cancellation
+) -> _Loaded:
+    began = time.perf_counter()
+    model = load_isolated(
+        staged.adapter.format,
+        staged.path,
+        staged.options,
+        load_timeout_s=timeout_s,
+        infer_timeout_s=settings.run_timeout_s,
+        memory_limit_bytes=int(settings.isolated_memory_max),
+        jailed=not staged.artifact.trusted,
+        require_jail=not settings.allow_unjailed,
+        cancellation=cancellation,
+    )
+    load_s = time.perf_counter() - began
+    began = time.perf_counter()
+    model.warm_up()
+    return _measured(model, model.size(), load_s, time.perf_counter() - began)
+
+
+def _measured(model: LoadedModel, size: Size, load_s: float, first_run_s: float) -> _Loaded:
+    """A second run tells what a run costs; the first one paid for lazy set-up."""
+    began = time.perf_counter()
+    model.warm_up()
+    return _Loaded(model, size, run_s=time.perf_counter() - began, load_s=load_s, warm_up_s=first_run_s)
+
+
+def _free_late_result(thread: asyncio.Future[_Loaded]) -> None:
+    """A load that nobody waits for has ended: free what it made."""
+    if not thread.cancelled() and thread.exception() is None:
+        threading.Thread(target=thread.result().model.unload, name="unload-late", daemon=True).start()
+
+
+def _in_thread(name: str, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
+    """Run on a thread of its own: a load that hangs must not use up a pool that other loads need."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result: T | None = None
+        problem: BaseException | None = None
+        try:
+            result = work(*arguments)
+        except BaseException as error:
+            problem = error
+        with contextlib.suppress(RuntimeError):  # the loop was closed while the thread ran
+            loop.call_soon_threadsafe(settle, result, problem)
+
+    threading.Thread(target=run, name=f"hexcomb-{name}", daemon=True).start()
+    return future

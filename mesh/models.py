@@ -1,0 +1,161 @@
+"""What may be done to registered models: register, unregister, pin, load ahead, alias. One core for every front.
+
+A registration is checked as far as can be known without fetching: the format exists, a format that runs code has a
+trusted prefix or a process of its own, a file lies where files may be read. What only the artifact can tell shows at
+the first load, in the model's status. A registration is acknowledged when the store has it on disk.
+
+Aliases move without a gap: while the active model serves, the target is loaded; then the alias switches. A target that
+does not load leaves the active one serving, and the alias says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from cache.events import SetPinned
+from mesh.generations import key_of
+from mesh.loading import ALWAYS_ISOLATED, Loading, Refused
+from mesh.serving import Serving, wanted
+from placement.errors import InvalidSpec, NotFound, PlacementError
+from placement.records import AliasRecord, AliasState, ModelRecord, ModelSpec
+from placement.registration import Registered, Registration
+from placement.registry import Registry
+from runtime_adapters.artifacts.fetch import ArtifactStore
+from runtime_adapters.base import Trust
+from runtime_adapters.errors import AdapterError
+from runtime_adapters.registry import adapter_for
+
+log = logging.getLogger("hexcomb.models")
+
+SYNC_WAIT_MAX_S = 240.0
+"""ModelMesh's own limit on a synchronous call that waits for a load."""
+
+
+class Models:
+    """Management of one pod's models. All methods run on the event loop."""
+
+    def __init__(self, registry: Registry, artifacts: ArtifactStore, loading: Loading, serving: Serving) -> None:
+        self._registry = registry
+        self._artifacts = artifacts
+        self._loading = loading
+        self._serving = serving
+        self._background: set[asyncio.Task[None]] = set()
+
+    def check(self, spec: ModelSpec) -> None:
+        """What can be known of a spec before its artifact is fetched. Raises InvalidSpec."""
+        try:
+            trusted = self._artifacts.check_uri(spec.uri)
+            adapter = adapter_for(spec.format) if spec.format else None
+        except AdapterError as error:
+            raise InvalidSpec(str(error)) from error
+        isolated = spec.isolation == "process" or spec.format in ALWAYS_ISOLATED
+        if adapter is not None and adapter.trust is Trust.RUNS_CODE and not trusted and not isolated:
+            raise InvalidSpec(
+                f"format {spec.format!r} can run code when it loads, and {spec.uri!r} is under no trusted prefix: "
+                "start the server with --trusted-prefixes, register with isolation=process, or convert it to ONNX"
+            )
+
+    async def register(self, tenant: str, entries: Sequence[Registration]) -> list[Registered | PlacementError]:
+        """One result per entry, in order; one entry's error never touches its neighbours."""
+        results: list[Registered | PlacementError | None] = [None] * len(entries)
+        accepted: list[tuple[int, Registration]] = []
+        result: Registered | PlacementError | None
+        for index, entry in enumerate(entries):
+            try:
+                self.check(entry.spec)
+            except InvalidSpec as error:
+                results[index] = error
+            else:
+                accepted.append((index, entry))
+        written = await self._registry.register_many(tenant, [entry for _, entry in accepted])
+        for (index, _), result in zip(accepted, written, strict=True):
+            results[index] = result
+        for result in results:
+            if isinstance(result, Registered) and result.record.spec.pinned:
+                self.load_ahead(result.record)
+        return [result for result in results if result is not None]
+
+    async def unregister(self, tenant: str, model_ids: Sequence[str]) -> list[bool | PlacementError]:
+        """Whether each existed, or why it cannot go."""
+        return await self._registry.unregister_many(tenant, model_ids)
+
+    async def set_pinned(self, tenant: str, model_id: str, pinned: bool) -> ModelRecord:
+        """Pin: load now and never evict. Raises NotFound."""
+        record = await self._registry.set_pinned(tenant, model_id, pinned)
+        self._loading.send(SetPinned(key_of(record), pinned))
+        if pinned:
+            self.load_ahead(record)
+        return record
+
+    def load_ahead(self, record: ModelRecord, *, background: bool = True) -> None:
+        """Begin to load; nobody waits. In the background it takes free room only, and evicts nothing."""
+        self._spawn(self._load_quietly(record, background))
+
+    async def ensure_loaded(self, record: ModelRecord, deadline_s: float | None) -> None:
+        """Wait until the model is servable. Raises Refused."""
+        resident = await self._serving.lease(record, deadline_s)
+        resident.let_go()
+
+    async def _load_quietly(self, record: ModelRecord, background: bool) -> None:
+        try:
+            resident = await self._loading.wait_servable(wanted(record), None, background=background)
+        except Refused as refused:
+            log.info("model %s/%s is not loaded ahead: %s", record.tenant, record.id, refused)
+        else:
+            resident.let_go()
+
+    # Aliases ------------------------------------------------------------------------------------------------
+
+    def begin_transition(self, alias: AliasRecord) -> asyncio.Task[None]:
+        """Load an alias's target, then switch; the returned task ends with the transition, successful or not."""
+        return self._spawn(self._transition(alias))
+
+    async def _transition(self, alias: AliasRecord) -> None:
+        record = self._registry.model(alias.tenant, alias.target)
+        if record is None:
+            await self._registry.fail_transition(
+                alias.tenant, alias.id, alias.target, f"model {alias.target!r} is not registered any more"
+            )
+            return
+        try:
+            await self.ensure_loaded(record, None)
+        except Refused as refused:
+            log.warning("alias %s/%s stays on %s: %s", alias.tenant, alias.id, alias.active, refused)
+            await self._registry.fail_transition(alias.tenant, alias.id, alias.target, str(refused))
+        else:
+            await self._registry.finish_transition(alias.tenant, alias.id, alias.target)
+
+    def resume_transitions(self) -> None:
+        """After a restart: aliases that were on their way go on."""
+        for tenant in self._registry.view.tenants.values():
+            for alias in tenant.aliases.values():
+                if alias.state is AliasState.TRANSITIONING:
+                    self.begin_transition(alias)
+
+    def load_pinned(self) -> None:
+        """After a restart: pinned models are loaded without being asked for."""
+        for record in self._registry.view.every_model():
+            if record.spec.pinned:
+                self.load_ahead(record)
+
+    def required(self, tenant: str, name: str) -> ModelRecord:
+        """The model of this id. Raises NotFound."""
+        record = self._registry.model(tenant, name)
+        if record is None:
+            raise NotFound(f"model {name[:200]!r} is not registered (tenant {tenant!r}); register it first")
+        return record
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    async def close(self) -> None:
+        """Stop loading ahead."""
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)

@@ -1,0 +1,294 @@
+"""One pod, put together: this file creates every part, hands it what it needs, starts it and stops it, in order.
+
+Read it from top to bottom to see what a pod is made of. It decides nothing and computes nothing.
+
+Start: allocator settings before any framework is imported; the store; the registry's view; the artifacts on disk; the
+cache and its loader; the endpoint; then the ports, last, so that whoever connects finds a pod that can answer.
+Stop (SIGTERM, SIGINT): unready first, then no new work, then what runs is finished, bounded by `stop_grace_s`; then the
+copies, so that no model's process outlives the pod; the store last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from cache.events import Drain, Forgive, Retire
+from cache.limits import CacheLimits
+from cache.machine import CacheMachine
+from cache.types import Bytes, ModelKey, Place
+from mesh.endpoint.access import Access
+from mesh.endpoint.health import HealthEndpoint
+from mesh.endpoint.http import HttpFront, build_app
+from mesh.endpoint.management import ManagementEndpoint
+from mesh.endpoint.modelmesh import ModelMeshEndpoint
+from mesh.endpoint.status import guarded_stream, guarded_unary
+from mesh.endpoint.v2 import V2Endpoint
+from mesh.generations import Generations
+from mesh.loading import HOST_MEMORY, Loading
+from mesh.models import Models
+from mesh.pod import PodView, default_pod_name
+from mesh.running import Runner
+from mesh.serving import Serving
+from mesh.settings import Settings
+from mesh.status import StatusView
+from mesh.telemetry import Telemetry
+from mesh.transport.base import ListenAddress, Routes, TransportLimits
+from mesh.transport.grpcio_transport import GrpcioTransport
+from mesh.wire import messages
+from placement.records import ModelRecord
+from placement.registry import Registry
+from placement.store.embedded import EmbeddedStore
+from placement.view import Changes
+from runtime_adapters.artifacts.credentials import StorageKeys
+from runtime_adapters.artifacts.fetch import ArtifactStore, FetchLimits
+from runtime_adapters.base import CPU, Device
+from runtime_adapters.devices import cuda_devices
+from runtime_adapters.memory import tune_allocator
+
+log = logging.getLogger("hexcomb.node")
+
+_DEVICE_SHARE = 0.9
+"""Of a GPU's memory for models by default; the rest is context and workspace."""
+
+
+class CannotStart(Exception):
+    """The pod cannot start; the message says why and what to do."""
+
+
+class Node:
+    """One pod. Built and used on one event loop."""
+
+    def __init__(self, settings: Settings, store: EmbeddedStore) -> None:
+        self._settings = settings
+        self._store = store
+        self._draining = False
+        self._started = False
+        name = settings.pod_name or default_pod_name()
+        device = chosen_device(settings)
+
+        self.telemetry = Telemetry(CollectorRegistry(), per_model=settings.metrics_per_model)
+        self.registry = Registry(store, clock=time.time)
+        self.cache = CacheMachine(cache_limits(settings, device))
+        self.artifacts = ArtifactStore(
+            settings.data_dir / "artifacts",
+            capacity_bytes=int(settings.disk_capacity),
+            limits=FetchLimits(artifact_bytes_max=int(settings.fetch_size_max), timeout_s=settings.fetch_timeout_s),
+            storage=StorageKeys.from_path(settings.storage_config),
+            file_prefixes=file_prefixes(settings),
+            trusted_prefixes=settings.trusted_prefixes,
+        )
+        self.generations = Generations(
+            is_servable=lambda key: self.cache.servable(key) is not None,
+            retire=lambda key: self.loading.send(Retire(key)),
+        )
+        self.loading = Loading(
+            cache=self.cache,
+            artifacts=self.artifacts,
+            settings=settings,
+            telemetry=self.telemetry,
+            device=device,
+            record_of=self._record_of,
+            on_loaded=self.generations.loaded,
+        )
+        self.runner = Runner(settings.infer_threads, self.telemetry.run_queue_seconds.observe)
+        self.serving = Serving(self.registry, self.generations, self.loading, self.runner, self.telemetry)
+        self.models = Models(self.registry, self.artifacts, self.loading, self.serving)
+        self.status = StatusView(self.cache, self.loading, self.generations, device)
+
+        access = Access()
+        self.health = HealthEndpoint(access)
+        self.transport = GrpcioTransport(
+            self._routes(access, name),
+            listen_addresses(settings),
+            TransportLimits(message_bytes_max=int(settings.message_size_max), calls_max=settings.calls_concurrent_max),
+        )
+        self.pod = PodView(
+            name,
+            self.registry,
+            self.cache,
+            self.artifacts,
+            self.loading,
+            self.serving,
+            unready_reason=self.unready_reason,
+            draining=lambda: self._draining,
+            calls_in_flight=lambda: self.transport.calls_in_flight,
+        )
+        self.telemetry.add_gauges(self.pod.gauges)
+        self.http = HttpFront(
+            build_app(self.telemetry.registry, self.unready_reason), settings.host, settings.http_port
+        )
+
+    def _routes(self, access: Access, name: str) -> Routes:
+        v2 = V2Endpoint(self.serving, access, self.unready_reason)
+        mmesh = ModelMeshEndpoint(self.models, self.registry, self.status, access, name)
+        management = ManagementEndpoint(
+            self.models, self.registry, self.status, access, name, lambda: self.pod.report()
+        )
+        unary = {
+            **v2.routes(),
+            **mmesh.routes(),
+            **management.routes(),
+            messages.HEALTH_CHECK.path: self.health.check,
+        }
+        streaming = {**management.streams(), messages.HEALTH_WATCH.path: self.health.watch}
+        return Routes(
+            {path: guarded_unary(handler) for path, handler in unary.items()},
+            {path: guarded_stream(handler) for path, handler in streaming.items()},
+        )
+
+    def unready_reason(self) -> str:
+        """Why the pod takes no requests; empty when it does."""
+        if not self._started:
+            return "starting"
+        return "draining" if self._draining else ""
+
+    def _record_of(self, key: ModelKey) -> ModelRecord | None:
+        return self.generations.record_of(key, self.registry.model(key.tenant, key.model_id))
+
+    def _on_change(self, changes: Changes) -> None:
+        for change in changes.models:
+            if change.before is None:
+                assert change.after is not None
+                self.loading.send(Forgive(ModelKey(change.tenant, change.id, change.after.generation)))
+                continue
+            incoming = self.generations.changed(change.before, change.after)
+            if change.after is None:
+                self.telemetry.forget(change.before.spec.format or "", change.id)
+            if incoming is not None:
+                self.models.load_ahead(incoming, background=False)
+
+    async def start(self) -> None:
+        """Everything up to the open ports. Raises CannotStart, CannotListen, PlacementError."""
+        await self.registry.start()
+        self.registry.on_change(self._on_change)
+        await self.artifacts.start()
+        await self.transport.start()
+        http_port = await self.http.start()
+        grpc = [address.address for address in self.transport.addresses]
+        self.pod.addresses = (*(f"grpc://{address}" for address in grpc), f"http://{self._settings.host}:{http_port}")
+        self._started = True
+        self.health.set_serving(True)
+        self.models.load_pinned()
+        self.models.resume_transitions()
+        if self._settings.ready_file is not None:
+            _write_ready_file(self._settings.ready_file, grpc[0], http_port)
+        log.info("ready: %s; %d models registered", ", ".join(self.pod.addresses), self.registry.view.model_count())
+
+    async def stop(self) -> None:
+        """Refuse new work, finish what runs, free everything. Bounded by `stop_grace_s` and a little."""
+        self._draining = True
+        self.health.set_serving(False)
+        log.info(
+            "stopping: finishing %d calls within %g s", self.transport.calls_in_flight, self._settings.stop_grace_s
+        )
+        await self.models.close()
+        await self.transport.stop(self._settings.stop_grace_s)
+        self.loading.send(Drain())
+        await self.http.stop()
+        await self.loading.close(_LAST_UNLOADS_S)
+        self.runner.close()
+        await self.artifacts.close()
+        await self.registry.close()
+        await self._store.close()
+        log.info("stopped")
+
+
+_LAST_UNLOADS_S = 5.0
+"""At the end: how long copies in subprocesses may take to leave before they are killed."""
+
+
+def chosen_device(settings: Settings) -> Device:
+    """The device that models run on. Raises CannotStart when the one that was asked for is not there."""
+    if settings.device == "cpu":
+        return CPU
+    scan = cuda_devices()
+    if scan.devices:
+        return scan.devices[0].device
+    if settings.device == "cuda":
+        raise CannotStart(f"device: `cuda` was asked for, but {scan.why_none}; use --device cpu")
+    return CPU
+
+
+def cache_limits(settings: Settings, device: Device) -> CacheLimits:
+    """The cache's limits from the settings."""
+    capacity = Bytes.of(HOST_MEMORY, int(settings.capacity))
+    if device.kind != "cpu":
+        if settings.device_capacity is None:
+            device_bytes = int(cuda_devices().devices[device.index].total_bytes * _DEVICE_SHARE)
+        else:
+            device_bytes = int(settings.device_capacity)
+        capacity = capacity + Bytes.of(Place("device", str(device)), device_bytes)
+    return CacheLimits(
+        capacity=capacity,
+        loads_concurrent_max=settings.loads_concurrent_max,
+        fetches_concurrent_max=settings.fetches_concurrent_max,
+        waiters_per_model_max=settings.waiters_per_model_max,
+        waiters_total_max=settings.waiters_max,
+        wait_max_s=settings.wait_max_s,
+        residency_min_s=settings.residency_min_s,
+        residency_override_wait_s=settings.residency_override_wait_s,
+        failure_backoff_base_s=settings.failure_backoff_base_s,
+        failure_backoff_max_s=settings.failure_backoff_max_s,
+        pinned_bytes_per_tenant_max=None if settings.pinned_max is None else int(settings.pinned_max),
+    )
+
+
+def file_prefixes(settings: Settings) -> tuple[Path, ...] | None:
+    """Directories that file:// may read; None: any, which only a pod on loopback allows by default."""
+    if settings.file_prefixes:
+        return tuple(Path(prefix) for prefix in settings.file_prefixes)
+    return None if settings.is_loopback else ()
+
+
+def listen_addresses(settings: Settings) -> list[ListenAddress]:
+    """The pod's gRPC address, and one more for each tenant that has its own."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return [
+        ListenAddress(f"{host}:{settings.grpc_port}"),
+        *(ListenAddress(f"{host}:{port}", tenant) for tenant, port in settings.tenant_addresses.items()),
+    ]
+
+
+def _write_ready_file(path: Path, grpc_address: str, http_port: int) -> None:
+    ready = {"grpc_port": int(grpc_address.rpartition(":")[2]), "http_port": http_port, "pid": os.getpid()}
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(ready))
+    temporary.replace(path)  # whoever waits for the file never reads half of it
+
+
+async def run_until_stopped(settings: Settings) -> None:
+    """Start a pod, serve until SIGTERM or SIGINT, stop it. Raises what `Node.start` raises."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    store = await EmbeddedStore.open(settings.data_dir)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    node = Node(settings, store)
+    try:
+        await node.start()
+        await stop.wait()
+    finally:
+        await node.stop()
+
+
+def serve(settings: Settings) -> int:
+    """What `hexcomb serve` does; returns the exit code."""
+    tune_allocator()
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    uvloop.run(run_until_stopped(settings))
+    return 0

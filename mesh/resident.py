@@ -1,0 +1,50 @@
+"""A copy as the request path sees it: the loaded model and what was worked out about it once, at load.
+
+`hold` and `let_go` count the runs that still use the model, beside the cache's own pin for each request: a request whose
+client left gives back its pin at once only if no thread still runs its model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cache.copies import Copy
+from mesh.telemetry import RequestMeter
+from runtime_adapters.artifacts.fetch import Artifact
+from runtime_adapters.base import LoadedModel, Size
+from runtime_adapters.validation import InputChecker
+
+
+@dataclass(slots=True)
+class Resident:
+    """One servable copy of this pod. Owned by the event loop."""
+
+    copy: Copy
+    model: LoadedModel
+    format: str
+    checker: InputChecker
+    meter: RequestMeter
+    artifact: Artifact
+    """Held while the copy lives: its files may be mapped."""
+    size: Size
+    estimated_bytes: int
+    """What was reserved for the load."""
+    declared_bytes: int | None
+    """What the spec says, where it does."""
+    run_s: float
+    """Mean seconds of a run."""
+    load_s: float
+    """What the framework took to load it."""
+    inline_allowed: bool
+    """False for copies in a subprocess, whose runs wait on a pipe."""
+    pin: Callable[[Copy], None] = field(repr=False)
+    unpin: Callable[[Copy], None] = field(repr=False)
+
+    def hold(self) -> None:
+        """Keep the copy from being unloaded until `let_go`."""
+        self.pin(self.copy)
+
+    def let_go(self) -> None:
+        """Give back one `hold`."""
+        self.unpin(self.copy)

@@ -1,0 +1,67 @@
+"""Running a model: on the event loop when that is quicker than handing it to a thread, else on a bounded pool.
+
+A hand-over to a worker thread and back costs roughly `HANDOVER_S` of everybody's time. A tiny model runs in a tenth of
+that, so its runs stay on the loop, where they hold up other requests for less time than the hand-over would. What a
+copy costs is measured, not guessed: an exponentially weighted mean of its own runs, seeded at warm-up. Only small
+requests qualify, since the mean says nothing about a request a thousand times the usual size.
+
+A run cannot be interrupted: when its client goes away, the pin on the copy stays until the run returns.
+
+Deliberately absent: batching of requests that arrive together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from mesh.resident import Resident
+from runtime_adapters.base import Array, Tensors
+
+HANDOVER_S = 60e-6
+"""Measured by `make bench` (`handover`): loop -> thread -> loop on this class of machine."""
+INLINE_BYTES_MAX = 4096
+"""Requests larger than this always go to a thread: the mean run time was learned on small ones."""
+_WEIGHT = 0.2
+
+
+class Runner:
+    """Runs copies for the event loop that owns them."""
+
+    def __init__(self, threads: int, observe_queue_s: Callable[[float], None]) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="infer")
+        self._observe_queue_s = observe_queue_s
+
+    def runs_inline(self, resident: Resident, request_bytes: int) -> bool:
+        """Whether a request of this size is cheaper on the loop than on a thread."""
+        return resident.run_s < HANDOVER_S and request_bytes <= INLINE_BYTES_MAX and resident.inline_allowed
+
+    def run_inline(self, resident: Resident, inputs: Tensors, outputs: Sequence[str]) -> dict[str, Array]:
+        """Run here and now, on the event loop's thread."""
+        began = time.perf_counter()
+        result = resident.model.infer(inputs, outputs)
+        resident.run_s += _WEIGHT * (time.perf_counter() - began - resident.run_s)
+        return result
+
+    async def run_in_thread(self, resident: Resident, inputs: Tensors, outputs: Sequence[str]) -> dict[str, Array]:
+        """Run on a worker thread. Cancelling the caller does not stop the run; it keeps its own pin until it ends."""
+        queued = time.perf_counter()
+
+        def run() -> tuple[dict[str, Array], float, float]:
+            began = time.perf_counter()
+            result = resident.model.infer(inputs, outputs)
+            return result, began - queued, time.perf_counter() - began
+
+        resident.hold()
+        future = asyncio.get_running_loop().run_in_executor(self._pool, run)
+        future.add_done_callback(lambda _: resident.let_go())
+        result, queued_s, run_s = await asyncio.shield(future)
+        self._observe_queue_s(queued_s)
+        resident.run_s += _WEIGHT * (run_s - resident.run_s)
+        return result
+
+    def close(self) -> None:
+        """Stop taking work; threads end when their runs do."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

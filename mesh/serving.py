@@ -1,0 +1,207 @@
+"""The core of a request, whatever protocol it came in: name -> model -> copy -> run.
+
+Every front (gRPC now) hands in a tenant, a name and a way to decode the tensors once the model is known, and gets
+named arrays back. The path of a hit: two dictionary look-ups for the name, one for the copy, a pin, the run, an unpin;
+it touches no store, takes no lock and waits for nothing but the run.
+
+A request whose isolated process died under it is tried once more on a fresh copy, since inference has no effects; a
+second death is reported, not retried.
+
+Deliberately absent: protobuf, HTTP, roles.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+
+from cache.types import Bytes, RefusalKind, WantedModel
+from mesh.generations import Generations, key_of
+from mesh.loading import HOST_MEMORY, Loading, Refused
+from mesh.resident import Resident
+from mesh.running import Runner
+from mesh.telemetry import Telemetry
+from placement.errors import NotFound
+from placement.records import ModelRecord
+from placement.registry import Registry
+from runtime_adapters.base import Array, ModelMetadata
+from runtime_adapters.errors import ModelCrashed
+
+_TRIES_WHEN_GONE = 2
+"""A name is resolved again once when its model was replaced while the request waited."""
+
+
+class UnknownModel(Exception):
+    """No model or alias has this name, or the model has no such version. Clients see NOT_FOUND."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """A request's tensors, decoded."""
+
+    inputs: dict[str, Array]
+    datatypes: dict[str, str]
+    outputs: tuple[str, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a front needs to answer: the arrays in the order to send, and who computed them."""
+
+    outputs: dict[str, Array]
+    order: tuple[str, ...]
+    """The names to send, in this order; empty: all of `outputs`."""
+    record: ModelRecord
+    cold: bool
+
+
+class Serving:
+    """Runs requests on this pod's copies."""
+
+    def __init__(
+        self, registry: Registry, generations: Generations, loading: Loading, runner: Runner, telemetry: Telemetry
+    ) -> None:
+        self._registry = registry
+        self._generations = generations
+        self._loading = loading
+        self._runner = runner
+        self._telemetry = telemetry
+        self.hits = 0
+        self.misses = 0
+
+    def resolve(self, tenant: str, name: str, version: str = "") -> ModelRecord:
+        """The model behind a name: an alias's active model, else the model, in the generation that serves now.
+
+        Raises UnknownModel.
+        """
+        try:
+            resolved = self._registry.resolve(tenant, name, random.random())
+        except NotFound as error:
+            # Triton's wording first, because clients match on it.
+            raise UnknownModel(f"Request for unknown model: '{name[:200]}' is not found; {error}") from None
+        record = self._generations.serving(resolved.record)
+        if version and version != str(record.generation):
+            raise UnknownModel(
+                f"model '{name[:200]}' has no version {version[:40]!r}: its current version is {record.generation}"
+            )
+        return record
+
+    async def lease(self, record: ModelRecord, deadline_s: float | None, *, background: bool = False) -> Resident:
+        """A pinned copy of the model, loaded if need be; give it back with `let_go`. Raises Refused."""
+        resident = self._loading.servable(key_of(record))
+        if resident is not None:
+            return resident
+        return await self._loading.wait_servable(wanted(record), deadline_s, background=background)
+
+    async def infer(
+        self,
+        tenant: str,
+        name: str,
+        version: str,
+        deadline_s: float | None,
+        decode: Callable[[], Tensors],
+    ) -> Answer:
+        """Run one request. `decode` is called once; what it raises is the caller's business.
+
+        Raises UnknownModel, Refused, BadInput, ModelRaised, ModelCrashed.
+        """
+        began = time.perf_counter()
+        record = self.resolve(tenant, name, version)
+        resident = self._loading.servable(key_of(record))
+        cold = resident is None
+        if cold:
+            # A malformed request must not cost a load: read it first.
+            tensors = decode()
+            self.misses += 1
+            record, resident = await self._wait(tenant, name, version, record, deadline_s)
+            self._telemetry.queue_wait_seconds.observe(time.perf_counter() - began)
+        else:
+            self.hits += 1
+        assert resident is not None
+        meter = resident.meter
+        try:
+            if not cold:
+                tensors = decode()
+            try:
+                outputs = await self._run(resident, tensors)
+            except ModelCrashed as crash:
+                outputs = await self._run_again(resident, record, tensors, deadline_s, crash)
+        except Exception as error:
+            meter.failed(type(error).__name__)
+            raise
+        finally:
+            resident.let_go()
+        meter.answered(time.perf_counter() - began, cold=cold)
+        return Answer(outputs, tensors.outputs, record, cold)
+
+    async def _wait(
+        self, tenant: str, name: str, version: str, record: ModelRecord, deadline_s: float | None
+    ) -> tuple[ModelRecord, Resident]:
+        for attempt in range(_TRIES_WHEN_GONE):
+            try:
+                return record, await self._loading.wait_servable(wanted(record), deadline_s)
+            except Refused as refused:
+                self._telemetry.refused.labels(refused.refusal.kind.name.lower()).inc()
+                if refused.refusal.kind is not RefusalKind.GONE or attempt + 1 == _TRIES_WHEN_GONE:
+                    raise
+            record = self.resolve(tenant, name, version)  # replaced while it waited: perhaps by a newer generation
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _run(self, resident: Resident, tensors: Tensors) -> dict[str, Array]:
+        inputs = resident.checker.check(tensors.inputs, tensors.datatypes)
+        wanted_outputs = resident.checker.check_outputs(tensors.outputs)
+        if self._runner.runs_inline(resident, tensors.size_bytes):
+            return self._runner.run_inline(resident, inputs, wanted_outputs)
+        return await self._runner.run_in_thread(resident, inputs, wanted_outputs)
+
+    async def _run_again(
+        self, crashed: Resident, record: ModelRecord, tensors: Tensors, deadline_s: float | None, crash: ModelCrashed
+    ) -> dict[str, Array]:
+        self._loading.crashed(crashed, str(crash))
+        resident = await self._loading.wait_servable(wanted(record), deadline_s)
+        try:
+            return await self._run(resident, tensors)
+        except ModelCrashed as second:
+            self._loading.crashed(resident, str(second))
+            raise
+        finally:
+            resident.let_go()
+
+    async def metadata(
+        self, tenant: str, name: str, version: str, deadline_s: float | None
+    ) -> tuple[ModelRecord, ModelMetadata]:
+        """What a client may know of a model; loads it if it was never loaded here, since only a load tells."""
+        record = self.resolve(tenant, name, version)
+        known = self._loading.metadata(key_of(record))
+        if known is not None:
+            return record, known
+        resident = await self.lease(record, deadline_s)
+        try:
+            return record, resident.model.metadata
+        finally:
+            resident.let_go()
+
+    def ready(self, tenant: str, name: str, version: str) -> bool:
+        """Whether a request for this model has a chance: it is registered and has not failed for good."""
+        try:
+            record = self.resolve(tenant, name, version)
+        except UnknownModel:
+            return False
+        failure = self._loading.failure(key_of(record))
+        return failure is None or isfinite(failure.retry_at_s)
+
+
+def wanted(record: ModelRecord) -> WantedModel:
+    """What the cache must know to load a model."""
+    spec = record.spec
+    return WantedModel(
+        key=key_of(record),
+        priority=spec.priority,
+        pinned=spec.pinned,
+        size_hint=None if spec.capacity_hint_bytes is None else Bytes.of(HOST_MEMORY, spec.capacity_hint_bytes),
+        ttl_s=spec.ttl_s,
+    )

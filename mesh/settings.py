@@ -1,0 +1,217 @@
+"""Every setting of a pod, in one typed class.
+
+A setting has a unit in its name or type, a default, and a reason, which is its help text. It is read once, at start:
+from the command line, else from `HEXCOMB_<NAME>` in the environment, else the default. Nothing else in the product
+reads the environment. `hexcomb serve --help` is made from this class, so that the two cannot differ.
+
+All limits live here too: whatever can queue, wait, retry or grow has a field below.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import psutil
+from pydantic import ByteSize, Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MIB = 1024 * 1024
+_DEFAULT_CAPACITY_SHARE = 0.6
+
+
+def _half_the_box() -> ByteSize:
+    """60 % of this machine's memory: the rest is for frameworks, activations and the page cache."""
+    return ByteSize(int(psutil.virtual_memory().total * _DEFAULT_CAPACITY_SHARE))
+
+
+def _worker_threads() -> int:
+    return max(2, (os.cpu_count() or 2))
+
+
+Words = Annotated[tuple[str, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """The settings of one pod (`hexcomb serve`). Sizes accept `512MiB`, `2GiB`, or bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="HEXCOMB_", frozen=True, extra="forbid")
+
+    # Where it listens -------------------------------------------------------------------------------------------
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on, gRPC and HTTP. Anything but loopback needs --insecure until "
+        "authentication is configured.",
+    )
+    insecure: bool = Field(
+        False, description="Allow listening beyond loopback without authentication: whoever reaches the port is admin."
+    )
+    grpc_port: int = Field(8033, ge=0, le=65535, description="gRPC port (V2, ModelMesh, management); 0 picks one.")
+    http_port: int = Field(8008, ge=0, le=65535, description="HTTP port (health, metrics); 0 picks one.")
+    tenant_ports: Words = Field(
+        (),
+        description="TENANT=PORT, comma separated: extra gRPC ports whose callers belong to that tenant, since gRPC "
+        "shows no host name.",
+    )
+    ready_file: Path | None = Field(
+        None, description="Write the pod's addresses and pid as JSON to this file once it is ready (for scripts)."
+    )
+
+    # Where it keeps things --------------------------------------------------------------------------------------
+    data_dir: Path = Field(
+        Path("hexcomb-data"), description="Directory of the registry (embedded store) and of the disk tier."
+    )
+    store: str = Field(
+        "embedded",
+        description="Where registrations live: `embedded`, an SQLite file in the data directory. (etcd, for several "
+        "pods, is not built yet.)",
+    )
+    pod_name: str = Field("", description="Name of this pod in status and metrics; empty: host name and pid.")
+
+    # Capacities -------------------------------------------------------------------------------------------------
+    capacity: ByteSize = Field(
+        default_factory=_half_the_box,
+        ge=0,
+        description="Bytes of memory for resident models on this pod (the device tier of a CPU pod). Default: 60 % of "
+        "the machine's memory; the rest is for frameworks and activations.",
+    )
+    device_capacity: ByteSize | None = Field(
+        None, description="Bytes of memory per GPU for resident models. Default: 90 % of what the GPU has."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where models run: `cuda` needs a GPU, `auto` takes one if there is one."
+    )
+    disk_capacity: ByteSize = Field(
+        ByteSize(20 * 1024 * MIB), ge=0, description="Bytes of disk for fetched and prepared artifacts."
+    )
+
+    # Loading ----------------------------------------------------------------------------------------------------
+    loads_concurrent_max: int = Field(
+        2, ge=1, le=64, description="Loads at a time: each takes a core; more only adds peak memory."
+    )
+    fetches_concurrent_max: int = Field(
+        8, ge=1, le=256, description="Fetches at a time: one object-store stream does not fill a network card."
+    )
+    fetch_size_max: ByteSize = Field(
+        ByteSize(10 * 1024 * MIB), description="Largest artifact that is fetched: beyond it the fetch stops."
+    )
+    fetch_timeout_s: float = Field(
+        600.0, gt=0, description="Seconds after which a fetch is given up (a transient failure)."
+    )
+    load_timeout_s: float = Field(
+        90.0, gt=0, description="Seconds after which a load is given up, unless the spec says otherwise."
+    )
+    residency_min_s: float = Field(
+        3.0,
+        ge=0,
+        description="A loaded model is not evicted before this age, against churn; a waiting request overrides it.",
+    )
+    residency_override_wait_s: float = Field(
+        0.05, ge=0, description="A request that has waited this long may evict models below the minimum residency."
+    )
+    failure_backoff_base_s: float = Field(
+        1.0, gt=0, description="Wait after a first transient load failure; doubles with each further one."
+    )
+    failure_backoff_max_s: float = Field(300.0, gt=0, description="Longest wait between tries of a failing model.")
+    pinned_max: ByteSize | None = Field(
+        None, description="Bytes that one tenant may pin. Default: half of the capacity."
+    )
+
+    # Requests ---------------------------------------------------------------------------------------------------
+    message_size_max: ByteSize = Field(
+        ByteSize(16 * MIB), ge=1024, description="Largest gRPC message in or out; beyond it RESOURCE_EXHAUSTED."
+    )
+    calls_concurrent_max: int = Field(
+        10_000, ge=1, description="Calls in the pod at a time; further ones are answered RESOURCE_EXHAUSTED."
+    )
+    waiters_per_model_max: int = Field(
+        2_000, ge=1, description="Requests that may wait for one cold model; further ones are shed with a retry hint."
+    )
+    waiters_max: int = Field(8_000, ge=1, description="Requests that may wait for loads in total.")
+    wait_max_s: float = Field(
+        60.0, gt=0, description="Longest wait for a load when the client sent no deadline of its own."
+    )
+    infer_threads: int = Field(
+        default_factory=_worker_threads,
+        ge=1,
+        le=256,
+        description="Worker threads that run models. Default: the number of CPUs.",
+    )
+    model_threads: int = Field(1, ge=1, le=64, description="Threads that one model run may use inside its framework.")
+    run_timeout_s: float = Field(
+        60.0, gt=0, description="Longest run of a model in an isolated process; then the process is replaced."
+    )
+    stop_grace_s: float = Field(
+        20.0, ge=0, description="On SIGTERM: seconds for running requests to finish; new ones are refused."
+    )
+
+    # Trust ------------------------------------------------------------------------------------------------------
+    trusted_prefixes: Words = Field(
+        (),
+        description="URI prefixes (comma separated) whose artifacts may run code when they load: pickle, joblib, "
+        ".pt2, TorchScript, Python models. Empty: none.",
+    )
+    file_prefixes: Words = Field(
+        (),
+        description="Directories (comma separated) from which file:// artifacts may be read. Empty: any on "
+        "loopback, none otherwise.",
+    )
+    storage_config: Path | None = Field(
+        None, description="JSON or YAML file, or directory of files, with the storage keys (endpoints, credentials)."
+    )
+    allow_unjailed: bool = Field(
+        False,
+        description="Run untrusted Python models even where the kernel grants no jail (no network, no files).",
+    )
+    isolated_memory_max: ByteSize = Field(
+        ByteSize(2 * 1024 * MIB), description="Memory limit of one isolated model process."
+    )
+
+    # Seeing -----------------------------------------------------------------------------------------------------
+    metrics_per_model: bool = Field(
+        False, description="Add the model's name to metric labels: thousands of series on a dense pod."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line shown.")
+
+    @field_validator("tenant_ports", "trusted_prefixes", "file_prefixes", mode="before")
+    @classmethod
+    def _split_words(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(word.strip() for word in value.split(",") if word.strip())
+        return value
+
+    @field_validator("tenant_ports")
+    @classmethod
+    def _check_tenant_ports(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            tenant, _, port = entry.partition("=")
+            if not tenant or not port.isdigit() or not 0 <= int(port) <= 65535:
+                raise ValueError(f"{entry!r} is not TENANT=PORT")
+        return value
+
+    @field_validator("store")
+    @classmethod
+    def _check_store(cls, value: str) -> str:
+        if value != "embedded":
+            raise ValueError(f"{value!r} is not available; use `embedded` (one pod)")
+        return value
+
+    @model_validator(mode="after")
+    def _check_exposure(self) -> Settings:
+        if not self.is_loopback and not self.insecure:
+            raise ValueError(
+                f"host {self.host!r} is not loopback and no authentication is configured: anyone who reaches the "
+                "port could register models. Listen on 127.0.0.1, or say --insecure if the network is closed"
+            )
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the pod."""
+        return self.host in {"127.0.0.1", "::1", "localhost"} or self.host.startswith("127.")
+
+    @property
+    def tenant_addresses(self) -> dict[str, int]:
+        """Tenant -> extra gRPC port."""
+        return {tenant: int(port) for tenant, _, port in (entry.partition("=") for entry in self.tenant_ports)}

@@ -1,0 +1,171 @@
+"""What a pod tells about itself in Prometheus' words.
+
+The registry is passed in: two pods in one process do not collide. Children of labelled metrics are looked up once, when
+a model becomes known, never per request: a request costs two `observe`/`inc` calls on bound objects. Gauges (capacity,
+use, ages) are computed when somebody scrapes.
+
+Labels are by model format. Labels by model name appear only when `metrics_per_model` is on, since a dense pod has
+thousands of models; their series are removed with the model.
+
+Seconds and bytes everywhere, as Prometheus' naming rules ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+_REQUEST_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+_LOAD_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 90.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """One line of a scrape, computed when asked for."""
+
+    name: str
+    help: str
+    labels: tuple[tuple[str, str], ...]
+    value: float
+
+
+class _OnScrape(Collector):
+    def __init__(self, read: Callable[[], Iterable[Gauge]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, GaugeMetricFamily] = {}
+        for gauge in self._read():
+            names = [name for name, _ in gauge.labels]
+            family = families.setdefault(gauge.name, GaugeMetricFamily(gauge.name, gauge.help, labels=names))
+            family.add_metric([value for _, value in gauge.labels], gauge.value)
+        yield from families.values()
+
+
+class RequestMeter:
+    """The bound metrics of one model's requests (shared by all models of a format unless per-model is on)."""
+
+    __slots__ = ("_errors", "_hit_seconds", "_labels", "_miss_seconds")
+
+    def __init__(
+        self, hit_seconds: Histogram, miss_seconds: Histogram, errors: Counter, labels: dict[str, str]
+    ) -> None:
+        self._hit_seconds = hit_seconds
+        self._miss_seconds = miss_seconds
+        self._errors = errors
+        self._labels = labels
+
+    def answered(self, seconds: float, *, cold: bool) -> None:
+        """One request was answered with a prediction."""
+        (self._miss_seconds if cold else self._hit_seconds).observe(seconds)
+
+    def failed(self, code: str) -> None:
+        """One request was answered with an error of this gRPC code."""
+        self._errors.labels(code=code, **self._labels).inc()
+
+
+class Telemetry:
+    """All metrics of one pod."""
+
+    def __init__(self, registry: CollectorRegistry, *, per_model: bool = False) -> None:
+        self.registry = registry
+        self._per_model = per_model
+        self._meters: dict[tuple[str, ...], RequestMeter] = {}
+        labels = ["format", "model"] if per_model else ["format"]
+        self._label_names = labels
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self._request_seconds = Histogram(
+            "hexcomb_request_seconds",
+            "Time from receiving an inference request to its answer; outcome `hit`: a copy was servable, `miss`: it "
+            "waited for a load.",
+            [*labels, "outcome"],
+            buckets=_REQUEST_BUCKETS_S,
+            registry=registry,
+        )
+        self._request_errors = Counter(
+            "hexcomb_request_errors",
+            "Inference requests answered with an error, by gRPC code.",
+            [*labels, "code"],
+            registry=registry,
+        )
+        self._load_seconds = Histogram(
+            "hexcomb_load_seconds",
+            "Time of one stage of a load: fetch, prepare, load (in the framework), warm_up.",
+            ["format", "stage"],
+            buckets=_LOAD_BUCKETS_S,
+            registry=registry,
+        )
+        self._load_failures = Counter(
+            "hexcomb_load_failures",
+            "Loads that failed, by stage and kind.",
+            ["format", "stage", "kind"],
+            registry=registry,
+        )
+        self._unload_seconds = Histogram(
+            "hexcomb_unload_seconds", "Time of one unload.", ["format"], buckets=_LOAD_BUCKETS_S, registry=registry
+        )
+        self._evictions = Counter(
+            "hexcomb_evictions", "Copies unloaded to make room, by format.", ["format"], registry=registry
+        )
+        self.queue_wait_seconds = Histogram(
+            "hexcomb_queue_wait_seconds",
+            "Time that a request waited for its model to become servable.",
+            buckets=_REQUEST_BUCKETS_S,
+            registry=registry,
+        )
+        self.run_queue_seconds = Histogram(
+            "hexcomb_run_queue_seconds",
+            "Time that a request for a servable model waited for a worker thread.",
+            buckets=_REQUEST_BUCKETS_S,
+            registry=registry,
+        )
+        self.refused = Counter(
+            "hexcomb_requests_refused", "Requests refused before they ran, by reason.", ["reason"], registry=registry
+        )
+
+    def add_gauges(self, read: Callable[[], Iterable[Gauge]]) -> None:
+        """Compute gauges on each scrape from `read()`."""
+        self.registry.register(_OnScrape(read))
+
+    def meter(self, format_name: str, model: str) -> RequestMeter:
+        """The request metrics for a model; kept by the caller, so that requests look nothing up."""
+        key = (format_name, model) if self._per_model else (format_name,)
+        meter = self._meters.get(key)
+        if meter is None:
+            labels = dict(zip(self._label_names, key, strict=True))
+            meter = RequestMeter(
+                self._request_seconds.labels(outcome="hit", **labels),
+                self._request_seconds.labels(outcome="miss", **labels),
+                self._request_errors,
+                labels,
+            )
+            self._meters[key] = meter
+        return meter
+
+    def forget(self, format_name: str, model: str) -> None:
+        """Drop a model's own series when it is unregistered."""
+        if not self._per_model or self._meters.pop((format_name, model), None) is None:
+            return
+        for outcome in ("hit", "miss"):
+            self._request_seconds.remove(format_name, model, outcome)
+        self._request_errors.remove_by_labels({"format": format_name, "model": model})
+
+    def load_stage(self, format_name: str, stage: str, seconds: float) -> None:
+        """One stage of a load took this long."""
+        self._load_seconds.labels(format_name, stage).observe(seconds)
+
+    def load_failed(self, format_name: str, stage: str, kind: str) -> None:
+        """A load failed in this stage; kind is `permanent` or `transient`."""
+        self._load_failures.labels(format_name, stage, kind).inc()
+
+    def unloaded(self, format_name: str, seconds: float, *, evicted: bool) -> None:
+        """A copy was unloaded; `evicted` when it made room for another."""
+        self._unload_seconds.labels(format_name).observe(seconds)
+        if evicted:
+            self._evictions.labels(format_name).inc()
