@@ -56,7 +56,7 @@ def check_name(field: str, name: str, length_max: int) -> None:
         )
     if bad := _FORBIDDEN.search(name):
         raise InvalidName(
-            f"{field} {name[:40]!r} holds {ascii(bad[0])} at position {bad.start()}; control characters, line "
+            f"{field} {name[:40]!r} holds {bad[0]!a} at position {bad.start()}; control characters, line "
             "separators and text-direction marks are not allowed: remove them"
         )
     if name[0].isspace() or name[-1].isspace():

@@ -32,7 +32,9 @@ WORD_LENGTH_MAX = 256
 VALUE_LENGTH_MAX = 4096
 """Of the values of labels and parameters, and of failure messages."""
 ENTRIES_MAX = 128
-"""Of labels, parameters and weights, each."""
+"""Of labels and parameters, each."""
+WEIGHTS_MAX = 16
+"""Models that one alias splits its traffic over: changing them all is one transaction of the store."""
 PRIORITY_LIMIT = 2**31
 BYTES_LIMIT = 2**63
 SECONDS_MAX = 10 * 365 * 86_400.0
@@ -40,6 +42,7 @@ SECONDS_MAX = 10 * 365 * 86_400.0
 Isolation = Literal["none", "process"]
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
 _URI_PASSWORD = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#]*:[^/?#]*@")
 
@@ -389,7 +392,7 @@ def _check_uri(uri: str) -> None:
     if len(uri) > URI_LENGTH_MAX:
         raise InvalidSpec(f"uri has {len(uri)} characters; at most {URI_LENGTH_MAX} are allowed: shorten the path")
     if bad := _CONTROL.search(uri):
-        raise InvalidSpec(f"uri holds {ascii(bad[0])} at position {bad.start()}; percent-encode or remove it")
+        raise InvalidSpec(f"uri holds {bad[0]!a} at position {bad.start()}; percent-encode or remove it")
     if "@" in uri and _URI_PASSWORD.match(uri):
         raise InvalidSpec("uri holds a password before the @; put credentials under a storage key and name that key")
 
@@ -400,7 +403,7 @@ def _check_word(name: str, value: str) -> None:
     if not value or len(value) > WORD_LENGTH_MAX:
         raise InvalidSpec(f"{name} has {len(value)} characters; 1 to {WORD_LENGTH_MAX} are allowed, or leave it out")
     if bad := _CONTROL.search(value):
-        raise InvalidSpec(f"{name} holds {ascii(bad[0])} at position {bad.start()}; remove it")
+        raise InvalidSpec(f"{name} holds {bad[0]!a} at position {bad.start()}; remove it")
 
 
 def _check_int(name: str, value: int, low: int, high: int) -> None:
@@ -428,13 +431,15 @@ def _check_texts(name: str, entries: Mapping[str, str]) -> None:
             raise InvalidSpec(f"{name}[{key!r}] is {type(value).__name__}; it must be text: put it in quotes")
         if len(value) > VALUE_LENGTH_MAX:
             raise InvalidSpec(f"{name}[{key!r}] has {len(value)} characters; at most {VALUE_LENGTH_MAX} are allowed")
+        if not value.isascii() and (bad := _SURROGATE.search(value)):
+            raise InvalidSpec(f"{name}[{key!r}] holds {bad[0]!a} at position {bad.start()}, which is no character")
 
 
 def _check_weights(weights: Mapping[str, int], active: str) -> None:
     if not isinstance(weights, Mapping):
         raise InvalidSpec(f"weights is {type(weights).__name__}; it must map model ids to shares")
-    if len(weights) > ENTRIES_MAX:
-        raise InvalidSpec(f"weights has {len(weights)} entries; at most {ENTRIES_MAX} are allowed")
+    if len(weights) > WEIGHTS_MAX:
+        raise InvalidSpec(f"weights has {len(weights)} entries; at most {WEIGHTS_MAX} are allowed")
     for model_id, weight in weights.items():
         try:
             check_id(model_id)

@@ -5,8 +5,8 @@ store, a lock or a task. A batch of events makes a new picture; only the tenants
 (100,000 names: under a millisecond), and whoever holds the old one goes on reading it undisturbed, threads included.
 
 Events may be seen twice or older than what is known (a list that was read in pages while the world moved), so each
-name remembers the revision it was last changed at and ignores what is not newer. Deletes are remembered only while
-the caller lists (`Listing` in `placement.registry` replays the watch from the list's revision on).
+name remembers the revision it was last changed at and ignores what is not newer. Deleted names need no memory: the
+watch that follows a list begins at the revision of the list's first page, so it brings every later delete itself.
 
 A record that cannot be read (written by a newer version) takes its name with it, and only its name: resolving it
 raises the reason, its neighbours serve.
@@ -17,7 +17,6 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from placement.errors import NotFound, UnsupportedRecord
 from placement.records import AliasRecord, ModelRecord
@@ -257,9 +256,4 @@ class _Draft:
                 self.unreadable[event.id] = str(event.entry)
 
     def finish(self) -> TenantView:
-        return TenantView(
-            MappingProxyType(self.models),
-            MappingProxyType(self.aliases),
-            MappingProxyType(self.aliases_of),
-            MappingProxyType(self.unreadable),
-        )
+        return TenantView(self.models, self.aliases, self.aliases_of, self.unreadable)

@@ -22,7 +22,7 @@ present; who pages through a moving store watches from the revision of the first
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -193,7 +193,7 @@ class KeyValueStore(Protocol):
         No key may be written twice in one branch. Raises LimitExceeded, LeaseNotFound (then nothing was written).
         """
 
-    def watch(self, prefixes: Sequence[str], from_revision: int) -> AsyncIterator[WatchBatch]:
+    def watch(self, prefixes: Sequence[str], from_revision: int) -> AsyncGenerator[WatchBatch, None]:
         """Every change at `from_revision` or later. Raises Compacted when those are forgotten."""
 
     async def grant_lease(self, ttl_s: float) -> int:
