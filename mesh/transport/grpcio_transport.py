@@ -53,7 +53,7 @@ _log = logging.getLogger(__name__)
 _BEYOND_REACH = 2**31 - 1
 """For grpc's own limits where ours stands in front of them."""
 _LAST_ANSWERS_S = 0.5
-"""Once nothing runs, calls that were on their way are still answered (refused) for at most so long."""
+"""Once nothing runs, calls that were on their way are still answered (refused) for so long, whatever the grace."""
 _PORT_MAX = 65535
 _PUSHBACK_METADATA = "grpc-retry-pushback-ms"
 """gRPC's own spelling of a retry hint, for clients with a retry policy."""
@@ -126,6 +126,7 @@ class GrpcioTransport:
 
     async def stop(self, grace_s: float) -> None:
         self._refusing = True
+        grace_ends_s = time.monotonic() + grace_s
         try:
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
@@ -134,7 +135,8 @@ class GrpcioTransport:
             self._ending = True
             for task in tuple(self._running):
                 task.cancel()
-        await self._stop_servers(_LAST_ANSWERS_S)
+        # What is left of the grace is for answers that are still being sent, to slow readers.
+        await self._stop_servers(max(_LAST_ANSWERS_S, grace_ends_s - time.monotonic()))
 
     async def _stop_servers(self, grace_s: float) -> None:
         servers, self._servers = self._servers, []

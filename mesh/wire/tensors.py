@@ -94,13 +94,13 @@ def decode_request(body: Buffer, envelope: Envelope | None = None) -> InferReque
     except Exception as error:
         # protobuf's DecodeError; named by no import, because its home differs between protobuf's implementations.
         raise InvalidMessage("the message is not a ModelInferRequest: protobuf cannot read it") from error
-    for key, reason in _REFUSED_PARAMETERS.items():
-        if key in request.parameters:
-            raise InvalidMessage(f"request parameter {key!r}: {reason}")
+    if request.parameters:
+        _refuse_parameters("request", request.id, request.parameters)
     tensors, datatypes = _decode_tensors("input", request.inputs, _views(body, envelope))
     outputs: dict[str, None] = {}
     for output in request.outputs:
-        _refuse_parameters("output", output.name, output.parameters)
+        if output.parameters:
+            _refuse_parameters("output", output.name, output.parameters)
         if output.name in outputs:
             raise InvalidMessage(f"output {output.name!r} is asked for twice; ask for it once")
         outputs[output.name] = None

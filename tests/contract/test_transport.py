@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
@@ -17,7 +18,9 @@ from mesh.transport.base import (
     Call,
     CannotListen,
     ListenAddress,
+    ReplyWithTrailers,
     Routes,
+    ServerTls,
     StatusCode,
     Transport,
     TransportError,
@@ -63,6 +66,9 @@ class EchoServer:
     async def fail(self, call: Call) -> bytes:
         raise RuntimeError("password=hunter2")
 
+    async def trail(self, call: Call) -> ReplyWithTrailers:
+        return ReplyWithTrailers(bytes(call.body), (("hexcomb-cold", "1"),))
+
     async def grow(self, call: Call) -> bytes:
         return bytes(int(call.body))
 
@@ -84,7 +90,14 @@ class EchoServer:
             raise
 
     def routes(self) -> Routes:
-        unary = {"echo": self.echo, "hold": self.hold, "refuse": self.refuse, "fail": self.fail, "grow": self.grow}
+        unary = {
+            "echo": self.echo,
+            "hold": self.hold,
+            "refuse": self.refuse,
+            "fail": self.fail,
+            "grow": self.grow,
+            "trail": self.trail,
+        }
         streaming = {"stream": self.stream, "watch": self.watch}
         return Routes(
             {f"/test.Echo/{name}": handler for name, handler in unary.items()},
@@ -163,6 +176,12 @@ async def test_bytes_and_metadata_arrive_unchanged_and_the_answer_comes_back(sta
 async def test_an_empty_message_is_a_message(start, dial):
     channel = dial((await start()).addresses[0].address)
     assert await channel.unary_unary("/test.Echo/echo")(b"") == b""
+
+
+async def test_an_answer_may_carry_trailing_metadata(start, dial):
+    call = dial((await start()).addresses[0].address).unary_unary("/test.Echo/trail")(b"x")
+    assert await call == b"x"
+    assert ("hexcomb-cold", "1") in tuple(await call.trailing_metadata())
 
 
 async def test_the_clients_deadline_reaches_the_handler_on_the_monotonic_clock(start, dial, server):
@@ -414,3 +433,58 @@ async def test_metadata_over_its_limit_is_refused_and_the_server_goes_on(start, 
         await channel.unary_unary("/test.Echo/echo")(b"x", metadata=(("big", "x" * 20_000),))
     assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert await channel.unary_unary("/test.Echo/echo")(b"x", metadata=(("fits", "x" * 12_000),)) == b"x"
+
+
+@pytest.fixture(scope="module")
+def certificate() -> ServerTls:
+    """A certificate for `localhost` that is its own authority, for servers and clients."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+    key_pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return ServerTls(certificate, key_pem, client_ca_pem=certificate)
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+async def test_tls_serves_those_who_speak_it_and_asks_for_a_certificate_if_told_to(
+    implementation, server, certificate, mutual
+):
+    tls = certificate if mutual else replace(certificate, client_ca_pem=None)
+    transport = implementation(server.routes(), [ListenAddress("localhost:0")], tls=tls)
+    await transport.start()
+    address = transport.addresses[0].address
+    own = (certificate.private_key_pem, certificate.certificate_chain_pem) if mutual else (None, None)
+    good = grpc.ssl_channel_credentials(certificate.certificate_chain_pem, *own)
+    anonymous = grpc.ssl_channel_credentials(certificate.certificate_chain_pem)
+    async with grpc.aio.secure_channel(address, good) as channel:
+        assert await channel.unary_unary("/test.Echo/echo")(b"secret") == b"secret"
+    refused = [grpc.aio.insecure_channel(address)] + ([grpc.aio.secure_channel(address, anonymous)] if mutual else [])
+    for channel in refused:
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await channel.unary_unary("/test.Echo/echo")(b"x")
+        assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+        await channel.close()
+    await transport.stop(0)
+
+
+def test_the_private_key_is_not_shown(certificate):
+    assert "PRIVATE KEY" not in repr(certificate)
