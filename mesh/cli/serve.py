@@ -40,7 +40,7 @@ def build_command() -> click.Command:
     )
 
 
-def _serve(**given: Any) -> None:
+def _serve(**given: Any) -> int:
     from pydantic import ValidationError
 
     from mesh.settings import Settings
@@ -52,9 +52,20 @@ def _serve(**given: Any) -> None:
             _settings_error(error), hint="hexcomb serve --help lists every setting", exit_code=USAGE
         ) from None
     # Imported only now: a wrong option should not cost the import of a server.
-    from mesh.node import serve
+    from mesh.node import CannotStart, serve
+    from mesh.transport.base import CannotListen
+    from placement.errors import PlacementError
 
-    serve(settings)
+    try:
+        return serve(settings)
+    except (CannotStart, CannotListen, PlacementError) as error:
+        raise Failure(str(error)) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise Failure(
+            f"{error.filename}: {error.strerror}", hint="--data-dir must be a directory to write in"
+        ) from error
 
 
 def _settings_error(error: Any) -> str:

@@ -35,7 +35,7 @@ from mesh.cli.output import progress_bar
 from mesh.client.client import Client
 from mesh.client.operations import registration
 from mesh.demo.memory import ResidentSetWatch
-from mesh.demo.recipes import plan_recipes
+from mesh.demo.recipes import KINDS, plan_recipes
 from mesh.demo.report import DemoOutcome, make_row
 from mesh.demo.requesting import Plan
 from mesh.demo.server import DemoServer, start_server, stop_process
@@ -131,8 +131,6 @@ def run_demo(options: DemoOptions, console: Console, *, quiet: bool = False) -> 
 def _train(options: DemoOptions, console: Console, quiet: bool) -> list[TrainedModel]:
     installed = available_kinds()
     known_formats = adapters()
-    from mesh.demo.recipes import KINDS
-
     kinds = [kind for kind in options.kinds or installed if KINDS[kind].format in known_formats]
     if missing := sorted(set(kinds) - set(installed)):
         raise DemoFailed(f"kinds {', '.join(missing)}: not installed here; pip install 'hexcomb[demo]' brings most")
@@ -235,11 +233,9 @@ def _register_all(client: Client, models: Sequence[TrainedModel]) -> None:
     entries = [
         registration(
             model.name,
-            {
-                "uri": model.artifact.resolve().as_uri(),
-                "format": model.format,
-                "labels": {"demo": "yes", "dataset": model.dataset, "family": model.family},
-            },
+            uri=model.artifact.resolve().as_uri(),
+            format=model.format,
+            labels={"demo": "yes", "dataset": model.dataset, "family": model.family},
         )
         for model in models
     ]

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 _START_TIMEOUT_S = 60.0
 _LOOK_EVERY_S = 0.02
@@ -64,6 +65,7 @@ def start_server(
         "--ready-file", str(ready_file),
         "--capacity", str(capacity_bytes),
         "--trusted-prefixes", trusted_prefix.as_uri() + "/",
+        "--device", "cpu",  # the capacity that the demo reports on is this machine's memory
         *settings,
     ]  # fmt: skip
     # The demo says what it means: settings of the user's own pods do not leak in.
@@ -84,7 +86,7 @@ def start_server(
         raise
 
 
-def stop_process(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+def stop_process(process: subprocess.Popen[Any], timeout_s: float) -> None:
     """End a child: ask, wait, then insist."""
     if process.poll() is not None:
         return
