@@ -72,6 +72,8 @@ _BITS_OF_TYPE = {
 
 # Tree ensembles keep each node as unpacked elements of attribute lists: millions of five-byte fields. These runs
 # hold no tensor, and the regular expression engine passes over them some fifty times faster than the loop below.
+_FLOATS_TAG, _STRINGS_TAG = 0x3D, 0x4A
+# The latter is also the letter J, which no mode of a tree node holds: counting it counts them.
 _SHORT_STRINGS = b"|".join(b"\\x%02x.{%d}" % (length, length) for length in range(24))
 _ATTRIBUTE_RUN = re.compile(
     rb"(?:\x3d.{4})++|(?:\x40[\x80-\xff]*+[\x00-\x7f])++|(?:\x4a(?:" + _SHORT_STRINGS + rb"))++", re.DOTALL
@@ -84,6 +86,11 @@ class GraphOutline:
 
     nodes: int
     """Operators, those of subgraphs included."""
+    tensors: int
+    """Weights, counted."""
+    attribute_floats: int
+    attribute_strings: int
+    """Elements of attribute lists. In a tree ensemble the strings are its branches and leaves, one each."""
     file_bytes: int
     inline_bytes: int
     """Weights inside the file, as large as they are in RAM."""
@@ -147,13 +154,14 @@ def inputs_without_rank(path: Path) -> frozenset[str]:
 
 def _outline(content: Buffer) -> GraphOutline:
     """The walk itself, over one serialised ModelProto."""
-    nodes = fields = inline_bytes = external_bytes = 0
+    nodes = tensors = floats = strings = fields = inline_bytes = external_bytes = 0
     locations: set[str] = set()
     pending: list[tuple[str, int, int]] = [("model", 0, len(content))]
     while pending:
         message, position, end = pending.pop()
         if message == "tensor":
             tensor = _tensor(content, position, end)
+            tensors += 1
             fields += tensor.fields
             if tensor.locations:
                 locations |= tensor.locations
@@ -166,6 +174,10 @@ def _outline(content: Buffer) -> GraphOutline:
         children = _CHILDREN[message]
         while position < end:
             if message == "attribute" and (run := _ATTRIBUTE_RUN.match(content, position, end)):
+                if content[position] == _FLOATS_TAG:
+                    floats += (run.end() - position) // 5
+                elif content[position] == _STRINGS_TAG:
+                    strings += run.group().count(_STRINGS_TAG)
                 position = run.end()
                 continue
             fields += 1
@@ -178,7 +190,16 @@ def _outline(content: Buffer) -> GraphOutline:
             position = after
         if fields > _FIELDS_MAX:
             raise _Malformed(f"more than {_FIELDS_MAX:,} fields")
-    return GraphOutline(nodes, len(content), min(inline_bytes, len(content)), external_bytes, frozenset(locations))
+    return GraphOutline(
+        nodes=nodes,
+        tensors=tensors,
+        attribute_floats=floats,
+        attribute_strings=strings,
+        file_bytes=len(content),
+        inline_bytes=min(inline_bytes, len(content)),
+        external_bytes=external_bytes,
+        external_locations=frozenset(locations),
+    )
 
 
 class _Malformed(ValueError):
