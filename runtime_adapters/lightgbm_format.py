@@ -1,8 +1,9 @@
 """What is inside a LightGBM model file, and a text that is safe to hand to LightGBM.
 
 LightGBM's text reader trusts its input: it searches for `=` past the end of the buffer, jumps by the `tree_sizes` that
-the file claims, and predict follows every child, feature and category index unchecked. A damaged file can take the
-whole pod down, so no byte of an artifact reaches LightGBM. The file is read here, checked, and a new text is written
+the file claims, ends the process on a word where a number should be, and predict follows every child, feature and
+category index unchecked. Of 800 damaged copies of a good model, 528 killed the process (lightgbm 4.7), so no byte of
+an artifact reaches LightGBM unread. The file is read here, checked, and a new text is written
 from what was read, with only what prediction needs: split statistics, feature ranges, importances and training
 parameters stay behind, which also halves the time LightGBM takes to read it.
 
@@ -25,7 +26,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -46,8 +47,7 @@ _TREE_LINES_MAX = 22
 """As many lines of a tree as LightGBM reads."""
 
 _INTEGERS = re.compile(rb"[-0-9 ]*")
-_NUMBERS = re.compile(rb"[-+0-9.eE infa]*")
-"""Digits, and the letters of inf and nan."""
+_DECIMALS = re.compile(rb"[-+0-9.eE ]*")
 _OBJECTIVE = re.compile(r"[a-z0-9_]+(?: [a-z_0-9]+(?::[-+0-9.eE]+)?)*")
 _WHAT_NEXT = "save the model again with Booster.save_model"
 _CATEGORICAL = 1
@@ -315,31 +315,34 @@ def _integer(lines: dict[str, bytes], name: str) -> int:
 
 
 def _integers(lines: dict[str, bytes], name: str, count: int, refuse: Callable[[str], NoReturn]) -> Array:
-    text = lines[name]
-    if not _INTEGERS.fullmatch(text):
-        refuse(f"{name} holds something else than integers")
-    with warnings.catch_warnings():
-        # NumPy warns where it stops early ("1-" is of the right letters only), and the count then tells.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        try:
-            found = np.fromstring(text.decode(), np.int64, sep=" ") if text.strip() else np.zeros(0, np.int64)
-        except ValueError:
-            refuse(f"{name} holds something else than integers")
-    written = len(text.split())
-    if len(found) != count or written != count:
-        refuse(f"{name} has {written:,} items, {count:,} are due")
-    return found
+    return _numbers(lines, name, count, np.dtype(np.int64), refuse)
 
 
 def _float_text(lines: dict[str, bytes], name: str, count: int, refuse: Callable[[str], NoReturn]) -> bytes:
-    """The numbers as they are written, separated by one blank each."""
+    """The numbers as they are written, separated by one blank each. LightGBM aborts on what is no finite number."""
+    if not np.isfinite(_numbers(lines, name, count, np.dtype(np.float64), refuse)).all():
+        refuse(f"{name} holds a number that is not finite")
+    return b" ".join(lines[name].split())
+
+
+def _numbers(
+    lines: dict[str, bytes], name: str, count: int, dtype: np.dtype[Any], refuse: Callable[[str], NoReturn]
+) -> Array:
     text = lines[name]
-    if not _NUMBERS.fullmatch(text):
-        refuse(f"{name} holds something else than numbers")
-    items = text.split()
-    if len(items) != count:
-        refuse(f"{name} has {len(items):,} items, {count:,} are due")
-    return b" ".join(items)
+    kind, letters = ("integers", _INTEGERS) if dtype.kind == "i" else ("decimal numbers", _DECIMALS)
+    if not letters.fullmatch(text):
+        refuse(f"{name} holds something else than {kind}")
+    written = len(text.split())
+    with warnings.catch_warnings():
+        # Older NumPy warns where it stops early ("1-" is of the right letters only); the count then tells.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            found = np.fromstring(text.decode(), dtype, sep=" ") if written else np.zeros(0, dtype)
+        except ValueError:
+            refuse(f"{name} holds something else than {kind}")
+    if len(found) != count or written != count:
+        refuse(f"{name} has {written:,} items, {count:,} are due")
+    return found
 
 
 def _joined(numbers: Array) -> bytes:
