@@ -75,7 +75,7 @@ TRIM_MIN_BYTES = 1 << 20
 
 # RAM of a session, fitted to sums over 60 to 300 sessions of eight graphs (1 to 79 operators), onnxruntime 1.31.1,
 # malloc set as in a pod; residues within 15 % per model where weights do not dominate.
-SESSION_BYTES = 20 << 10
+SESSION_BYTES = 24 << 10
 NODE_BYTES = 5_300
 TENSOR_BYTES = 2_100
 GRAPH_FACTOR = 3.6
@@ -365,7 +365,7 @@ def _checked_outline(graph: Path, artifact: Path) -> GraphOutline:
         )
     root = artifact.resolve()
     attainable_bytes = 0
-    for location in outline.external_locations:
+    for location in sorted(outline.external_locations):
         try:
             weights = (graph.parent / location).resolve()
             inside = not os.path.isabs(location) and weights.is_relative_to(root)

@@ -155,7 +155,7 @@ def test_external_data_must_lie_inside_the_artifact(tmp_path: Path, location: st
 def test_an_encoding_that_names_the_location_twice_hides_nothing(tmp_path: Path) -> None:
     artifact = tmp_path / "artifact"
     graph = with_external_weight(artifact, "inside.bin")
-    (artifact / "inside.bin").write_bytes(bytes(64))
+    (artifact / "ok").write_bytes(bytes(64))
     honest = b"\x0a\x08location\x12\x0ainside.bin"
     content = graph.read_bytes()
     # The last value of a repeated field wins; lengths of the enclosing messages stay right by equal size.
