@@ -1,0 +1,436 @@
+"""The disk tier's directory: what lies where, how something becomes part of it, and how it leaves.
+
+    content/<hash>/      meta.json, origins/<uri>.json, data/model[.suffix] or tree/...   fetched artifacts
+    prepared/<name>/     meta.json, form/...                                              what adapters made of them
+    partial/<name>/      an interrupted download
+    staging/  trash/     on their way in and out
+
+**By content.** An artifact is stored under the hash of its bytes (a directory's is a hash over its files' hashes), so
+equal bytes under many URIs are stored once. A file keeps the suffix of the name that asked for it, as one more link to
+the same bytes.
+
+**A copy, never a link.** Local files are copied too. A hard link would follow the user's later edits, under a hash that
+no longer holds, and under a model that has the file mapped. A reflink would be immune and save space where the file
+system has it, but every byte must be read for its hash anyway.
+
+**Whole or absent.** What is made, is made in `staging/` and becomes visible by one rename; what leaves is renamed into
+`trash/` and deleted there. A pod that dies in between finds both at its next start and empties them.
+
+**At the start** the ledger is rebuilt from what is there. An entry whose files do not have the sizes that its record
+names is deleted. Content is not synced to the platter when it is written; so after a reboot its hashes are checked
+once, at its first use, and it is fetched again if they do not hold. Prepared forms have no hashes and are synced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from runtime_adapters.artifacts.download import Stop, boot_id, disk_errors, hash_file, plan_exists
+from runtime_adapters.artifacts.errors import ArtifactTooLarge, BadStorageConfig, DiskFull
+from runtime_adapters.artifacts.ledger import DiskLedger, NoRoom, Reservation, disk_bytes
+from runtime_adapters.artifacts.unpack import FileRecord
+
+_META = "meta.json"
+_ORIGINS = "origins"
+_ORIGINS_PER_CONTENT_MAX = 64
+"""Signed URLs differ each time: an unlimited list of who once asked would outgrow the content."""
+_SECTIONS = ("content", "prepared", "partial", "staging", "trash")
+_FILE_NAME = "model"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a URI gave when it was last fetched: which objects in which versions, and which content they became.
+
+    `object_sha256` is what a spec's checksum is compared with: of the object, or of the directory's list of hashes.
+    """
+
+    key: str
+    server: str
+    is_directory: bool
+    objects: tuple[tuple[str, int, str], ...]
+    settled: bool
+    etag: str | None
+    object_sha256: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContentRecord:
+    """What an entry of fetched content consists of."""
+
+    key: str
+    files: tuple[FileRecord, ...]
+    is_directory: bool
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its files."""
+        return sum(file.size_bytes for file in self.files)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes that the ledger counts for it."""
+        return disk_bytes([file.size_bytes for file in self.files])
+
+
+class DiskTier:
+    """One directory, one process, one event loop. Methods that wait are coroutines; the rest are quick file calls."""
+
+    def __init__(self, root: Path, capacity_bytes: int, housekeeping: Executor, partial_age_max_s: float) -> None:
+        """Takes the directory over and rebuilds the ledger from it: a blocking call, made before the loop is busy."""
+        self.ledger = DiskLedger(capacity_bytes)
+        self.origins: dict[str, Origin] = {}
+        self._root = root.absolute()
+        self._housekeeping = housekeeping
+        self._contents: dict[str, ContentRecord] = {}
+        self._prepared: dict[str, bool] = {}
+        self._unverified: set[str] = set()
+        self._numbers = iter(range(1, 1 << 62))
+        self._making_room = asyncio.Lock()
+        with disk_errors():
+            for section in _SECTIONS:
+                (self._root / section).mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self._root / "lock")
+            self._scan(partial_age_max_s)
+
+    def close(self) -> None:
+        """Let another process have the directory."""
+        self._lock.close()
+
+    # Finding ----------------------------------------------------------------------------------------------------
+
+    def content(self, key: str) -> ContentRecord | None:
+        """What is known of a content entry that is in the tier."""
+        return self._contents.get(key) if key in self.ledger else None
+
+    def prepared(self, key: str) -> bool | None:
+        """True: a form was made; False: there is none better; None: nobody has tried."""
+        return self._prepared.get(key) if key in self.ledger else None
+
+    def prepared_path(self, key: str) -> Path:
+        """Where a prepared form lies."""
+        return self._root / key / "form"
+
+    def path(self, key: str) -> Path:
+        """The directory of an entry."""
+        return self._root / key
+
+    def content_path(self, record: ContentRecord, suffix: str) -> Path:
+        """The path that an adapter is given. Makes the link with this suffix if it is not there: quick."""
+        if record.is_directory:
+            return self._root / record.key / "tree"
+        base = self._root / record.key / "data" / _FILE_NAME
+        if not suffix:
+            return base
+        named = base.with_suffix(suffix)
+        with disk_errors():
+            if not named.exists():
+                with contextlib.suppress(FileExistsError):
+                    os.link(base, named)
+        return named
+
+    def needs_verification(self, key: str) -> bool:
+        """Whether the machine was restarted since this content was written, and nobody has checked it."""
+        return key in self._unverified
+
+    def verify(self, record: ContentRecord, stop: Stop) -> bool:
+        """Hash the files of an entry again. Blocking."""
+        with disk_errors():
+            return all(hash_file(self._file(record, file.name), stop) == file.sha256 for file in record.files)
+
+    def verified(self, record: ContentRecord) -> None:
+        """The entry's bytes are good on this boot. Blocking, but quick."""
+        self._unverified.discard(record.key)
+        with disk_errors():
+            _write_json(self._root / record.key / _META, _meta_of(record))
+
+    # Room -------------------------------------------------------------------------------------------------------
+
+    async def reserve(self, needed_bytes: int) -> Reservation:
+        """Make room, evicting what is least recently used and not in use. Raises DiskFull, ArtifactTooLarge."""
+        # One at a time: room that one caller has made must not be taken by the next while files are being deleted.
+        async with self._making_room:
+            plan = self.ledger.plan_room(needed_bytes)
+            if isinstance(plan, NoRoom):
+                raise self._no_room(plan)
+            await self.evict(plan.victims)
+            return self.ledger.reserve(needed_bytes)
+
+    async def grow(self, reservation: Reservation, to_bytes: int) -> None:
+        """Make a reservation larger. Raises DiskFull, ArtifactTooLarge; the reservation then stays as it was."""
+        more_bytes = to_bytes - self.ledger.reserved(reservation)
+        if more_bytes > 0:
+            self.ledger.merge(reservation, await self.reserve(more_bytes))
+
+    async def evict(self, keys: tuple[str, ...]) -> None:
+        """Delete entries that nobody uses; their bytes are free when this returns."""
+        moved: list[tuple[str, Path | None]] = []
+        for key in keys:
+            self.ledger.begin_leaving(key)
+            self._forget(key)
+            moved.append((key, self._to_trash(self._root / key)))
+        for key, path in moved:
+            try:
+                if path is not None:
+                    await self._discard(path)
+            finally:
+                self.ledger.end_leaving(key)
+
+    # In and out -------------------------------------------------------------------------------------------------
+
+    def stage(self) -> Path:
+        """A new empty directory on the same file system. Blocking, but quick."""
+        path = self._root / "staging" / f"{os.getpid()}-{next(self._numbers)}"
+        with disk_errors():
+            path.mkdir()
+        return path
+
+    def write_content(self, staged: Path, record: ContentRecord, origin: Origin) -> None:
+        """Put the record and the origin beside the files in `staged`. Blocking."""
+        with disk_errors():
+            _write_json(staged / _META, _meta_of(record))
+            (staged / _ORIGINS).mkdir()
+            _write_json(staged / _ORIGINS / f"{origin.key}.json", _origin_to_json(origin))
+
+    def commit_content(self, reservation: Reservation, staged: Path, record: ContentRecord, origin: Origin) -> bool:
+        """Make staged content visible, with one reference for the caller; False if equal content is there already."""
+        self.origins[origin.key] = origin
+        now_s = time.time()
+        if record.key in self.ledger:
+            self.ledger.acquire(record.key, now_s)
+            return False
+        with disk_errors():
+            os.rename(staged, self._root / record.key)
+        self.ledger.settle(reservation, record.key, record.disk_bytes, now_s)
+        self.ledger.acquire(record.key, now_s)
+        self._contents[record.key] = record
+        return True
+
+    def add_origin(self, origin: Origin) -> None:
+        """Remember one more URI for content that is there. Blocking; the content is in use meanwhile."""
+        directory = self._root / origin.content / _ORIGINS
+        with disk_errors():
+            others = sorted(directory.glob("*.json"), key=lambda path: path.stat().st_mtime)
+            for old in others[: max(0, len(others) + 1 - _ORIGINS_PER_CONTENT_MAX)]:
+                old.unlink(missing_ok=True)
+            _write_json(directory / f"{origin.key}.json", _origin_to_json(origin))
+
+    def write_prepared(self, staged: Path, made: bool) -> int:
+        """Sync what an adapter wrote and put the record beside it; the bytes to count. Blocking."""
+        with disk_errors():
+            sizes = {
+                path.relative_to(staged / "form").as_posix(): _sync(path) for path in _files_below(staged / "form")
+            }
+            _write_json(staged / _META, {"made": made, "files": sizes})
+            return disk_bytes(list(sizes.values()))
+
+    def commit_prepared(self, reservation: Reservation, staged: Path, key: str, made: bool, size_bytes: int) -> None:
+        """Make a prepared form visible, with one reference for the caller."""
+        now_s = time.time()
+        with disk_errors():
+            os.rename(staged, self._root / key)
+        self.ledger.settle(reservation, key, size_bytes, now_s)
+        self.ledger.acquire(key, now_s)
+        self._prepared[key] = made
+
+    def acquire(self, key: str) -> None:
+        """One more user of an entry."""
+        self.ledger.acquire(key, time.time())
+
+    def release(self, key: str) -> None:
+        """One user fewer; remembers on disk when that was, for the order of eviction after a restart."""
+        self.ledger.release(key, time.time())
+        with contextlib.suppress(OSError):
+            os.utime(self._root / key / _META)
+
+    async def drop(self, path: Path) -> None:
+        """Delete something that is not an entry (a staging directory, a partial download)."""
+        trashed = self._to_trash(path)
+        if trashed is not None:
+            await self._discard(trashed)
+
+    # Inside -----------------------------------------------------------------------------------------------------
+
+    def _no_room(self, plan: NoRoom) -> DiskFull | ArtifactTooLarge:
+        capacity_bytes = self.ledger.capacity_bytes
+        if plan.needed_bytes > capacity_bytes:
+            return ArtifactTooLarge(
+                f"artifact needs {plan.needed_bytes} bytes on disk, and the disk tier has {capacity_bytes}; "
+                "raise --disk-capacity"
+            )
+        return DiskFull(
+            f"artifact needs {plan.needed_bytes} bytes on disk; of {capacity_bytes}, {plan.in_use_bytes} are in use by "
+            f"loaded models and {plan.reserved_bytes} by other fetches; it is tried again later, "
+            "or raise --disk-capacity"
+        )
+
+    def _to_trash(self, path: Path) -> Path | None:
+        trashed = self._root / "trash" / f"{os.getpid()}-{next(self._numbers)}"
+        with disk_errors():
+            try:
+                os.rename(path, trashed)
+            except FileNotFoundError:
+                return None
+        return trashed
+
+    async def _discard(self, path: Path) -> None:
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._housekeeping, partial(shutil.rmtree, path, ignore_errors=True))
+        await asyncio.shield(work)
+
+    def _forget(self, key: str) -> None:
+        self._prepared.pop(key, None)
+        self._unverified.discard(key)
+        if self._contents.pop(key, None) is not None:
+            for origin in [origin for origin in self.origins.values() if origin.content == key]:
+                del self.origins[origin.key]
+
+    def _file(self, record: ContentRecord, name: str) -> Path:
+        return self._root / record.key / "tree" / name if record.is_directory else self.content_path(record, "")
+
+    def _scan(self, partial_age_max_s: float) -> None:
+        for section in ("staging", "trash"):
+            for path in (self._root / section).iterdir():
+                _remove(path)
+        for path in (self._root / "content").iterdir():
+            if not self._adopt_content(path):
+                _remove(path)
+        for path in (self._root / "prepared").iterdir():
+            if not self._adopt_prepared(path):
+                _remove(path)
+        for path in (self._root / "partial").iterdir():
+            age_s = time.time() - path.stat().st_mtime
+            if age_s > partial_age_max_s or not plan_exists(path):
+                _remove(path)
+                continue
+            size_bytes = disk_bytes([file.stat().st_size for file in path.iterdir()])
+            self.ledger.add(f"partial/{path.name}", size_bytes, path.stat().st_mtime)
+        # The operator may have lowered the capacity since.
+        room = self.ledger.plan_room(0)
+        for key in room.victims if not isinstance(room, NoRoom) else ():
+            self.ledger.begin_leaving(key)
+            self._forget(key)
+            _remove(self._root / key)
+            self.ledger.end_leaving(key)
+
+    def _adopt_content(self, path: Path) -> bool:
+        key = f"content/{path.name}"
+        try:
+            meta = json.loads((path / _META).read_text())
+            files = tuple(FileRecord(str(name), int(size), str(sha256)) for name, size, sha256 in meta["files"])
+            record = ContentRecord(key, files, bool(meta["directory"]))
+            if any(self._file(record, file.name).stat().st_size != file.size_bytes for file in files):
+                return False
+            origins = [_origin_from_json(json.loads(file.read_text())) for file in (path / _ORIGINS).glob("*.json")]
+            last_used_s = (path / _META).stat().st_mtime
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        self.ledger.add(key, record.disk_bytes, last_used_s)
+        self._contents[key] = record
+        self.origins.update({origin.key: origin for origin in origins if origin.content == key})
+        if not boot_id() or meta.get("boot") != boot_id():
+            self._unverified.add(key)
+        return True
+
+    def _adopt_prepared(self, path: Path) -> bool:
+        key = f"prepared/{path.name}"
+        try:
+            meta = json.loads((path / _META).read_text())
+            sizes = {str(name): int(size) for name, size in meta["files"].items()}
+            if any((path / "form" / name).stat().st_size != size for name, size in sizes.items()):
+                return False
+            last_used_s = (path / _META).stat().st_mtime
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+        self.ledger.add(key, disk_bytes(list(sizes.values())), last_used_s)
+        self._prepared[key] = bool(meta.get("made"))
+        return True
+
+
+def place_file(source: Path, staged: Path) -> None:
+    """Move a downloaded file to where a content entry has its file. Blocking."""
+    with disk_errors():
+        (staged / "data").mkdir()
+        os.rename(source, staged / "data" / _FILE_NAME)
+
+
+def place_tree(sources: dict[str, Path], staged: Path) -> None:
+    """Move downloaded files to where a content entry has its tree. The names have been checked. Blocking."""
+    with disk_errors():
+        tree = staged / "tree"
+        tree.mkdir()
+        for name, source in sources.items():
+            target = tree / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(source, target)
+
+
+def _meta_of(record: ContentRecord) -> dict[str, Any]:
+    files = [[file.name, file.size_bytes, file.sha256] for file in record.files]
+    return {"boot": boot_id(), "directory": record.is_directory, "files": files}
+
+
+def _origin_to_json(origin: Origin) -> dict[str, Any]:
+    return {
+        "key": origin.key,
+        "server": origin.server,
+        "is_directory": origin.is_directory,
+        "objects": [list(item) for item in origin.objects],
+        "settled": origin.settled,
+        "etag": origin.etag,
+        "object_sha256": origin.object_sha256,
+        "content": origin.content,
+    }
+
+
+def _origin_from_json(data: dict[str, Any]) -> Origin:
+    objects = tuple((str(name), int(size), str(version)) for name, size, version in data["objects"])
+    return Origin(**{**data, "objects": objects})
+
+
+def _write_json(path: Path, value: object) -> None:
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(value))
+    os.replace(new, path)
+
+
+def _files_below(directory: Path) -> list[Path]:
+    return [Path(inside) / name for inside, _, names in os.walk(directory) for name in sorted(names)]
+
+
+def _sync(path: Path) -> int:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _lock(path: Path) -> BinaryIO:
+    # A record lock: unlike flock's, a forked worker process does not inherit it and keep it.
+    file = path.open("ab")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise BadStorageConfig(
+            f"data directory {str(path.parent)!r} is in use by another process; give each pod its own --data-dir"
+        ) from None
+    return file

@@ -1,0 +1,478 @@
+"""Reading what lies at a location: a list of objects, and their bytes from any offset.
+
+Two implementations of one small protocol: files of this machine, and objects behind obstore (http, s3). Both are
+blocking and run on worker threads; obstore's asyncio functions are not used, because after a failed body they abort
+the interpreter at its exit (seen with 0.12 on Python 3.11).
+
+**What counts as unchanged.** Every object carries a `version`; while one is read, its version must not change. If it is
+also `settled`, an equal version at a later time means equal bytes, and nothing is downloaded again:
+* s3: the ETag and the size; http: a strong ETag and the size, else Last-Modified and the size;
+* file: device, inode, size, mtime and ctime;
+* times count only once they are older than the clock's grain, since a second write in the same tick changes no time.
+Where a server says nothing (no ETag, no Last-Modified), the object is fetched each time.
+
+**What a request may use.** Never the process's AWS_* variables: obstore reads them for every option that is not given,
+a session token even beside explicit keys. So credentials go through a provider, or requests are unsigned, and endpoint,
+region and addressing style are always given. Proxy variables are honoured: they are the operator's network.
+
+Foreign exceptions become ours at the end of this file, and are not chained: their text holds whole URLs, with the
+signatures in them, and the server's answers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
+
+from runtime_adapters.artifacts.credentials import HttpKey, S3Key, StorageKey, UnsupportedKey, origin_of
+from runtime_adapters.artifacts.errors import (
+    ArtifactChanged,
+    ArtifactDenied,
+    ArtifactNotFound,
+    ArtifactTooLarge,
+    BadLocation,
+    FetchFailed,
+    FetchTimedOut,
+)
+from runtime_adapters.artifacts.locations import Location, SourcePolicy
+from runtime_adapters.artifacts.names import check_distinct, safe_parts, shown
+from runtime_adapters.errors import AdapterError, BadArtifact
+
+if TYPE_CHECKING:
+    from obstore import GetOptions, GetResult
+    from obstore.store import HTTPStore, S3Store
+
+_CHUNK_BYTES = 1024 * 1024
+_FILE_GRAIN_S = 2.0
+"""Coarsest timestamps of common file systems."""
+_HTTP_GRAIN_S = 60.0
+"""Last-Modified counts seconds, on a clock that is not ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteObject:
+    """One object: `name` is its place in a directory artifact (empty if it is the artifact), `key` its path there."""
+
+    name: str
+    key: str
+    size_bytes: int
+    version: str
+    settled: bool
+    etag: str | None = None
+    """The strong ETag, if there is one: with it, an interrupted download goes on where it stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What lies at a location. `trusted` is about links only: no file of it lies elsewhere than its name says."""
+
+    objects: tuple[RemoteObject, ...]
+    is_directory: bool
+    trusted: bool = True
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all objects."""
+        return sum(item.size_bytes for item in self.objects)
+
+    @property
+    def settled(self) -> bool:
+        """Whether an equal listing at a later time means equal bytes."""
+        return all(item.settled for item in self.objects)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long one request may take. Sums of tries are bounded by the fetch's deadline."""
+
+    whole_s: float
+    stall_s: float
+    connect_s: float
+
+
+class Source(Protocol):
+    """Something that can be looked at and read, from one worker thread at a time."""
+
+    def look(self, known: RemoteObject | None = None) -> Listing:
+        """What is there now. `known` is what was there before, if it was a single object: it may save a transfer."""
+
+    def read(self, item: RemoteObject, offset: int = 0) -> Iterator[bytes]:
+        """Its bytes from `offset`. Raises ArtifactChanged when it is no longer the version that was listed."""
+
+
+def open_source(
+    location: Location, key: StorageKey | None, policy: SourcePolicy, timeouts: Timeouts, files_max: int
+) -> Source:
+    """The source for a location, after the operator's rules. Raises BadLocation, ArtifactDenied."""
+    policy.check(location)
+    if isinstance(key, UnsupportedKey):
+        raise ArtifactDenied(f"storage key is of type {key.type[:20]!r}, which this pod cannot read; use s3 or http")
+    if location.scheme == "file":
+        return FileSource(location, policy, files_max)
+    if location.scheme == "s3":
+        return S3Source(location, key if isinstance(key, S3Key) else S3Key(), timeouts, files_max)
+    return HttpSource(location, key if isinstance(key, HttpKey) else None, timeouts)
+
+
+# Files ------------------------------------------------------------------------------------------------------------
+
+
+class FileSource:
+    """A file or a directory of this machine. Links to files are followed as far as the operator's prefixes allow."""
+
+    def __init__(self, location: Location, policy: SourcePolicy, files_max: int) -> None:
+        self._location = location
+        self._policy = policy
+        self._files_max = files_max
+
+    def look(self, known: RemoteObject | None = None) -> Listing:
+        try:
+            base = self._location.file_path.resolve(strict=True)
+            if not base.is_dir():
+                return Listing((self._object("", base),), is_directory=False, trusted=self._policy.trusts_file(base))
+            objects = tuple(self._object(name, base / name) for name in self._names_below(base))
+            trusted = all(self._policy.trusts_file((base / item.name).resolve()) for item in objects)
+        except OSError as error:
+            _raise_for_file(error, self._location)
+        if not objects:
+            raise ArtifactNotFound(f"uri {self._location.shown!r}: the directory holds no file")
+        return Listing(objects, is_directory=True, trusted=trusted)
+
+    def read(self, item: RemoteObject, offset: int = 0) -> Iterator[bytes]:
+        try:
+            descriptor = os.open(item.key, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            with os.fdopen(descriptor, "rb", buffering=0) as file:
+                self._policy.check_file(_path_of(descriptor, item.key), self._location.shown)
+                self._check_version(item, os.fstat(descriptor))
+                file.seek(offset)
+                while chunk := file.read(_CHUNK_BYTES):
+                    yield chunk
+                self._check_version(item, os.fstat(descriptor))
+        except OSError as error:
+            _raise_for_file(error, self._location)
+
+    def _names_below(self, base: Path) -> list[str]:
+        names: list[str] = []
+        for directory, below, files in os.walk(base, onerror=_raise, followlinks=False):
+            inside = Path(directory)
+            for child in below:
+                if (inside / child).is_symlink():
+                    raise BadArtifact(
+                        f"uri {self._location.shown!r}: {shown(child)} is a link to a directory; put the files there"
+                    )
+            names += [(inside / file).relative_to(base).as_posix() for file in files]
+            _check_count(len(names), self._files_max, self._location)
+        check_distinct([safe_parts(name) for name in names])
+        return sorted(names)
+
+    def _object(self, name: str, path: Path) -> RemoteObject:
+        self._policy.check_file(path, self._location.shown)
+        found = path.stat()
+        self._check_regular(found, name)
+        written_s = max(found.st_mtime, found.st_ctime)
+        return RemoteObject(
+            name=name,
+            key=str(path),
+            size_bytes=found.st_size,
+            version=_file_version(found),
+            settled=time.time() - written_s > _FILE_GRAIN_S,
+        )
+
+    def _check_version(self, item: RemoteObject, found: os.stat_result) -> None:
+        self._check_regular(found, item.name)
+        if _file_version(found) != item.version:
+            raise ArtifactChanged(f"uri {self._location.shown!r}: the file changed while it was read; it is read again")
+
+    def _check_regular(self, found: os.stat_result, name: str) -> None:
+        if not stat.S_ISREG(found.st_mode):
+            where = f", {shown(name)}," if name else ""
+            raise BadArtifact(f"uri {self._location.shown!r}{where} is neither a file nor a directory")
+
+
+def _file_version(found: os.stat_result) -> str:
+    return f"file:{found.st_dev}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}"
+
+
+def _path_of(descriptor: int, fallback: str) -> Path:
+    # What was really opened, whatever links were swapped since the path was checked.
+    try:
+        return Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+    except OSError:
+        return Path(fallback)
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+# Objects ----------------------------------------------------------------------------------------------------------
+
+
+class _StoredObjects:
+    """What http and s3 share: conditional GETs through obstore, and one opened body kept from look to read."""
+
+    def __init__(self, location: Location, store: HTTPStore | S3Store) -> None:
+        self._location = location
+        self._store = store
+        self._opened: tuple[RemoteObject, GetResult] | None = None
+
+    def read(self, item: RemoteObject, offset: int = 0) -> Iterator[bytes]:
+        opened, self._opened = self._opened, None
+        try:
+            if opened is not None and offset == 0 and opened[0] == item:
+                result = opened[1]
+            else:
+                result = self._get(item.key, if_match=item.etag, offset=offset)
+                found = self._object(item.name, item.key, result)
+                if found.version != item.version or (offset and result.range[0] != offset):
+                    raise ArtifactChanged(
+                        f"uri {self._location.shown!r}: the object changed while it was read; it is read again"
+                    )
+            yield from result.stream(min_chunk_size=1)
+        except Exception as error:
+            raise map_foreign(error, self._location) from None
+
+    def _look_at_object(self, key: str, known: RemoteObject | None) -> RemoteObject:
+        # A GET that stops at the headers, not a HEAD: signed URLs allow the one method that they were signed for.
+        from obstore.exceptions import NotModifiedError
+
+        try:
+            result = self._get(key, if_none_match=known.etag if known else None)
+        except NotModifiedError:
+            if known is None:
+                raise
+            return known
+        found = self._object("", key, result)
+        self._opened = (found, result)
+        return found
+
+    def _get(
+        self, key: str, *, if_match: str | None = None, if_none_match: str | None = None, offset: int = 0
+    ) -> GetResult:
+        import obstore
+
+        options: GetOptions = {}
+        if if_match:
+            options["if_match"] = if_match
+        if if_none_match:
+            options["if_none_match"] = if_none_match
+        if offset:
+            options["range"] = {"offset": offset}
+        return obstore.get(self._store, key, options=options or None)
+
+    def _object(self, name: str, key: str, result: GetResult) -> RemoteObject:
+        meta = result.meta
+        return _remote_object(name, key, meta["size"], meta["e_tag"], meta["last_modified"])
+
+
+class HttpSource(_StoredObjects):
+    """One object on a web server."""
+
+    def __init__(self, location: Location, key: HttpKey | None, timeouts: Timeouts) -> None:
+        from obstore.store import HTTPStore
+
+        options = _client_options(timeouts, location.scheme == "http", key.certificate if key else "")
+        if key is not None and key.headers:
+            if origin_of(location.uri) != key.origin:
+                raise ArtifactDenied(f"uri {location.shown!r}: the storage key's headers are for {key.origin} only")
+            options["default_headers"] = dict(key.headers)
+        super().__init__(location, HTTPStore(location.uri, client_options=options, retry_config=_retries(timeouts)))
+
+    def look(self, known: RemoteObject | None = None) -> Listing:
+        try:
+            return Listing((self._look_at_object("", known),), is_directory=False)
+        except Exception as error:
+            raise map_foreign(error, self._location) from None
+
+
+class S3Source(_StoredObjects):
+    """An object of a bucket, or all objects below a prefix. An object of that very name goes first."""
+
+    def __init__(self, location: Location, key: S3Key, timeouts: Timeouts, files_max: int) -> None:
+        from obstore.store import S3Store
+
+        if not location.authority:
+            raise BadLocation(f"uri {location.shown!r} names no bucket, and neither does its storage key")
+        self._files_max = files_max
+        common: dict[str, Any] = {
+            "endpoint": key.endpoint,
+            "region": key.region,
+            "virtual_hosted_style_request": False,
+            "request_payer": False,
+            "client_options": _client_options(timeouts, key.endpoint.startswith("http://"), key.certificate),
+            "retry_config": _retries(timeouts),
+        }
+        if key.access_key_id:
+            credential = {
+                "access_key_id": key.access_key_id,
+                "secret_access_key": key.secret_access_key,
+                "token": key.session_token or None,
+                "expires_at": None,
+            }
+            store = S3Store(
+                location.authority, skip_signature=False, credential_provider=cast(Any, lambda: credential), **common
+            )
+        else:
+            store = S3Store(location.authority, skip_signature=True, **common)
+        super().__init__(location, store)
+
+    def look(self, known: RemoteObject | None = None) -> Listing:
+        key = self._location.path.removesuffix("/")
+        try:
+            if key and not self._location.path.endswith("/"):
+                try:
+                    return Listing((self._look_at_object(key, known),), is_directory=False)
+                except FileNotFoundError as error:
+                    if "NoSuchBucket" in str(error):
+                        raise
+            return self._look_below(key)
+        except Exception as error:
+            raise map_foreign(error, self._location) from None
+
+    def _look_below(self, prefix: str) -> Listing:
+        import obstore
+
+        found: list[RemoteObject] = []
+        for page in obstore.list(self._store, prefix or None, chunk_size=1000):
+            for meta in page:
+                name = meta["path"][len(prefix) :].lstrip("/")
+                # Consoles mark a directory by an empty object named like it.
+                if name:
+                    found.append(_remote_object(name, meta["path"], meta["size"], meta["e_tag"], meta["last_modified"]))
+            _check_count(len(found), self._files_max, self._location)
+        parents = {item.name[:end] for item in found for end in _slashes(item.name)}
+        objects = [item for item in found if item.size_bytes or item.name not in parents]
+        if not objects:
+            raise ArtifactNotFound(f"uri {self._location.shown!r}: no object of that name, and none below it")
+        check_distinct([safe_parts(item.name) for item in objects])
+        return Listing(tuple(sorted(objects, key=lambda item: item.name)), is_directory=True)
+
+
+def _slashes(name: str) -> Iterator[int]:
+    return (position for position, character in enumerate(name) if character == "/")
+
+
+def _remote_object(name: str, key: str, size_bytes: int, etag: str | None, modified: datetime) -> RemoteObject:
+    strong = etag if etag and not etag.startswith("W/") else None
+    if strong:
+        return RemoteObject(name, key, size_bytes, f"etag:{strong}:{size_bytes}", settled=True, etag=strong)
+    modified_s = modified.timestamp()
+    settled = modified_s > 0 and (datetime.now(UTC) - modified).total_seconds() > _HTTP_GRAIN_S
+    return RemoteObject(name, key, size_bytes, f"modified:{modified_s}:{etag}:{size_bytes}", settled)
+
+
+def _client_options(timeouts: Timeouts, plain_http: bool, certificate: str) -> Any:
+    options: dict[str, Any] = {
+        "allow_http": plain_http,
+        "timeout": timedelta(seconds=timeouts.whole_s),
+        "read_timeout": timedelta(seconds=timeouts.stall_s),
+        "connect_timeout": timedelta(seconds=timeouts.connect_s),
+        "user_agent": "hexcomb",
+    }
+    if certificate:
+        options["root_certificate"] = certificate
+    return options
+
+
+def _retries(timeouts: Timeouts) -> Any:
+    # One quick retry for a dropped connection; the tries that count are the fetch's own, which see the deadline.
+    return {
+        "max_retries": 1,
+        "retry_timeout": timedelta(seconds=min(timeouts.whole_s, 2 * timeouts.stall_s)),
+        "backoff": {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(milliseconds=500), "base": 2},
+    }
+
+
+def _check_count(count: int, files_max: int, location: Location) -> None:
+    if count > files_max:
+        raise ArtifactTooLarge(f"uri {location.shown!r}: more than {files_max} files lie there; pack them, or name one")
+
+
+# Foreign errors ---------------------------------------------------------------------------------------------------
+
+_STATUS = re.compile(r"non-2xx status code: (\d{3})")
+_S3_CODE = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>")
+_TRANSIENT_STATUSES = {408, 425, 429}
+_REASONS = (
+    # obstore has one class for all of these; its text is the only place where they differ.
+    ("Content-Length Header missing", "the server does not say how long the object is"),
+    ("dns error", "the host name cannot be resolved"),
+    ("ConnectionRefused", "the connection was refused"),
+    ("certificate", "the server's TLS certificate was not accepted"),
+    ("kind: Timeout", "the server stopped answering"),
+    ("TimedOut", "the server stopped answering"),
+    ("kind: Interrupted", "the connection broke"),
+    ("IncompleteBody", "the connection broke"),
+    ("kind: Connect", "no connection to the server"),
+)
+
+
+def map_foreign(error: BaseException, location: Location) -> BaseException:
+    """Ours for theirs. What is not an error of obstore's comes back as it is."""
+    from obstore import exceptions
+
+    where = f"uri {location.shown!r}"
+    if isinstance(error, AdapterError):
+        return error
+    text = str(error)
+    code = _S3_CODE.search(text)
+    status = int(found.group(1)) if (found := _STATUS.search(text)) else None
+    said = f" (HTTP {status}{', ' + code.group(1) if code else ''})" if status else ""
+    match error:
+        case FileNotFoundError():
+            what = "the bucket does not exist" if code and code.group(1) == "NoSuchBucket" else "nothing is there"
+            return ArtifactNotFound(f"{where}: {what}{said}; check the uri and the storage key's endpoint")
+        case exceptions.PermissionDeniedError() | exceptions.UnauthenticatedError():
+            return ArtifactDenied(
+                f"{where}: the server denies access{said}; check the storage key and its permissions to read and list "
+                "(without the latter, S3 says the same of an object that does not exist)"
+            )
+        case exceptions.PreconditionError() | exceptions.NotModifiedError():
+            return ArtifactChanged(f"{where}: the object changed while it was read{said}; it is read again")
+        case exceptions.NotSupportedError():
+            return RangeIgnored(f"{where}: the server does not go on where a download stopped; it is read again")
+        case exceptions.InvalidPathError() | ValueError():
+            return BadLocation(f"{where}: a name there holds empty, `.` or `..` segments; rename the object")
+        case exceptions.BaseError():
+            return _map_generic(where, text, status, said, code.group(1) if code else None)
+        case _:
+            return error
+
+
+class RangeIgnored(FetchFailed):
+    """The server answered a request for the rest with the whole."""
+
+
+def _map_generic(where: str, text: str, status: int | None, said: str, code: str | None) -> AdapterError:
+    if code == "NoSuchBucket":
+        return ArtifactNotFound(
+            f"{where}: the bucket does not exist{said}; check the uri and the storage key's endpoint"
+        )
+    if status == 416:
+        return ArtifactChanged(f"{where}: the object is shorter than it was{said}; it is read again")
+    if status is not None and status < 500 and status not in _TRANSIENT_STATUSES:
+        return BadArtifact(
+            f"{where}: the server refuses the request{said}; check the uri, the region and the storage key"
+        )
+    reason = next((reason for needle, reason in _REASONS if needle in text), "the transfer failed")
+    if "does not say how long" in reason:
+        return BadArtifact(f"{where}: {reason} (no Content-Length); serve it as a plain file")
+    if "stopped answering" in reason:
+        return FetchTimedOut(f"{where}: {reason}{said}; it is tried again later")
+    return FetchFailed(f"{where}: {reason}{said}; it is tried again later")
+
+
+def _raise_for_file(error: OSError, location: Location) -> NoReturn:
+    where = f"uri {location.shown!r}"
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise ArtifactNotFound(f"{where}: nothing is there on this pod's machine; check the path") from error
+    if isinstance(error, PermissionError):
+        raise ArtifactDenied(f"{where}: this pod's user may not read it; check its permissions") from error
+    raise FetchFailed(f"{where}: {error.strerror or error}; it is tried again later") from error
