@@ -100,6 +100,10 @@ class CacheMachine:
         """The copy that a Serve names. Raises KeyError when it is gone (it cannot be while it is pinned)."""
         return self._state.copies[copy_id]
 
+    def is_known(self, copy_id: int) -> bool:
+        """False once nothing of the copy is left here, nor on its way in."""
+        return copy_id in self._state.copies
+
     # -- events ---------------------------------------------------------------------------------------------------
 
     def handle(self, event: Event, now_s: float) -> list[Command]:

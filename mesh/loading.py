@@ -80,6 +80,9 @@ class Refused(Exception):
         self.refusal = refusal
 
 
+_NO_SIZE = Size(0)
+
+
 @dataclass(slots=True)
 class _Staged:
     """An artifact on disk, ready to be loaded, and what was found out about it."""
@@ -90,7 +93,7 @@ class _Staged:
     adapter: RuntimeAdapter
     options: LoadOptions
     isolated: bool
-    estimate: Size = Size(0)
+    estimate: Size = _NO_SIZE
 
 
 @dataclass(slots=True)
@@ -143,6 +146,7 @@ class Loading:
         self._metadata: LRUCache[ModelKey, ModelMetadata] = LRUCache(maxsize=_PROFILES_MAX)
         self._formats: LRUCache[ModelKey, str] = LRUCache(maxsize=_PROFILES_MAX)
         self._tick: asyncio.TimerHandle | None = None
+        self._closed = False
         self.counts = Counts()
 
     # The request path ---------------------------------------------------------------------------------------
@@ -210,6 +214,14 @@ class Loading:
     def send(self, event: Event) -> None:
         """Tell the cache what happened, and start what it wants done."""
         self._carry_out(self._cache.handle(event, self._clock()))
+        if self._staged:
+            self._release_dropped()
+
+    def _release_dropped(self) -> None:
+        """Let go of artifacts whose load the cache has given up before it began: no command says so."""
+        for copy_id in list(self._staged):
+            if not self._cache.is_known(copy_id):
+                self._artifacts.release(self._staged.pop(copy_id).artifact)
 
     def _pin(self, copy: Copy) -> None:
         copy.pin(self._clock())
@@ -228,6 +240,8 @@ class Loading:
                     waiter = self._waiters.pop(waiter_id, None)
                     if waiter is not None and not waiter.done():
                         waiter.set_exception(Refused(refusal))
+                case _ if self._closed:
+                    pass  # the pod is going: nothing new begins
                 case StartFetch(key, copy_id):
                     self._start(copy_id, self._fetch(key, copy_id))
                 case StartLoad(key, copy_id, _):
@@ -235,9 +249,9 @@ class Loading:
                 case StartUnload(key, copy_id, reason):
                     self._start(copy_id, self._unload(key, copy_id, reason))
                 case CancelLoad(copy_id, _):
-                    task = self._running.get(copy_id)
-                    if task is not None:
-                        task.cancel()
+                    if (task := self._running.get(copy_id)) is not None:
+                        # Not at once: a task that is cancelled before its first step never runs, and never answers.
+                        asyncio.get_running_loop().call_soon(task.cancel)
                 case WakeAt(at_s):
                     self._wake_at(at_s)
 
@@ -312,8 +326,9 @@ class Loading:
         isolated = record.spec.isolation == "process" or format_name in ALWAYS_ISOLATED
         if adapter.trust is Trust.RUNS_CODE and not isolated and not artifact.trusted:
             raise UntrustedArtifact(
-                f"format {format_name!r} can run code when it loads, and {record.spec.uri!r} is under no trusted prefix: "
-                "mark its prefix with --trusted-prefixes, register it with isolation=process, or convert it to ONNX"
+                f"format {format_name!r} can run code when it loads, and {record.spec.uri!r} is under no "
+                "trusted prefix: mark its prefix with --trusted-prefixes, register it with isolation=process, or "
+                "convert it to ONNX"
             )
         path = artifact.path
         if not isolated:
@@ -388,8 +403,8 @@ class Loading:
         except TimeoutError:
             thread.add_done_callback(_free_late_result)
             raise adapter_errors.LoadFailed(
-                f"model {staged.options.model_id!r} did not load within {timeout_s:g} s (load_timeout_s); it runs inside "
-                "the pod and cannot be killed: register it with isolation=process, or raise load_timeout_s"
+                f"model {staged.options.model_id!r} did not load within {timeout_s:g} s (load_timeout_s); it runs "
+                "inside the pod and cannot be killed: register it with isolation=process, or raise load_timeout_s"
             ) from None
         except asyncio.CancelledError:
             # Nobody waits any more, but a thread cannot be stopped: its bytes stay counted until it is done.
@@ -431,6 +446,7 @@ class Loading:
 
     async def close(self, grace_s: float) -> None:
         """Unload everything that can be unloaded, so that no subprocess outlives the pod. Bounded."""
+        self._closed = True
         if self._tick is not None:
             self._tick.cancel()
         for task in list(self._running.values()):

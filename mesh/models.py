@@ -23,7 +23,7 @@ from placement.errors import InvalidSpec, NotFound, PlacementError
 from placement.records import AliasRecord, AliasState, ModelRecord, ModelSpec
 from placement.registration import Registered, Registration
 from placement.registry import Registry
-from runtime_adapters.artifacts.fetch import ArtifactStore
+from runtime_adapters.artifacts.locations import SourcePolicy, parse_location
 from runtime_adapters.base import Trust
 from runtime_adapters.errors import AdapterError
 from runtime_adapters.registry import adapter_for
@@ -37,9 +37,9 @@ SYNC_WAIT_MAX_S = 240.0
 class Models:
     """Management of one pod's models. All methods run on the event loop."""
 
-    def __init__(self, registry: Registry, artifacts: ArtifactStore, loading: Loading, serving: Serving) -> None:
+    def __init__(self, registry: Registry, policy: SourcePolicy, loading: Loading, serving: Serving) -> None:
         self._registry = registry
-        self._artifacts = artifacts
+        self._policy = policy
         self._loading = loading
         self._serving = serving
         self._background: set[asyncio.Task[None]] = set()
@@ -47,7 +47,9 @@ class Models:
     def check(self, spec: ModelSpec) -> None:
         """What can be known of a spec before its artifact is fetched. Raises InvalidSpec."""
         try:
-            trusted = self._artifacts.check_uri(spec.uri)
+            location = parse_location(spec.uri)
+            self._policy.check(location)
+            trusted = self._policy.trusts(location)
             adapter = adapter_for(spec.format) if spec.format else None
         except AdapterError as error:
             raise InvalidSpec(str(error)) from error

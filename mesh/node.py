@@ -51,6 +51,7 @@ from placement.store.embedded import EmbeddedStore
 from placement.view import Changes
 from runtime_adapters.artifacts.credentials import StorageKeys
 from runtime_adapters.artifacts.fetch import ArtifactStore, FetchLimits
+from runtime_adapters.artifacts.locations import SourcePolicy
 from runtime_adapters.base import CPU, Device
 from runtime_adapters.devices import cuda_devices
 from runtime_adapters.memory import tune_allocator
@@ -75,6 +76,11 @@ class Node:
         self._started = False
         name = settings.pod_name or default_pod_name()
         device = chosen_device(settings)
+        policy = SourcePolicy(
+            file_prefixes=file_prefixes(settings),
+            trusted_prefixes=settings.trusted_prefixes,
+            http_hosts=settings.http_hosts or None,
+        )
 
         self.telemetry = Telemetry(CollectorRegistry(), per_model=settings.metrics_per_model)
         self.registry = Registry(store, clock=time.time)
@@ -82,10 +88,13 @@ class Node:
         self.artifacts = ArtifactStore(
             settings.data_dir / "artifacts",
             capacity_bytes=int(settings.disk_capacity),
-            limits=FetchLimits(artifact_bytes_max=int(settings.fetch_size_max), timeout_s=settings.fetch_timeout_s),
+            limits=FetchLimits(
+                bytes_max=int(settings.fetch_size_max),
+                timeout_s=settings.fetch_timeout_s,
+                concurrent_max=settings.fetches_concurrent_max,
+            ),
             storage=StorageKeys.from_path(settings.storage_config),
-            file_prefixes=file_prefixes(settings),
-            trusted_prefixes=settings.trusted_prefixes,
+            policy=policy,
         )
         self.generations = Generations(
             is_servable=lambda key: self.cache.servable(key) is not None,
@@ -102,7 +111,7 @@ class Node:
         )
         self.runner = Runner(settings.infer_threads, self.telemetry.run_queue_seconds.observe)
         self.serving = Serving(self.registry, self.generations, self.loading, self.runner, self.telemetry)
-        self.models = Models(self.registry, self.artifacts, self.loading, self.serving)
+        self.models = Models(self.registry, policy, self.loading, self.serving)
         self.status = StatusView(self.cache, self.loading, self.generations, device)
 
         access = Access()
@@ -123,7 +132,7 @@ class Node:
             draining=lambda: self._draining,
             calls_in_flight=lambda: self.transport.calls_in_flight,
         )
-        self.telemetry.add_gauges(self.pod.gauges)
+        self.telemetry.add_samples(self.pod.samples)
         self.http = HttpFront(
             build_app(self.telemetry.registry, self.unready_reason), settings.host, settings.http_port
         )
@@ -171,7 +180,6 @@ class Node:
         """Everything up to the open ports. Raises CannotStart, CannotListen, PlacementError."""
         await self.registry.start()
         self.registry.on_change(self._on_change)
-        await self.artifacts.start()
         await self.transport.start()
         http_port = await self.http.start()
         grpc = [address.address for address in self.transport.addresses]
@@ -187,7 +195,7 @@ class Node:
     async def stop(self) -> None:
         """Refuse new work, finish what runs, free everything. Bounded by `stop_grace_s` and a little."""
         self._draining = True
-        self.health.set_serving(False)
+        self.health.close()
         log.info(
             "stopping: finishing %d calls within %g s", self.transport.calls_in_flight, self._settings.stop_grace_s
         )

@@ -15,7 +15,7 @@ from cache.types import CopyState
 from cache.views import Usage
 from mesh.loading import Loading
 from mesh.serving import Serving
-from mesh.telemetry import Gauge
+from mesh.telemetry import Sample
 from placement.registry import Registry
 from runtime_adapters.artifacts.fetch import ArtifactStore
 from runtime_adapters.frameworks import installed_version
@@ -34,7 +34,7 @@ _ON_THE_WAY = (
 
 @dataclass(frozen=True, slots=True)
 class TierReport:
-    """One place where bytes lie. On the disk tier, `reserved` is what downloads have set aside."""
+    """One place where bytes lie. On the disk tier, `resident` includes what downloads have set aside."""
 
     tier: str
     device: str
@@ -153,24 +153,24 @@ class PodView:
                 reserved_bytes=sum(in_state.get(state, 0) for state in _RESERVED),
                 unloading_bytes=in_state.get(CopyState.UNLOADING, 0),
             )
-        disk = self._artifacts.usage()
-        yield TierReport("disk", "", disk.capacity_bytes, disk.used_bytes, disk.reserved_bytes)
+        disk = self._artifacts.use()
+        yield TierReport("disk", "", disk.capacity_bytes, disk.used_bytes)
 
-    def gauges(self) -> Iterator[Gauge]:
+    def samples(self) -> Iterator[Sample]:
         """The report as lines of a scrape."""
         report = self.report()
         for tier in report.tiers:
             labels = (("tier", tier.tier), ("device", tier.device))
-            yield Gauge("hexcomb_capacity_bytes", "Bytes that the tier may hold.", labels, tier.capacity_bytes)
+            yield Sample("hexcomb_capacity_bytes", "Bytes that the tier may hold.", labels, tier.capacity_bytes)
             for state, amount in (
                 ("resident", tier.resident_bytes),
                 ("reserved", tier.reserved_bytes),
                 ("unloading", tier.unloading_bytes),
             ):
-                yield Gauge("hexcomb_used_bytes", "Bytes in use, by state.", (*labels, ("state", state)), amount)
+                yield Sample("hexcomb_used_bytes", "Bytes in use, by state.", (*labels, ("state", state)), amount)
         declared, estimated, measured = self._loading.size_totals()
         for source, amount in (("declared", declared), ("estimated", estimated), ("measured", measured)):
-            yield Gauge(
+            yield Sample(
                 "hexcomb_resident_model_bytes",
                 "Bytes of all resident models: as their specs declare them (only those that do), as estimated before "
                 "the load, and as measured after it.",
@@ -178,20 +178,22 @@ class PodView:
                 amount,
             )
         none: tuple[tuple[str, str], ...] = ()
-        yield Gauge(
+        yield Sample(
             "hexcomb_lru_age_seconds", "Time since the longest unused copy was used.", none, report.eviction_age_s
         )
-        yield Gauge("hexcomb_models_registered", "Models in the registry.", none, report.models_registered)
-        yield Gauge("hexcomb_models_resident", "Models that are servable here.", none, report.models_resident)
-        yield Gauge("hexcomb_models_loading", "Models that are being loaded.", none, report.models_loading)
-        yield Gauge("hexcomb_loads_queued", "Models that wait to be fetched or loaded.", none, report.loads_queued)
-        yield Gauge("hexcomb_requests_waiting", "Requests that wait for a load.", none, report.requests_waiting)
-        yield Gauge("hexcomb_requests_in_flight", "Calls in the pod.", none, report.requests_in_flight)
-        yield Gauge("hexcomb_cache_hits", "Requests that found a servable copy, since the start.", none, report.hits)
-        yield Gauge(
-            "hexcomb_cache_misses", "Requests that had to wait for a load, since the start.", none, report.misses
+        yield Sample("hexcomb_models_registered", "Models in the registry.", none, report.models_registered)
+        yield Sample("hexcomb_models_resident", "Models that are servable here.", none, report.models_resident)
+        yield Sample("hexcomb_models_loading", "Models that are being loaded.", none, report.models_loading)
+        yield Sample("hexcomb_loads_queued", "Models that wait to be fetched or loaded.", none, report.loads_queued)
+        yield Sample("hexcomb_requests_waiting", "Requests that wait for a load.", none, report.requests_waiting)
+        yield Sample("hexcomb_requests_in_flight", "Calls in the pod.", none, report.requests_in_flight)
+        yield Sample(
+            "hexcomb_cache_hits_total", "Requests that found a servable copy, since the start.", none, report.hits
         )
-        yield Gauge("hexcomb_ready", "1 when the pod takes requests.", none, float(report.ready))
+        yield Sample(
+            "hexcomb_cache_misses_total", "Requests that had to wait for a load, since the start.", none, report.misses
+        )
+        yield Sample("hexcomb_ready", "1 when the pod takes requests.", none, float(report.ready))
 
 
 def runtime_reports() -> tuple[RuntimeReport, ...]:

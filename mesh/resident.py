@@ -1,7 +1,7 @@
 """A copy as the request path sees it: the loaded model and what was worked out about it once, at load.
 
-`hold` and `let_go` count the runs that still use the model, beside the cache's own pin for each request: a request whose
-client left gives back its pin at once only if no thread still runs its model.
+Each request holds one pin, and each run on a worker thread another: a client that leaves gives back its pin at once,
+and the copy stays until the thread is done with the model.
 """
 
 from __future__ import annotations

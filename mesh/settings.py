@@ -13,17 +13,18 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import psutil
 from pydantic import ByteSize, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from runtime_adapters.devices import cpu
 
 MIB = 1024 * 1024
 _DEFAULT_CAPACITY_SHARE = 0.6
 
 
-def _half_the_box() -> ByteSize:
-    """60 % of this machine's memory: the rest is for frameworks, activations and the page cache."""
-    return ByteSize(int(psutil.virtual_memory().total * _DEFAULT_CAPACITY_SHARE))
+def _share_of_the_box() -> ByteSize:
+    """60 % of the memory that this container may use: the rest is for frameworks, activations and the page cache."""
+    return ByteSize(int(cpu().total_bytes * _DEFAULT_CAPACITY_SHARE))
 
 
 def _worker_threads() -> int:
@@ -71,7 +72,7 @@ class Settings(BaseSettings):
 
     # Capacities -------------------------------------------------------------------------------------------------
     capacity: ByteSize = Field(
-        default_factory=_half_the_box,
+        default_factory=_share_of_the_box,
         ge=0,
         description="Bytes of memory for resident models on this pod (the device tier of a CPU pod). Default: 60 % of "
         "the machine's memory; the rest is for frameworks and activations.",
@@ -157,6 +158,9 @@ class Settings(BaseSettings):
         description="Directories (comma separated) from which file:// artifacts may be read. Empty: any on "
         "loopback, none otherwise.",
     )
+    http_hosts: Words = Field(
+        (), description="Hosts (comma separated) that http(s):// artifacts may come from. Empty: any but link-local."
+    )
     storage_config: Path | None = Field(
         None, description="JSON or YAML file, or directory of files, with the storage keys (endpoints, credentials)."
     )
@@ -174,7 +178,7 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line shown.")
 
-    @field_validator("tenant_ports", "trusted_prefixes", "file_prefixes", mode="before")
+    @field_validator("tenant_ports", "trusted_prefixes", "file_prefixes", "http_hosts", mode="before")
     @classmethod
     def _split_words(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -15,8 +15,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, PlatformCollector, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 _REQUEST_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
@@ -24,8 +32,8 @@ _LOAD_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 
 
 @dataclass(frozen=True, slots=True)
-class Gauge:
-    """One line of a scrape, computed when asked for."""
+class Sample:
+    """One line of a scrape, computed when asked for: a counter if its name ends in `_total`, else a gauge."""
 
     name: str
     help: str
@@ -34,15 +42,19 @@ class Gauge:
 
 
 class _OnScrape(Collector):
-    def __init__(self, read: Callable[[], Iterable[Gauge]]) -> None:
+    def __init__(self, read: Callable[[], Iterable[Sample]]) -> None:
         self._read = read
 
     def collect(self) -> Iterator[Metric]:
-        families: dict[str, GaugeMetricFamily] = {}
-        for gauge in self._read():
-            names = [name for name, _ in gauge.labels]
-            family = families.setdefault(gauge.name, GaugeMetricFamily(gauge.name, gauge.help, labels=names))
-            family.add_metric([value for _, value in gauge.labels], gauge.value)
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        for sample in self._read():
+            family = families.get(sample.name)
+            if family is None:
+                kind = CounterMetricFamily if sample.name.endswith("_total") else GaugeMetricFamily
+                family = families[sample.name] = kind(
+                    sample.name, sample.help, labels=[name for name, _ in sample.labels]
+                )
+            family.add_metric([value for _, value in sample.labels], sample.value)
         yield from families.values()
 
 
@@ -77,6 +89,7 @@ class Telemetry:
         self._meters: dict[tuple[str, ...], RequestMeter] = {}
         labels = ["format", "model"] if per_model else ["format"]
         self._label_names = labels
+        disable_created_metrics()  # a second series for each counter, which nobody asks for
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -129,8 +142,8 @@ class Telemetry:
             "hexcomb_requests_refused", "Requests refused before they ran, by reason.", ["reason"], registry=registry
         )
 
-    def add_gauges(self, read: Callable[[], Iterable[Gauge]]) -> None:
-        """Compute gauges on each scrape from `read()`."""
+    def add_samples(self, read: Callable[[], Iterable[Sample]]) -> None:
+        """Compute more lines on each scrape from `read()`."""
         self.registry.register(_OnScrape(read))
 
     def meter(self, format_name: str, model: str) -> RequestMeter:

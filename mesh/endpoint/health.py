@@ -23,6 +23,7 @@ class HealthEndpoint:
     def __init__(self, access: Access) -> None:
         self._access = access
         self._serving = False
+        self._closing = False
         self._changed = asyncio.Event()
 
     def set_serving(self, serving: bool) -> None:
@@ -30,6 +31,11 @@ class HealthEndpoint:
         self._serving = serving
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def close(self) -> None:
+        """Not serving any more, for good: watchers are told and their streams end, so that none holds up the stop."""
+        self._closing = True
+        self.set_serving(False)
 
     async def check(self, call: Call) -> bytes:
         """The state now. NOT_FOUND for a service that is not served here."""
@@ -44,13 +50,15 @@ class HealthEndpoint:
         return self._response(service)
 
     async def watch(self, call: Call, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """The state now and after each change, until the client leaves."""
+        """The state now and after each change, until the client leaves or the pod stops."""
         self._access.caller(call)
         async for body in requests:
             service = messages.parse(messages.HEALTH_WATCH, body).service
             while True:
                 changed = self._changed
                 yield self._response(service)
+                if self._closing:
+                    return
                 await changed.wait()
 
     def _response(self, service: str) -> bytes:

@@ -1,8 +1,8 @@
 """ModelMesh's management interface, so that its clients and controllers talk to this pod unchanged.
 
-`ModelInfo.type` is the format (`onnx`, or ModelMesh's `mt:onnx:1`), `path` the artifact's URI, `key` the name of stored
-credentials or ModelMesh's JSON object that holds it under `storage_key`. ModelMesh's `bucket` and `prefix` parameters in
-that object are refused, not ignored: an URI says the same and cannot be misread.
+`ModelInfo.type` is the format (`onnx`, or ModelMesh's `mt:onnx:1`), `path` the artifact's URI, `key` the name of
+stored credentials or ModelMesh's JSON object that holds it under `storage_key`. ModelMesh's `bucket` and `prefix` in
+that object are refused, not ignored: a URI says the same and cannot be misread.
 
 Deliberately absent: ModelMesh's debug ids and its guess of a copy's state; the state here is the copy's own.
 """

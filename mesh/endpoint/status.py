@@ -10,7 +10,7 @@ do next. Whoever wants to know which code an error gives, or why, reads this fil
 | another spec under this id | ALREADY_EXISTS | must choose another id, or say `if_generation` |
 | stale `if_generation`, alias moved or still in use | FAILED_PRECONDITION | must read again, then decide |
 | others changed the same name all the while | ABORTED | may send it again as it is |
-| bad or untrusted artifact, model too big for the pod | FAILED_PRECONDITION | must have the model's registration changed |
+| bad or untrusted artifact, model too big for the pod | FAILED_PRECONDITION | must correct the registration |
 | pod full or overloaded | RESOURCE_EXHAUSTED + retry hint | comes back later |
 | load failed for now, pod stopping, store away | UNAVAILABLE + retry hint | tries again, elsewhere first |
 | deadline shorter than the load | DEADLINE_EXCEEDED + retry hint | waits longer, or comes back when it is loaded |
