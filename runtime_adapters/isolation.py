@@ -30,7 +30,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,19 @@ TENSOR_BYTES_MAX = 1 << 30
 """Limit of one request's, and of one answer's, tensors."""
 SEGMENT_KEPT_BYTES = 16 << 20
 """Shared memory beyond this is given back after each run."""
+
+_MIB = 1 << 20
+_PROCESS_BYTES = {
+    "python": 0,
+    "onnx": 43 * _MIB,
+    "xgboost": 123 * _MIB,
+    "lightgbm": 121 * _MIB,
+    "sklearn": 150 * _MIB,
+    "torch": 700 * _MIB,
+}
+"""What a process with the framework imported takes before its model (measured as `size` measures; torch's CUDA build).
+The estimate of Python models has it in already. The second process of a format takes less: it shares the libraries."""
+_PROCESS_BYTES_OTHERWISE = 100 * _MIB
 
 _UNLOAD_TIMEOUT_S = 5.0
 _END_TIMEOUT_S = 5.0
@@ -229,6 +242,12 @@ def load_isolated(
         1e3 * cost.load_s,
     )
     return IsolatedModel(link, metadata, jail, cost)
+
+
+def estimate_isolated(adapter_format: str, estimate: Size) -> Size:
+    """The adapter's estimate of a model, as a copy in a process of its own."""
+    process = _PROCESS_BYTES.get(adapter_format, _PROCESS_BYTES_OTHERWISE)
+    return replace(estimate, host_bytes=estimate.host_bytes + process)
 
 
 class _Link:

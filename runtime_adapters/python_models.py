@@ -44,7 +44,7 @@ from runtime_adapters.validation import refuse_unknown_parameters
 MODEL_FILE = "model.py"
 OWN_PARAMETERS = ("load_timeout_s", "infer_timeout_s", "memory_limit_bytes")
 
-_PROCESS_BYTES = 24 << 20
+_PROCESS_BYTES = 30 << 20
 """Python and NumPy in a child: its private pages and its share of the libraries' (measured)."""
 _MODULE_NAME = "hexcomb_custom_model"
 _SOURCE_BYTES_MAX = 4 << 20

@@ -61,8 +61,6 @@ from runtime_adapters.validation import refuse_unknown_parameters
 PARAMETERS = ("inputs", "outputs", "batch_dimension")
 SIDECAR_NAMES = ("config.json", "metadata.json")
 
-_PROGRAM_BYTES = 1 << 20
-"""Graph, generated code and modules of a small program (measured); weights come on top."""
 _SIDECAR_BYTES_MAX = 1 << 20
 _MESSAGE_CHARS_MAX = 500
 
@@ -100,10 +98,10 @@ class TorchPrograms:
         return looks_like_program(artifact)
 
     def estimate(self, artifact: Path, options: LoadOptions) -> Size:
-        weight_bytes = find_program(artifact).weight_bytes
+        program = find_program(artifact)
         if options.device.kind == "cuda":
-            return Size(host_bytes=_PROGRAM_BYTES, device_bytes=weight_bytes)
-        return Size(host_bytes=_PROGRAM_BYTES + weight_bytes)
+            return Size(host_bytes=program.program_bytes, device_bytes=program.weight_bytes)
+        return Size(host_bytes=program.program_bytes + program.weight_bytes)
 
     def prepare(self, artifact: Path, into: Path, options: LoadOptions) -> bool:
         return False
@@ -127,13 +125,13 @@ class TorchPrograms:
 class TorchModel:
     """A loaded program."""
 
-    def __init__(self, torch: Any, call: _Call, metadata: ModelMetadata, device: Any) -> None:
+    def __init__(self, torch: Any, call: _Call, metadata: ModelMetadata, device: Any, program_bytes: int) -> None:
         self._torch = torch
         self._call: _Call | None = call
         self._metadata = metadata
         self._output_names = tuple(spec.name for spec in metadata.outputs)
         self._device = device
-        self._size = _size_of(call.module)
+        self._size = _size_of(call.module, program_bytes)
 
     @property
     def metadata(self) -> ModelMetadata:
@@ -252,7 +250,8 @@ def _load_exported(torch: Any, file: ProgramFile, device: Any, options: LoadOpti
             for index, name in zip(output_leaves, names, strict=True)
         ]
         call = _ExportedCall(program, program.module(), input_leaves, output_leaves)
-    return TorchModel(torch, call, _metadata("pytorch_export", inputs, outputs, options), device)
+    metadata = _metadata("pytorch_export", inputs, outputs, options)
+    return TorchModel(torch, call, metadata, device, file.program_bytes)
 
 
 def _spec_of(torch: Any, argument: Any, values: Mapping[str, Any], side: str, name: str) -> TensorSpec:
@@ -312,7 +311,8 @@ def _load_script(torch: Any, file: ProgramFile, device: Any, options: LoadOption
         takes = [argument.name for argument in module.forward.schema.arguments[1:]]
     if len(takes) < len(inputs):
         raise BadArtifact(f"{file.path.name}: forward takes {len(takes)} tensors, inputs declares {len(inputs)}")
-    return TorchModel(torch, _ScriptCall(module), _metadata("pytorch_libtorch", inputs, outputs, options), device)
+    metadata = _metadata("pytorch_libtorch", inputs, outputs, options)
+    return TorchModel(torch, _ScriptCall(module), metadata, device, file.program_bytes)
 
 
 def _declaration(file: ProgramFile, parameters: Mapping[str, str]) -> Mapping[str, Any]:
@@ -331,7 +331,8 @@ def _declaration(file: ProgramFile, parameters: Mapping[str, str]) -> Mapping[st
             return content
     raise BadArtifact(
         f"{file.path.name} is TorchScript, which does not say its shapes; give the spec the parameters inputs and "
-        'outputs (JSON: [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]), or put a config.json with both beside it'
+        'outputs (JSON: [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]), or put a config.json with both '
+        "beside it"
     )
 
 
@@ -474,7 +475,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:_MESSAGE_CHARS_MAX] or type(error).__name__
 
 
-def _size_of(module: Any) -> Size:
+def _size_of(module: Any, program_bytes: int) -> Size:
     """Weights by storage, so that tied ones count once."""
     storages: dict[tuple[str, int], int] = {}
     constants = [value for value in vars(module).values() if hasattr(value, "untyped_storage")]
@@ -482,7 +483,7 @@ def _size_of(module: Any) -> Size:
         storage = tensor.untyped_storage()
         storages[tensor.device.type, storage.data_ptr()] = storage.nbytes()
     device_bytes = sum(size for (kind, _), size in storages.items() if kind != "cpu")
-    return Size(host_bytes=_PROGRAM_BYTES + sum(storages.values()) - device_bytes, device_bytes=device_bytes)
+    return Size(host_bytes=program_bytes + sum(storages.values()) - device_bytes, device_bytes=device_bytes)
 
 
 def _metadata(
