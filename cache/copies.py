@@ -34,9 +34,9 @@ class Copy:
     """A copy, resident or on its way. Read freely; change only through `pin` and the machine."""
 
     __slots__ = (
-        "_view",
         "blocked",
         "blocked_since_s",
+        "cached_view",
         "charged",
         "closing_reason",
         "copy_id",
@@ -90,13 +90,13 @@ class Copy:
         self.protected_until_s = 0.0
         self.closing_reason = ""
         self.unload_failures = 0
-        self._view: CopyView | None = None
+        self.cached_view: CopyView | None = None
 
     def pin(self, now_s: float) -> None:
         """Someone runs on this copy from now until `CacheMachine.unpin`. Only for copies from `servable`."""
         self.pins += 1
         self.last_used_s = now_s
-        self._view = None
+        self.cached_view = None
 
     @property
     def foreground(self) -> bool:
@@ -110,13 +110,13 @@ class Copy:
 
     def changed(self) -> None:
         """Something that the view shows is different now."""
-        self._view = None
+        self.cached_view = None
 
     def view(self) -> CopyView:
         """A picture, kept until the next change: idle copies are asked for theirs at each eviction."""
-        view = self._view
+        view = self.cached_view
         if view is None:
-            view = self._view = CopyView(
+            view = self.cached_view = CopyView(
                 copy_id=self.copy_id,
                 key=self.key,
                 state=self.state,

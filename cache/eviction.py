@@ -11,12 +11,12 @@ later, larger victim might make an earlier, smaller one needless): pruning would
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop
 from typing import Protocol
 
-from cache.types import NO_BYTES, Bytes, CopyState, ModelKey
+from cache.types import Bytes, CopyState, ModelKey
 from cache.views import CopyView
 
 
@@ -75,32 +75,36 @@ def plan_eviction(
     copies: Iterable[CopyView], missing: Bytes, now_s: float, policy: EvictionPolicy, *, override_residency: bool
 ) -> Evict | CannotFit:
     """Choose all victims that free `missing`, or say why that is impossible now."""
-    evictable: list[tuple[bool, float, int, ModelKey, int, CopyView]] = []
+    # (young, score, position): the cheap part of the order; `_leaving_order` settles the rest among equals only.
+    evictable: list[tuple[bool, float, int]] = []
+    views: list[CopyView] = []
     in_use: list[Bytes] = []
     pinned: list[Bytes] = []
     young: list[CopyView] = []
+    servable = CopyState.SERVABLE
     for copy in copies:
-        if copy.state is not CopyState.SERVABLE:
+        if copy.state is not servable:
             continue
         if copy.pins:
             in_use.append(copy.charged)
         elif copy.pinned:
             pinned.append(copy.charged)
-        elif now_s < copy.protected_until_s and not override_residency:
+        elif (is_young := now_s < copy.protected_until_s) and not override_residency:
             young.append(copy)
         else:
-            evictable.append(_eviction_order(copy, now_s, policy))
+            evictable.append((is_young, policy(copy, now_s), len(views)))
+            views.append(copy)
 
-    heapify(evictable)
     still_missing = missing
     passed_over: list[Bytes] = []
     victims: list[Victim] = []
-    while still_missing and evictable:
-        is_young, score, _, key, copy_id, copy = heappop(evictable)
+    for is_young, score, copy in _leaving_order(evictable, views):
+        if not still_missing:
+            break
         if not any(copy.charged[place] > 0 for place, _ in still_missing):
             passed_over.append(copy.charged)  # it would free nothing where bytes are missing
             continue
-        victims.append(Victim(copy_id, key, copy.charged, score, now_s - copy.last_used_s, is_young))
+        victims.append(Victim(copy.copy_id, copy.key, copy.charged, score, now_s - copy.last_used_s, is_young))
         still_missing = still_missing.missing_from(copy.charged)
     if not still_missing:
         return Evict(tuple(victims))
@@ -109,15 +113,23 @@ def plan_eviction(
         evictable=Bytes.sum([*(victim.freed for victim in victims), *passed_over]),
         in_use=Bytes.sum(in_use),
         pinned=Bytes.sum(pinned),
-        young=Bytes.sum(copy.charged for copy in young) if young else NO_BYTES,
+        young=Bytes.sum(copy.charged for copy in young),
         retry_at_s=min((copy.protected_until_s for copy in young), default=None),
     )
 
 
-def _eviction_order(
-    copy: CopyView, now_s: float, policy: EvictionPolicy
-) -> tuple[bool, float, int, ModelKey, int, CopyView]:
+def _leaving_order(
+    scored: list[tuple[bool, float, int]], views: list[CopyView]
+) -> Iterator[tuple[bool, float, CopyView]]:
     # 1. copies past their minimum residency before young ones; 2. the lowest score; 3. of equal scores the largest,
     # to unload fewer; 4. the key; 5. the id of the copy, so that equal views give equal plans.
-    young = now_s < copy.protected_until_s
-    return (young, policy(copy, now_s), -copy.charged.total_bytes, copy.key, copy.copy_id, copy)
+    heapify(scored)  # usually a few leave of many, so a heap and not a sort
+    while scored:
+        young, score, position = heappop(scored)
+        equals = [views[position]]
+        while scored and scored[0][:2] == (young, score):
+            equals.append(views[heappop(scored)[2]])
+        if len(equals) > 1:
+            equals.sort(key=lambda copy: (-copy.charged.total_bytes, copy.key, copy.copy_id))
+        for copy in equals:
+            yield young, score, copy

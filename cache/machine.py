@@ -91,7 +91,7 @@ class CacheMachine:
             raise InvalidTransition(copy.copy_id, copy.key, "unpinned more often than pinned", copy.story)
         copy.pins = pins
         copy.last_used_s = now_s
-        copy._view = None
+        copy.cached_view = None
         if pins or not (self._space_wanted or copy.closing_reason):
             return NOTHING
         return self._after_last_unpin(copy, now_s)

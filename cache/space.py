@@ -81,15 +81,17 @@ def plan_space(
         if missing:
             if evictable is None:
                 evictable = {copy.copy_id: copy for copy in residents}
-            candidates = [copy for copy in evictable.values() if copy.copy_id != claim.copy_id]
+            itself = evictable.pop(claim.copy_id, None)  # a servable copy that grew does not make room for itself
             # Without leave to evict the plan is still made, over nothing, so that the answer says what is missing.
             plan = plan_eviction(
-                candidates if claim.may_evict else (),
+                evictable.values() if claim.may_evict else (),
                 missing,
                 now_s,
                 policy,
                 override_residency=claim.override_residency,
             )
+            if itself is not None:
+                evictable[claim.copy_id] = itself
             if isinstance(plan, CannotFit):
                 blocked.append((claim, plan))
             else:
