@@ -56,6 +56,7 @@ from runtime_adapters.errors import (
 )
 from runtime_adapters.frameworks import missing_runtime
 from runtime_adapters.torch_archive import ProgramFile, ProgramKind, find_program, looks_like_program
+from runtime_adapters.torch_effects import Effects, effects_of
 from runtime_adapters.validation import refuse_unknown_parameters
 
 PARAMETERS = ("inputs", "outputs", "batch_dimension")
@@ -196,13 +197,13 @@ class _Call:
 
 
 class _ExportedCall(_Call):
-    def __init__(self, program: Any, module: Any, input_leaves: list[Any], output_leaves: list[int]) -> None:
+    def __init__(self, program: Any, effects: Effects, input_leaves: list[Any], output_leaves: list[int]) -> None:
         super().__init__()
         from torch.utils import _pytree
 
-        self.module = module
-        self.changes_itself = bool(program.graph_signature.buffers_to_mutate)
-        self.changes_inputs = bool(program.graph_signature.user_inputs_to_mutate)
+        self.module = program.module()
+        self.changes_itself = effects.state
+        self.changes_inputs = effects.inputs
         self._tree = _pytree
         self._in_spec = program.call_spec.in_spec
         self._input_leaves = input_leaves
@@ -249,7 +250,7 @@ def _load_exported(torch: Any, file: ProgramFile, device: Any, options: LoadOpti
             _spec_of(torch, results[index], values, "output", name)
             for index, name in zip(output_leaves, names, strict=True)
         ]
-        call = _ExportedCall(program, program.module(), input_leaves, output_leaves)
+        call = _ExportedCall(program, effects_of(torch, program), input_leaves, output_leaves)
     metadata = _metadata("pytorch_export", inputs, outputs, options)
     return TorchModel(torch, call, metadata, device, file.program_bytes)
 

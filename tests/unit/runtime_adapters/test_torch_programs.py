@@ -15,6 +15,7 @@ from runtime_adapters.base import Device, LoadOptions, TensorSpec
 from runtime_adapters.datatypes import DTYPE_OF
 from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelRaised, UntrustedArtifact
 from runtime_adapters.isolation import load_isolated
+from runtime_adapters.torch_effects import effects_of
 from runtime_adapters.torch_programs import ADAPTER
 
 torch = pytest.importorskip("torch")
@@ -126,6 +127,38 @@ def test_a_program_that_writes_to_its_inputs_does_not_write_to_ours(tmp_path: Pa
         model = ADAPTER.load(path, _options(**parameters))
         model.infer({"x": x})
         assert x.tolist() == [7, 7, 7]
+
+
+def _effects(module: Any, *args: Any) -> tuple[bool, bool]:
+    found = effects_of(torch, torch.export.export(module, args))
+    return found.inputs, found.state
+
+
+def test_what_a_program_writes_to_is_found_in_its_graph() -> None:
+    class Views(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, x: Any) -> Any:
+            x.t().reshape(-1)[0].add_(1)
+            return x * 2
+
+    class Pair(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, x: Any) -> Any:
+            left, right = torch.split(x * 1, 1)
+            return left.mul_(2) + right
+
+    class Conditional(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, x: Any) -> Any:
+            return torch.cond(x.sum() > 0, lambda y: y * 2, lambda y: y - 1, (x,))
+
+    rows = torch.zeros(2, 2)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(inplace=True), torch.nn.Dropout(inplace=True)
+    )
+    assert _effects(Views(), rows) == (True, False)
+    assert _effects(Pair(), rows) == (False, False)
+    assert _effects(Conditional(), rows) == (False, False)
+    assert _effects(net.eval(), torch.zeros(1, 3, 8, 8)) == (False, False)
+    assert _effects(net.train(), torch.zeros(2, 3, 8, 8))[1]
+    assert _effects(torch.nn.ReLU(inplace=True), rows) == (True, False)
 
 
 def _declared() -> dict[str, str]:
