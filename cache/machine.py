@@ -298,8 +298,9 @@ class CacheMachine:
         copy = state.required(event.copy_id, event, CopyState.LOADING, CopyState.CANCELLING_LOAD)
         _check_size(event.size)
         copy.load_time_s = copy.fetch_time_s + state.now_s - copy.since_s
-        state.profiles.loaded(copy.key, copy.load_time_s)
-        state.profiles.measured(copy.key, event.size)
+        if copy.key not in state.retired:  # what is retired was forgotten, and stays so
+            state.profiles.loaded(copy.key, copy.load_time_s)
+            state.profiles.measured(copy.key, event.size)
         state.failures.forget(copy.key)
         state.resize(copy, event.size)
         if copy.state is CopyState.CANCELLING_LOAD:
@@ -343,7 +344,8 @@ class CacheMachine:
         # A measurement may be late: the copy was measured, and its unload began before the event arrived.
         if copy is None or copy.state not in (CopyState.SERVABLE, CopyState.RETIRING, CopyState.SETTLING):
             return
-        state.profiles.measured(copy.key, event.size)
+        if copy.key not in state.retired:
+            state.profiles.measured(copy.key, event.size)
         state.resize(copy, event.size)
         if copy.pinned:
             self._grant_pin(copy)

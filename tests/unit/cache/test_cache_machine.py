@@ -612,6 +612,17 @@ def test_a_retired_copy_serves_those_who_hold_it_and_leaves_with_the_last(pod: P
     loader.machine.validate()
 
 
+def test_a_load_that_ends_after_its_model_was_retired_teaches_nothing(pod: Pod, model: Model) -> None:
+    loader = pod()
+    loader.want(1, model("a"))
+    loader.finish_fetch(only(loader.fetching))
+    loader.send(Retire(model("a").key))
+    loader.finish_load(only(loader.loading), Bytes.of(CPU, 99))
+    assert loader.machine.explain(model("a").key).known_size is None
+    loader.run()
+    assert loader.machine.usage().used.total_bytes == 0
+
+
 def test_retirement_is_forgotten_after_a_while_or_on_request(pod: Pod, model: Model) -> None:
     loader = pod(retired_remembered_s=10.0)
     loader.send(Retire(model("a").key))
