@@ -20,7 +20,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +45,7 @@ from cache.events import (
 from cache.failures import FailureRecord
 from cache.machine import EVICTED_FOR, CacheMachine
 from cache.types import Bytes, Failure, FailureKind, ModelKey, Place, Refusal, WantedModel
+from mesh.heap import HeapTrimmer
 from mesh.resident import Resident
 from mesh.settings import Settings
 from mesh.telemetry import Telemetry
@@ -90,10 +91,20 @@ class _Staged:
     record: ModelRecord
     artifact: Artifact
     path: Path
+    variant: str
+    """Which prepared form `path` may be; empty: none was made."""
     adapter: RuntimeAdapter
     options: LoadOptions
     isolated: bool
     estimate: Size = _NO_SIZE
+
+
+class _NotPrepared(Exception):
+    """The prepared form that was there has left the disk."""
+
+
+def _never_made(into: Path) -> bool:
+    raise _NotPrepared
 
 
 @dataclass(slots=True)
@@ -144,7 +155,9 @@ class Loading:
         self._waiter_ids = iter(range(1, 1 << 62))
         self._profiles: LRUCache[tuple[str, str, str], Size] = LRUCache(maxsize=_PROFILES_MAX)
         self._metadata: LRUCache[ModelKey, ModelMetadata] = LRUCache(maxsize=_PROFILES_MAX)
+        self._found: LRUCache[ModelKey, _Staged] = LRUCache(maxsize=_PROFILES_MAX)
         self._formats: LRUCache[ModelKey, str] = LRUCache(maxsize=_PROFILES_MAX)
+        self._heap = HeapTrimmer()
         self._tick: asyncio.TimerHandle | None = None
         self._closed = False
         self.counts = Counts()
@@ -281,6 +294,9 @@ class Loading:
     # Fetch --------------------------------------------------------------------------------------------------
 
     async def _fetch(self, key: ModelKey, copy_id: int) -> Event:
+        if (again := await self._stage_again(key)) is not None:
+            self._staged[copy_id] = again
+            return Fetched(copy_id, self._bytes(again.estimate))
         record = self._record_of(key)
         if record is None:
             return FetchFailed(copy_id, Failure(FailureKind.PERMANENT, f"model {key.model_id!r} is not registered"))
@@ -311,8 +327,28 @@ class Loading:
             failure = self._failure(key, "fetch", format_name, error)
             return FetchFailed(copy_id, failure)
         self._formats[key] = format_name
-        self._staged[copy_id] = staged
+        self._found[key] = self._staged[copy_id] = staged
         return Fetched(copy_id, self._bytes(size))
+
+    async def _stage_again(self, key: ModelKey) -> _Staged | None:
+        """What this generation was loaded from last time, if this disk still has it.
+
+        A generation is one content: a file that was changed under its URI shows when the model is registered anew
+        (or when the disk tier has dropped the old content), not at some eviction in between.
+        """
+        found = self._found.get(key)
+        artifact = None if found is None else self._artifacts.hold_again(found.artifact)
+        if found is None or artifact is None:
+            return None
+        path = artifact.path
+        if found.variant:
+            try:
+                path = await self._artifacts.prepare(artifact, found.variant, _never_made) or artifact.path
+            except _NotPrepared:
+                self._artifacts.release(artifact)
+                return None
+        estimate = self._profiles.get(self._profile_key(found), found.estimate)
+        return replace(found, artifact=artifact, path=path, estimate=estimate)
 
     async def _stage(self, record: ModelRecord, artifact: Artifact, format_name: str) -> _Staged:
         adapter = adapter_for(format_name)
@@ -330,16 +366,17 @@ class Loading:
                 "trusted prefix: mark its prefix with --trusted-prefixes, register it with isolation=process, or "
                 "convert it to ONNX"
             )
-        path = artifact.path
+        path, variant = artifact.path, ""
         if not isolated:
             began = self._clock()
             version = await _in_thread("version", adapter.runtime_version)
+            variant = f"{format_name}-{version}"
             prepared = await self._artifacts.prepare(
-                artifact, f"{format_name}-{version}", lambda into: adapter.prepare(artifact.path, into, options)
+                artifact, variant, lambda into: adapter.prepare(artifact.path, into, options)
             )
             self._telemetry.load_stage(format_name, "prepare", self._clock() - began)
             path = prepared or artifact.path
-        return _Staged(record, artifact, path, adapter, options, isolated)
+        return _Staged(record, artifact, path, variant, adapter, options, isolated)
 
     async def _expected_size(self, staged: _Staged) -> Size:
         known = self._profiles.get(self._profile_key(staged))
@@ -435,6 +472,7 @@ class Loading:
             return UnloadFailed(copy_id, f"{type(error).__name__}: {error}")
         del self._residents[copy_id]
         self._artifacts.release(resident.artifact)
+        self._heap.freed(resident.size.host_bytes)
         self._telemetry.unloaded(resident.format, self._clock() - began, evicted=reason.startswith(EVICTED_FOR))
         self.counts.unloads += 1
         log.debug("unloaded %s: %s", key, reason)
@@ -447,6 +485,7 @@ class Loading:
     async def close(self, grace_s: float) -> None:
         """Unload everything that can be unloaded, so that no subprocess outlives the pod. Bounded."""
         self._closed = True
+        self._heap.close()
         if self._tick is not None:
             self._tick.cancel()
         for task in list(self._running.values()):

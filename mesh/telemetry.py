@@ -89,7 +89,7 @@ class Telemetry:
         self._meters: dict[tuple[str, ...], RequestMeter] = {}
         labels = ["format", "model"] if per_model else ["format"]
         self._label_names = labels
-        disable_created_metrics()  # a second series for each counter, which nobody asks for
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody asks for
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)

@@ -224,14 +224,18 @@ class ArtifactStore:
             errand.partial_key, partial(self._run, errand), take, _loop_time(request.deadline_s)
         )
 
-    def acquire(self, artifact: Artifact) -> Artifact:
-        """A second reference on what an artifact holds, released on its own."""
-        keys = list(self._leases[artifact.lease])
-        for key in keys:
-            self._disk.acquire(key)
+    def hold_again(self, artifact: Artifact) -> Artifact | None:
+        """The same content under a reference of its own, if this disk still has it; its source is not asked.
+
+        So that a model that comes back after an eviction is the model that left, and comes back at once.
+        """
+        key = f"content/{artifact.content_hash}"
+        if key not in self._disk.ledger:
+            return None
+        self._disk.acquire(key)
         lease = next(self._lease_numbers)
-        self._leases[lease] = keys
-        return replace(artifact, lease=lease)
+        self._leases[lease] = [key]
+        return replace(artifact, fetched_bytes=0, seconds=0.0, lease=lease)
 
     def release(self, artifact: Artifact) -> None:
         """The files may go when the disk tier needs the room. Releasing twice does no harm."""
