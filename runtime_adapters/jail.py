@@ -17,6 +17,8 @@ were built: a report never rests on a return code alone.
 
 What it stops: reading other models, credentials and the pod's data; the network, containers' and agents' sockets;
 signals to, tracing of and starting processes; surviving the pod.
+On a CUDA device the driver's files are opened to it, which is a large surface; that has not been tried on a machine
+with a GPU yet, so treat a jailed copy on CUDA as an experiment.
 What it does not stop: a bug in the kernel or the GPU driver; use of the CPU, which only the pod's own limits bound;
 filling the disk through many files in the private directory (each file is bounded, their number is not); finding
 out that a path exists; timing attacks on what else runs on the machine; and wrong answers.

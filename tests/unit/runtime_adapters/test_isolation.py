@@ -358,3 +358,23 @@ def _wait_until(condition: Callable[[], bool], within_s: float = 10.0) -> bool:
             return False
         threading.Event().wait(0.01)
     return True
+
+
+def test_any_format_can_run_isolated_and_answers_the_same(tmp_path: Path) -> None:
+    xgboost = pytest.importorskip("xgboost")
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 5)).astype(np.float32)
+    trained = xgboost.XGBRegressor(n_estimators=5, n_jobs=1).fit(features, features.sum(axis=1))
+    trained.save_model(tmp_path / "model.ubj")
+    for jailed in (False, True):
+        model = load_isolated("xgboost", tmp_path / "model.ubj", LoadOptions("m"), jailed=jailed)
+        try:
+            (name,) = (spec.name for spec in model.metadata.inputs if not spec.optional)
+            assert np.array_equal(model.infer({name: features})["predict"], trained.predict(features))
+        finally:
+            model.unload()
+
+
+def test_a_format_that_nobody_knows_is_a_bad_artifact(tmp_path: Path) -> None:
+    with pytest.raises(BadArtifact, match="nonsense"):
+        load_isolated("nonsense", tmp_path, LoadOptions("m"), jailed=False)
