@@ -1,12 +1,14 @@
 """The store for tests and the simulator: a dictionary with the embedded store's semantics, and no disk.
 
-It is deterministic: no thread, no timer, no clock of its own. Leases run out when `expire_leases` is called, against
-the clock that was passed in. `outage` makes every call fail as a store does that cannot be reached, for tests of
-what lives on without one.
+It is deterministic: no thread, no timer, no clock of its own. Every call gives way to the loop once before it acts, as
+a real store would, so that callers who race here race as they do elsewhere. Leases run out when `expire_leases` is
+called, against the clock that was passed in. `outage` makes every call fail as a store does that cannot be reached,
+for tests of what lives on without one.
 """
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left, insort
 from collections.abc import AsyncGenerator, Callable, Sequence
 
@@ -50,13 +52,13 @@ class MemoryStore:
 
     async def get(self, key: str) -> KeyValue | None:
         """See KeyValueStore."""
-        self._check_open()
+        await self._enter()
         check_key(key, self.limits)
         return self._space.get(key)
 
     async def range(self, prefix: str, *, limit: int = 1000, from_key: str = "") -> Page:
         """See KeyValueStore."""
-        self._check_open()
+        await self._enter()
         keys = self._space.ordered_keys(max(prefix, from_key), prefix_end(prefix), limit + 1)
         items = tuple(self._space.kvs[key] for key in keys[:limit])
         return Page(items, self._revision, keys[limit] if len(keys) > limit else None)
@@ -65,7 +67,7 @@ class MemoryStore:
         self, compares: Sequence[Condition], success: Sequence[Operation], failure: Sequence[Operation] = ()
     ) -> TxnResult:
         """See KeyValueStore."""
-        self._check_open()
+        await self._enter()
         check_txn(compares, success, failure, self.limits)
         result, events = run_txn(self._space, self._revision, compares, success, failure)
         self._publish(events)
@@ -78,7 +80,7 @@ class MemoryStore:
 
     async def grant_lease(self, ttl_s: float) -> int:
         """See KeyValueStore."""
-        self._check_open()
+        await self._enter()
         check_ttl(ttl_s)
         lease = self._next_lease
         self._next_lease += 1
@@ -87,12 +89,12 @@ class MemoryStore:
 
     async def keep_lease_alive(self, lease: int) -> None:
         """See KeyValueStore."""
-        self._check_open()
+        await self._enter()
         self._space.leases.renew(lease, self._clock())
 
     async def revoke_lease(self, lease: int) -> None:
         """See KeyValueStore."""
-        self._check_open()
+        await self._enter()
         self._space.leases.remove(lease)
         self._publish(run_revoke(self._space, self._revision, lease))
 
@@ -103,7 +105,7 @@ class MemoryStore:
 
     async def compact(self, revision: int) -> None:
         """See KeyValueStore."""
-        self._check_open()
+        await self._enter()
         self._history.compact(revision)
 
     async def close(self) -> None:
@@ -116,9 +118,17 @@ class MemoryStore:
             self._revision += 1
             self._history.append(self._revision, events)
 
+    async def _enter(self) -> None:
+        self._check_open()
+        await asyncio.sleep(0)
+        self._check_outage()
+
     def _check_open(self) -> None:
         if self._closed:
             raise StoreClosed("the store is closed: this process is stopping")
+        self._check_outage()
+
+    def _check_outage(self) -> None:
         if self.outage is not None:
             raise StoreUnavailable(self.outage)
 

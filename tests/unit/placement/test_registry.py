@@ -449,9 +449,9 @@ async def test_an_alias_of_an_alias_is_refused(registry: Registry) -> None:
 async def test_models_and_aliases_share_their_names(registry: Registry) -> None:
     await register(registry, "m1", "m2")
     await registry.set_alias(T, "best", "m1")
-    with pytest.raises(AlreadyExists, match="'best' .* is an alias"):
+    with pytest.raises(AlreadyExists, match=r"'best' .* is an alias"):
         await registry.register(T, "best", SPEC)
-    with pytest.raises(AlreadyExists, match="'m2' .* is a registered model"):
+    with pytest.raises(AlreadyExists, match=r"'m2' .* is a registered model"):
         await registry.set_alias(T, "m2", "m1")
 
 
