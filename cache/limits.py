@@ -44,7 +44,10 @@ class CacheLimits:
     Loads behind it wait meanwhile, which is why it is short."""
 
     residency_min_s: float = 3.0
-    """A copy stays at least this long after its load or it was loaded in vain (churn)."""
+    """A copy stays for a while after its load, or it was loaded in vain (churn): at most this long."""
+
+    residency_load_times: float = 10.0
+    """And at most this many times what its load took: what comes back in milliseconds need not be held for seconds."""
 
     residency_override_wait_s: float = 1.0
     """A request that has waited this long for space may evict younger copies than `residency_min_s`."""
@@ -102,6 +105,7 @@ class CacheLimits:
         for name in (
             "space_wait_max_s",
             "residency_min_s",
+            "residency_load_times",
             "residency_override_wait_s",
             "retired_remembered_s",
             "load_time_default_s",

@@ -382,7 +382,9 @@ class CacheMachine:
     def _begin_serving(self, copy: Copy, cause: Cause) -> None:
         state, limits, model = self._state, self._state.limits, copy.model
         state.move(copy, cause)
-        residency_s = limits.residency_min_s if model.residency_min_s is None else model.residency_min_s
+        residency_s = model.residency_min_s
+        if residency_s is None:
+            residency_s = min(limits.residency_min_s, limits.residency_load_times * copy.load_time_s)
         copy.last_used_s = state.now_s
         copy.protected_until_s = state.now_s + residency_s
         copy.kept = False

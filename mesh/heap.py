@@ -1,8 +1,8 @@
 """Giving freed memory back to the kernel in time, without paying for it at each unload.
 
 Large weights have mappings of their own and are returned when they are freed (`runtime_adapters.memory`). What small
-models leave behind are free pages inside malloc's heap, and only `malloc_trim` returns those. It walks the heap (tens of
-milliseconds after ten thousand models), so it is called on a thread, when enough was freed to matter, and not twice
+models leave behind are free pages inside malloc's heap, and only `malloc_trim` returns those. It walks the heap (tens
+of milliseconds after ten thousand models), so it is called on a thread, when enough was freed to matter, and not twice
 within `INTERVAL_S`. What was freed since the last call is always returned in the end: a timer stands in for the unload
 that would have triggered it.
 """

@@ -106,7 +106,8 @@ class Settings(BaseSettings):
     residency_min_s: float = Field(
         3.0,
         ge=0,
-        description="A loaded model is not evicted before this age, against churn; a waiting request overrides it.",
+        description="A loaded model is not evicted before this age, or before ten times what its load took if that is "
+        "less, against churn; a waiting request overrides it.",
     )
     residency_override_wait_s: float = Field(
         0.05, ge=0, description="A request that has waited this long may evict models below the minimum residency."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 import pytest
 
@@ -505,8 +506,16 @@ def test_a_background_load_may_evict_when_the_limits_say_so(pod: Pod, model: Mod
 # -- residency, pins, ttl ---------------------------------------------------------------------------------------------
 
 
+def test_a_copy_that_loads_in_no_time_is_not_protected_for_long(pod: Pod, model: Model) -> None:
+    loader = pod({"b": 80}, residency_min_s=3.0, residency_load_times=10.0)
+    loader.use(1, model("a"))
+    loader.want(2, model("b"))
+    loader.run()
+    assert 2 in loader.served
+
+
 def test_a_young_copy_is_evicted_only_after_the_request_has_waited(pod: Pod, model: Model) -> None:
-    loader = pod({"b": 80}, residency_min_s=3.0, residency_override_wait_s=1.0)
+    loader = pod({"b": 80}, residency_min_s=3.0, residency_load_times=inf, residency_override_wait_s=1.0)
     loader.use(1, model("a"))
     loader.want(2, model("b"))
     loader.run()
