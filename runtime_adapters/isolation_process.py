@@ -8,12 +8,18 @@ One watcher thread per child reads what it prints (into the pod's log, bounded i
 kills what it started (it leads its own process group), collects its exit status, and removes its scratch directory.
 The group is killed before the status is collected, while its number cannot have been given to another process.
 
+Scratch directories lie in one directory per pod, locked while the pod lives. A pod that was killed cannot remove its
+own; the next one on this machine finds it unlocked and does.
+
 The environment is written anew: a model sees no credential, token or proxy of the pod.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import fcntl
+import functools
 import logging
 import os
 import select
@@ -45,6 +51,8 @@ _KEPT_VARIABLES = (
     "NVIDIA_DRIVER_CAPABILITIES",
 )
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+_SCRATCH_PREFIX = "hexcomb-isolated-"
 
 _OUTPUT_READ_BYTES = 1 << 16
 _LINE_CHARS_MAX = 1_000
@@ -130,7 +138,7 @@ def start_child(model_id: str, threads: int, arguments: Sequence[str], inherited
 
 
 def _start(model_id: str, threads: int, arguments: tuple[str, ...], inherited_fds: tuple[int, ...]) -> ChildProcess:
-    scratch = Path(tempfile.mkdtemp(prefix="hexcomb-isolated-"))
+    scratch = Path(tempfile.mkdtemp(prefix="copy-", dir=scratch_root(tempfile.gettempdir())))
     try:
         process = subprocess.Popen(
             [sys.executable, "-P", "-B", "-m", "runtime_adapters.isolation_worker", *arguments],
@@ -146,6 +154,30 @@ def _start(model_id: str, threads: int, arguments: tuple[str, ...], inherited_fd
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return ChildProcess(model_id, process, scratch)
+
+
+@functools.cache
+def scratch_root(temporary: str) -> Path:
+    """This pod's own directory below `temporary`; what dead pods have left there is removed on the way."""
+    for left in Path(temporary).glob(f"{_SCRATCH_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(lock)
+    while True:
+        root = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir=temporary))
+        try:
+            lock = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # another pod took it for a dead one's, before it was locked
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if root.exists():
+            atexit.register(shutil.rmtree, root, ignore_errors=True)
+            return root
+        os.close(lock)
 
 
 def _environment(scratch: Path, threads: int) -> dict[str, str]:

@@ -20,6 +20,7 @@ import pytest
 from runtime_adapters.base import LoadOptions, Size
 from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelCrashed, ModelRaised
 from runtime_adapters.isolation import Cancellation, IsolatedModel, estimate_isolated, load_isolated
+from runtime_adapters.isolation_process import scratch_root
 
 _HEAD = """
 import os, signal, sys, time, threading, ctypes
@@ -40,6 +41,7 @@ def load(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
     """Load a model whose class body is given. All are unloaded, and no trace of any may be left."""
     scratches = tmp_path_factory.mktemp("scratches")
     monkeypatch.setattr(tempfile, "tempdir", str(scratches))
+    root = scratch_root(str(scratches))
     loaded: list[IsolatedModel] = []
     before = _own_descriptors()
 
@@ -56,7 +58,7 @@ def load(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
         assert not model.alive
     assert _own_descriptors() == before
     assert _children() == set()
-    assert list(scratches.iterdir()) == []
+    assert list(root.iterdir()) == []
 
 
 def test_it_answers_what_the_model_answers(load: Load) -> None:
@@ -301,6 +303,34 @@ threading.Event().wait()
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert _is_gone(child)
+
+
+def test_scratch_of_dead_pods_is_removed_and_of_living_ones_is_not(tmp_path: Path) -> None:
+    make = f"""
+import sys, threading
+from runtime_adapters.isolation_process import scratch_root
+(scratch_root({str(tmp_path)!r}) / "file").write_text("x")
+print("made", flush=True)
+threading.Event().wait()
+"""
+
+    def made_by_others() -> int:
+        return len(list(tmp_path.glob("*/file")))
+
+    command = [sys.executable, "-c", make]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE) as dead,
+        subprocess.Popen(command, stdout=subprocess.PIPE) as living,
+    ):
+        for process in (dead, living):
+            assert process.stdout is not None
+            process.stdout.readline()
+        assert made_by_others() == 2
+        dead.kill()
+        dead.wait()
+        scratch_root(str(tmp_path))
+        assert made_by_others() == 1
+        living.kill()
 
 
 def test_a_copy_survives_the_thread_that_loaded_it(load: Load) -> None:
