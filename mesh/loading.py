@@ -54,7 +54,7 @@ from runtime_adapters import errors as adapter_errors
 from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchRequest
 from runtime_adapters.base import Device, LoadedModel, LoadOptions, ModelMetadata, RuntimeAdapter, Size, Trust
 from runtime_adapters.errors import AdapterError, BadArtifact, MissingRuntime, UntrustedArtifact
-from runtime_adapters.isolation import Cancellation, load_isolated
+from runtime_adapters.isolation import Cancellation, estimate_isolated, load_isolated
 from runtime_adapters.memory import MemoryProbe, corrected_size
 from runtime_adapters.registry import adapter_for, detect_format
 from runtime_adapters.validation import InputChecker
@@ -67,8 +67,6 @@ HOST_MEMORY = Place("device", "cpu")
 """Where a copy's RAM and mapped pages are counted: the device tier of a CPU pod."""
 ALWAYS_ISOLATED = frozenset({"python"})
 """Formats whose models are somebody's Python code: they never run inside the pod."""
-ISOLATED_PROCESS_BYTES = 64 << 20
-"""What a child process takes beside its model, until the first load has measured it."""
 _PROFILES_MAX = 100_000
 """Models whose measured size and metadata are remembered after their copy left."""
 
@@ -383,9 +381,7 @@ class Loading:
         if known is not None:
             return known
         estimate = await _in_thread("estimate", staged.adapter.estimate, staged.path, staged.options)
-        if staged.isolated:
-            return Size(estimate.host_bytes + ISOLATED_PROCESS_BYTES, estimate.mapped_bytes, estimate.device_bytes)
-        return estimate
+        return estimate_isolated(staged.adapter.format, estimate) if staged.isolated else estimate
 
     def _profile_key(self, staged: _Staged) -> tuple[str, str, str]:
         where = "process" if staged.isolated else str(staged.options.device)
