@@ -66,7 +66,7 @@ _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
 _VARIANT = re.compile(r"[^A-Za-z0-9._-]+")
 _PREPARED_ROOM_FACTOR = 3
 """A prepared form holds the weights about once; while it is made, an exporter may hold them twice."""
-_PREPARED_ROOM_EXTRA_BYTES = 4 * 1024 * 1024
+_PREPARED_ROOM_EXTRA_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +113,8 @@ class Artifact:
     """Content on this disk that stays until it is released.
 
     `content_hash` names the bytes: `sha256-...` of a file, `tree-...` of a directory. `fetched_bytes` came over the
-    network (or from a local file) for this fetch; 0 if they were here. `trusted`: its URI lies under a prefix whose
-    artifacts may run code.
+    network (or from a local file) in the try that succeeded; 0 if all were here. `trusted`: its URI lies under
+    a prefix whose artifacts may run code.
     """
 
     path: Path
@@ -229,13 +229,15 @@ class ArtifactStore:
 
         So that a model that comes back after an eviction is the model that left, and comes back at once.
         """
-        key = f"content/{artifact.content_hash}"
-        if key not in self._disk.ledger:
+        record = self._disk.content(f"content/{artifact.content_hash}")
+        if record is None:
             return None
-        self._disk.acquire(key)
+        # The content may have left and come back under another name meanwhile.
+        path = self._disk.content_path(record, "" if record.is_directory else artifact.path.suffix)
+        self._disk.acquire(record.key)
         lease = next(self._lease_numbers)
-        self._leases[lease] = [key]
-        return replace(artifact, fetched_bytes=0, seconds=0.0, lease=lease)
+        self._leases[lease] = [record.key]
+        return replace(artifact, path=path, fetched_bytes=0, seconds=0.0, lease=lease)
 
     def release(self, artifact: Artifact) -> None:
         """The files may go when the disk tier needs the room. Releasing twice does no harm."""

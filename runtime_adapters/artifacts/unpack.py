@@ -22,6 +22,7 @@ import hashlib
 import io
 import os
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -206,7 +207,7 @@ def _opened(archive: Path, kind: str, output_max: int) -> Iterator[Iterator[_Mem
             yield _zip_members(raw) if kind == "zip" else _tar_members(raw, kind, output_max)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError) as error:
         raise BadArtifact(f"archive is corrupt or not a {kind} file: {error}; upload it again") from error
-    except (ValueError, NotImplementedError, RuntimeError, OverflowError, UnicodeError) as error:
+    except (ValueError, NotImplementedError, RuntimeError, OverflowError, LookupError, struct.error) as error:
         raise BadArtifact(f"archive cannot be read as {kind}: {error}; pack it with standard tools") from error
 
 
@@ -306,7 +307,11 @@ class _Measured(io.RawIOBase):
         position = self._raw.tell() if whence == os.SEEK_CUR else 0
         if self._bytes_max is not None and whence != os.SEEK_END and position + offset > self._bytes_max:
             self._note(position + offset)
-        return self._raw.seek(offset, whence)
+        try:
+            return self._raw.seek(offset, whence)
+        except OSError as error:
+            # Both an OSError, which zipfile expects of a file too short, and a ValueError, as `_opened` does.
+            raise io.UnsupportedOperation("a header points outside of the archive") from error
 
     def tell(self) -> int:
         return self._raw.tell()
