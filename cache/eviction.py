@@ -75,8 +75,8 @@ def plan_eviction(
     copies: Iterable[CopyView], missing: Bytes, now_s: float, policy: EvictionPolicy, *, override_residency: bool
 ) -> Evict | CannotFit:
     """Choose all victims that free `missing`, or say why that is impossible now."""
-    # (young, score, position): the cheap part of the order; `_leaving_order` settles the rest among equals only.
-    evictable: list[tuple[bool, float, int]] = []
+    # (young, priority, score, position): the cheap part of the order; `_leaving_order` settles the rest among equals only.
+    evictable: list[tuple[bool, int, float, int]] = []
     views: list[CopyView] = []
     in_use: list[Bytes] = []
     pinned: list[Bytes] = []
@@ -92,7 +92,7 @@ def plan_eviction(
         elif (is_young := now_s < copy.protected_until_s) and not override_residency:
             young.append(copy)
         else:
-            evictable.append((is_young, policy(copy, now_s), len(views)))
+            evictable.append((is_young, copy.priority, policy(copy, now_s), len(views)))
             views.append(copy)
 
     still_missing = missing
@@ -119,16 +119,16 @@ def plan_eviction(
 
 
 def _leaving_order(
-    scored: list[tuple[bool, float, int]], views: list[CopyView]
+    scored: list[tuple[bool, int, float, int]], views: list[CopyView]
 ) -> Iterator[tuple[bool, float, CopyView]]:
-    # 1. copies past their minimum residency before young ones; 2. the lowest score; 3. of equal scores the largest,
-    # to unload fewer; 4. the key; 5. the id of the copy, so that equal views give equal plans.
+    # 1. copies past their minimum residency before young ones; 2. the lowest priority; 3. the lowest score; 4. of equal
+    # scores the largest, to unload fewer; 5. the key; 6. the id of the copy, so that equal views give equal plans.
     heapify(scored)  # usually a few leave of many, so a heap and not a sort
     while scored:
-        young, score, position = heappop(scored)
+        young, priority, score, position = heappop(scored)
         equals = [views[position]]
-        while scored and scored[0][:2] == (young, score):
-            equals.append(views[heappop(scored)[2]])
+        while scored and scored[0][:3] == (young, priority, score):
+            equals.append(views[heappop(scored)[3]])
         if len(equals) > 1:
             equals.sort(key=lambda copy: (-copy.charged.total_bytes, copy.key, copy.copy_id))
         for copy in equals:

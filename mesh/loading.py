@@ -469,7 +469,9 @@ class Loading:
         del self._residents[copy_id]
         self._artifacts.release(resident.artifact)
         self._heap.freed(resident.size.host_bytes)
-        self._telemetry.unloaded(resident.format, self._clock() - began, evicted=reason.startswith(EVICTED_FOR))
+        self._telemetry.unloaded(resident.format, self._clock() - began)
+        if reason.startswith(EVICTED_FOR):
+            self._telemetry.evicted(resident.format, began - resident.copy.last_used_s)
         self.counts.unloads += 1
         log.debug("unloaded %s: %s", key, reason)
         return Unloaded(copy_id)

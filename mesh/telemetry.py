@@ -29,6 +29,7 @@ from prometheus_client.registry import Collector
 
 _REQUEST_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _LOAD_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 90.0)
+_IDLE_BUCKETS_S = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +124,13 @@ class Telemetry:
         self._unload_seconds = Histogram(
             "hexcomb_unload_seconds", "Time of one unload.", ["format"], buckets=_LOAD_BUCKETS_S, registry=registry
         )
-        self._evictions = Counter(
-            "hexcomb_evictions", "Copies unloaded to make room, by format.", ["format"], registry=registry
+        self._eviction_idle_seconds = Histogram(
+            "hexcomb_eviction_idle_seconds",
+            "For each copy that was unloaded to make room: how long ago it was used last. Short times mean that the "
+            "models in use do not fit.",
+            ["format"],
+            buckets=_IDLE_BUCKETS_S,
+            registry=registry,
         )
         self.queue_wait_seconds = Histogram(
             "hexcomb_queue_wait_seconds",
@@ -177,8 +183,10 @@ class Telemetry:
         """A load failed in this stage; kind is `permanent` or `transient`."""
         self._load_failures.labels(format_name, stage, kind).inc()
 
-    def unloaded(self, format_name: str, seconds: float, *, evicted: bool) -> None:
-        """A copy was unloaded; `evicted` when it made room for another."""
+    def unloaded(self, format_name: str, seconds: float) -> None:
+        """A copy was unloaded."""
         self._unload_seconds.labels(format_name).observe(seconds)
-        if evicted:
-            self._evictions.labels(format_name).inc()
+
+    def evicted(self, format_name: str, idle_s: float) -> None:
+        """A copy is being unloaded to make room for another."""
+        self._eviction_idle_seconds.labels(format_name).observe(idle_s)

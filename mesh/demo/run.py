@@ -53,7 +53,7 @@ _DEADLINE_S = 60.0
 _LARGEST_MODELS_THAT_FIT = 3
 """A capacity below three of the largest models would measure nothing but their queue."""
 _REGISTRATIONS_A_CALL = 100
-_EVICTIONS = re.compile(r'^hexcomb_evictions_total\{format="([^"]+)"\} ([0-9.e+]+)$', re.MULTILINE)
+_EVICTIONS = re.compile(r'^hexcomb_eviction_idle_seconds_count\{format="([^"]+)"\} ([0-9.e+]+)$', re.MULTILINE)
 
 
 class DemoFailed(Exception):

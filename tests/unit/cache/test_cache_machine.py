@@ -506,6 +506,15 @@ def test_a_background_load_may_evict_when_the_limits_say_so(pod: Pod, model: Mod
 # -- residency, pins, ttl ---------------------------------------------------------------------------------------------
 
 
+def test_a_copy_of_higher_priority_outlives_one_that_was_used_later(pod: Pod, model: Model) -> None:
+    loader = pod({"c": 60})
+    loader.use(1, model("a", priority=5))
+    loader.use(2, model("b"))
+    loader.want(3, model("c"))
+    loader.run()
+    assert resident(loader) == {"a", "c"}
+
+
 def test_a_copy_that_loads_in_no_time_is_not_protected_for_long(pod: Pod, model: Model) -> None:
     loader = pod({"b": 80}, residency_min_s=3.0, residency_load_times=10.0)
     loader.use(1, model("a"))
