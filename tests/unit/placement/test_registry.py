@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -280,16 +281,29 @@ async def test_a_model_that_an_alias_uses_stays(registry: Registry) -> None:
 
 
 async def test_an_alias_and_an_unregister_at_once_never_leave_the_alias_dangling(registry: Registry) -> None:
-    for i in range(20):
+    ends = set()
+    for i in range(40):
         await registry.register(T, f"m{i}", SPEC)
+        calls = [registry.set_alias(T, f"a{i}", f"m{i}"), registry.unregister(T, f"m{i}")]
+        if i % 2:
+            calls.reverse()
         await asyncio.gather(
-            registry.set_alias(T, f"a{i}", f"m{i}"), registry.unregister(T, f"m{i}"), return_exceptions=True
+            *(later(i % 5 * (1 if i % 2 else 0), calls[0]), later(0, calls[1])), return_exceptions=True
         )
         alias = registry.alias(T, f"a{i}")
+        ends.add(alias is not None)
         if alias is not None:
             assert registry.resolve(T, f"a{i}").record.id == f"m{i}"
         else:
             assert registry.model(T, f"m{i}") is None
+    assert ends == {True, False}
+
+
+async def later(turns: int, call: Coroutine[Any, Any, object]) -> object:
+    """The call, begun after so many turns of the loop."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    return await call
 
 
 # Pinning ------------------------------------------------------------------------------------------------------------
