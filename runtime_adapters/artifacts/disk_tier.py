@@ -36,6 +36,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from runtime_adapters.artifacts.content import FILE_NAME, ContentRecord
 from runtime_adapters.artifacts.download import Stop, boot_id, disk_errors, hash_file, plan_exists
 from runtime_adapters.artifacts.errors import ArtifactTooLarge, BadStorageConfig, DiskFull
 from runtime_adapters.artifacts.ledger import DiskLedger, NoRoom, Reservation, disk_bytes
@@ -46,7 +47,6 @@ _ORIGINS = "origins"
 _ORIGINS_PER_CONTENT_MAX = 64
 """Signed URLs differ each time: an unlimited list of who once asked would outgrow the content."""
 _SECTIONS = ("content", "prepared", "partial", "staging", "trash")
-_FILE_NAME = "model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,25 +64,6 @@ class Origin:
     etag: str | None
     object_sha256: str
     content: str
-
-
-@dataclass(frozen=True, slots=True)
-class ContentRecord:
-    """What an entry of fetched content consists of."""
-
-    key: str
-    files: tuple[FileRecord, ...]
-    is_directory: bool
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of its files."""
-        return sum(file.size_bytes for file in self.files)
-
-    @property
-    def disk_bytes(self) -> int:
-        """Bytes that the ledger counts for it."""
-        return disk_bytes([file.size_bytes for file in self.files])
 
 
 class DiskTier:
@@ -131,7 +112,7 @@ class DiskTier:
         """The path that an adapter is given. Makes the link with this suffix if it is not there: quick."""
         if record.is_directory:
             return self._root / record.key / "tree"
-        base = self._root / record.key / "data" / _FILE_NAME
+        base = self._root / record.key / "data" / FILE_NAME
         if not suffix:
             return base
         named = base.with_suffix(suffix)
@@ -176,17 +157,21 @@ class DiskTier:
 
     async def evict(self, keys: tuple[str, ...]) -> None:
         """Delete entries that nobody uses; their bytes are free when this returns."""
-        moved: list[tuple[str, Path | None]] = []
+        leaving = []
         for key in keys:
-            self.ledger.begin_leaving(key)
+            leaving.append((self.ledger.begin_leaving(key), self._to_trash(self._root / key)))
             self._forget(key)
-            moved.append((key, self._to_trash(self._root / key)))
-        for key, path in moved:
+        for number, (size_bytes, path) in enumerate(leaving):
             try:
                 if path is not None:
                     await self._discard(path)
+            except BaseException:
+                # The rest is in the trash, which the next start empties.
+                for later_bytes, _ in leaving[number + 1 :]:
+                    self.ledger.end_leaving(later_bytes)
+                raise
             finally:
-                self.ledger.end_leaving(key)
+                self.ledger.end_leaving(size_bytes)
 
     # In and out -------------------------------------------------------------------------------------------------
 
@@ -197,25 +182,27 @@ class DiskTier:
             path.mkdir()
         return path
 
-    def write_content(self, staged: Path, record: ContentRecord, origin: Origin) -> None:
-        """Put the record and the origin beside the files in `staged`. Blocking."""
+    def write_content(self, staged: Path, record: ContentRecord, origin: Origin, download: Path) -> None:
+        """Put the record and the origin beside the files in `staged`; delete the rest of the download. Blocking."""
         with disk_errors():
+            shutil.rmtree(download)
             _write_json(staged / _META, _meta_of(record))
             (staged / _ORIGINS).mkdir()
             _write_json(staged / _ORIGINS / f"{origin.key}.json", _origin_to_json(origin))
 
     def commit_content(self, reservation: Reservation, staged: Path, record: ContentRecord, origin: Origin) -> bool:
         """Make staged content visible, with one reference for the caller; False if equal content is there already."""
-        self.origins[origin.key] = origin
         now_s = time.time()
         if record.key in self.ledger:
             self.ledger.acquire(record.key, now_s)
+            self.origins[origin.key] = origin
             return False
         with disk_errors():
             os.rename(staged, self._root / record.key)
         self.ledger.settle(reservation, record.key, record.disk_bytes, now_s)
         self.ledger.acquire(record.key, now_s)
         self._contents[record.key] = record
+        self.origins[origin.key] = origin
         return True
 
     def add_origin(self, origin: Origin) -> None:
@@ -320,10 +307,10 @@ class DiskTier:
         # The operator may have lowered the capacity since.
         room = self.ledger.plan_room(0)
         for key in room.victims if not isinstance(room, NoRoom) else ():
-            self.ledger.begin_leaving(key)
+            size_bytes = self.ledger.begin_leaving(key)
             self._forget(key)
             _remove(self._root / key)
-            self.ledger.end_leaving(key)
+            self.ledger.end_leaving(size_bytes)
 
     def _adopt_content(self, path: Path) -> bool:
         key = f"content/{path.name}"
@@ -357,24 +344,6 @@ class DiskTier:
         self.ledger.add(key, disk_bytes(list(sizes.values())), last_used_s)
         self._prepared[key] = bool(meta.get("made"))
         return True
-
-
-def place_file(source: Path, staged: Path) -> None:
-    """Move a downloaded file to where a content entry has its file. Blocking."""
-    with disk_errors():
-        (staged / "data").mkdir()
-        os.rename(source, staged / "data" / _FILE_NAME)
-
-
-def place_tree(sources: dict[str, Path], staged: Path) -> None:
-    """Move downloaded files to where a content entry has its tree. The names have been checked. Blocking."""
-    with disk_errors():
-        tree = staged / "tree"
-        tree.mkdir()
-        for name, source in sources.items():
-            target = tree / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(source, target)
 
 
 def _meta_of(record: ContentRecord) -> dict[str, Any]:

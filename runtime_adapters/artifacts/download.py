@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from runtime_adapters.artifacts.errors import ArtifactChanged, DiskFull, FetchFailed, FetchTimedOut
+from runtime_adapters.artifacts.foreign import RangeIgnored
 from runtime_adapters.artifacts.names import shown
-from runtime_adapters.artifacts.sources import Listing, RangeIgnored, RemoteObject, Source
+from runtime_adapters.artifacts.sources import Listing, RemoteObject, Source
 from runtime_adapters.artifacts.unpack import FileRecord, OpenNew, open_new, write_all
 from runtime_adapters.errors import LoadFailed
 

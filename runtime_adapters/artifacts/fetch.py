@@ -21,9 +21,7 @@ cache's decisions; here only a broken transfer is tried again, within the same f
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
-import json
 import logging
 import re
 import time
@@ -34,8 +32,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from runtime_adapters.artifacts.credentials import S3Key, StorageKey, StorageKeys
-from runtime_adapters.artifacts.disk_tier import ContentRecord, DiskTier, Origin, place_file, place_tree
+from runtime_adapters.artifacts.content import ContentRecord, place_as_is, place_unpacked
+from runtime_adapters.artifacts.credentials import S3Key, StorageKeys
+from runtime_adapters.artifacts.disk_tier import DiskTier, Origin
 from runtime_adapters.artifacts.download import (
     Downloaded,
     FetchStopped,
@@ -45,24 +44,33 @@ from runtime_adapters.artifacts.download import (
     plan_exists,
     tree_hash,
 )
+from runtime_adapters.artifacts.errand import (
+    Errand,
+    Seen,
+    check_sha256,
+    digest_of,
+    known_object,
+    origin_of,
+    unchanged,
+    understand,
+    with_bucket,
+)
 from runtime_adapters.artifacts.errors import (
     ArtifactTooLarge,
     BadStorageConfig,
-    ChecksumMismatch,
     DiskFull,
     FetchFailed,
 )
 from runtime_adapters.artifacts.ledger import Reservation, disk_bytes
-from runtime_adapters.artifacts.locations import Location, SourcePolicy, parse_location
+from runtime_adapters.artifacts.locations import SourcePolicy
 from runtime_adapters.artifacts.single_flight import SingleFlight, finish_despite_cancel
-from runtime_adapters.artifacts.sources import Listing, RemoteObject, Source, Timeouts, open_source
-from runtime_adapters.artifacts.unpack import FileRecord, OpenNew, UnpackLimits, open_new, plan_unpack, unpack
+from runtime_adapters.artifacts.sources import Listing, Timeouts, open_source
+from runtime_adapters.artifacts.unpack import OpenNew, UnpackLimits, open_new, plan_unpack
 from runtime_adapters.errors import BadArtifact, LoadFailed
 
 log = logging.getLogger("hexcomb.artifacts")
 
 T = TypeVar("T")
-_CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
 _VARIANT = re.compile(r"[^A-Za-z0-9._-]+")
 _PREPARED_ROOM_FACTOR = 3
 """A prepared form holds the weights about once; while it is made, an exporter may hold them twice."""
@@ -146,28 +154,6 @@ class _Fetched:
     suffix: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Errand:
-    """One fetch, understood."""
-
-    location: Location
-    tenant: str
-    storage_key: str | None
-    sha256: str | None
-    origin_key: str
-    partial_key: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What a look at the source found; `source` is None if there was no need to look."""
-
-    source: Source | None
-    listing: Listing | None
-    server: str
-    trusted: bool
-
-
 class ArtifactStore:
     """Fetches artifacts for one pod and keeps them on its disk, within a capacity."""
 
@@ -203,7 +189,7 @@ class ArtifactStore:
 
         Raises BadArtifact (for good) or LoadFailed (for now); `artifacts.errors` has the kinds.
         """
-        errand = _understand(request)
+        errand = understand(request.uri, request.tenant, request.storage_key, request.checksum)
         began_s = time.monotonic()
 
         def take(fetched: _Fetched) -> Artifact:
@@ -281,7 +267,7 @@ class ArtifactStore:
 
     # One shared fetch -------------------------------------------------------------------------------------------
 
-    async def _run(self, errand: _Errand, stop: Stop) -> _Fetched:
+    async def _run(self, errand: Errand, stop: Stop) -> _Fetched:
         for attempt in itertools.count(1):
             try:
                 return await self._attempt(errand, stop)
@@ -293,7 +279,7 @@ class ArtifactStore:
                 await asyncio.sleep(delay_s)
         raise AssertionError("unreachable: the loop returns or raises")
 
-    async def _attempt(self, errand: _Errand, stop: Stop) -> _Fetched:
+    async def _attempt(self, errand: Errand, stop: Stop) -> _Fetched:
         known = self._disk.origins.get(errand.origin_key)
         record = self._disk.content(known.content) if known else None
         if known is None or record is None:
@@ -306,8 +292,8 @@ class ArtifactStore:
             if self._disk.needs_verification(record.key) and not await self._still_good(record, stop):
                 known = None
             seen = await self._in_thread(self._lookers, stop, self._look, errand, known, stop)
-            if known is not None and _unchanged(known, seen):
-                _check_sha256(errand, known.object_sha256)
+            if known is not None and unchanged(known, seen):
+                check_sha256(errand, known.object_sha256)
                 kept = True
                 return _Fetched(record, 0, seen.trusted, errand.location.suffix)
         finally:
@@ -316,23 +302,23 @@ class ArtifactStore:
         await self._evict_unverified(record.key)
         return await self._download(errand, seen, stop)
 
-    def _look(self, errand: _Errand, known: Origin | None, stop: Stop) -> _Seen:
+    def _look(self, errand: Errand, known: Origin | None, stop: Stop) -> Seen:
         """Which key, which server, what is there. Blocking."""
         location = errand.location
         try:
             key = self._storage.find(errand.tenant, errand.storage_key, location.scheme)
         except BadStorageConfig as error:
             raise FetchFailed(f"uri {location.shown!r}: {error}") from error
-        location = _with_bucket(location, key)
+        location = with_bucket(location, key)
         server = key.endpoint if isinstance(key, S3Key) else ""
         trusted = self._policy.trusts(location) and (key is None or getattr(key, "trusted_prefixes_apply", False))
         if known is not None and errand.sha256 == known.object_sha256 and location.scheme != "file":
             self._policy.check(location)
-            return _Seen(None, None, known.server, trusted)
+            return Seen(None, None, known.server, trusted)
         timeouts = Timeouts(max(1.0, stop.remaining_s), self._limits.stall_timeout_s, self._limits.connect_timeout_s)
         source = open_source(location, key, self._policy, timeouts, self._limits.files_max)
-        listing = source.look(_known_object(known) if known and known.server == server else None)
-        return _Seen(source, listing, server, trusted and (location.scheme != "file" or listing.trusted))
+        listing = source.look(known_object(known) if known and known.server == server else None)
+        return Seen(source, listing, server, trusted and (location.scheme != "file" or listing.trusted))
 
     async def _still_good(self, record: ContentRecord, stop: Stop) -> bool:
         if await self._in_thread(self._workers, stop, self._disk.verify, record, stop):
@@ -341,7 +327,7 @@ class ArtifactStore:
         log.warning("content %s does not have its hash after a restart; it is fetched again", record.key)
         return False
 
-    async def _download(self, errand: _Errand, seen: _Seen, stop: Stop) -> _Fetched:
+    async def _download(self, errand: Errand, seen: Seen, stop: Stop) -> _Fetched:
         assert seen.source is not None
         assert seen.listing is not None
         listing = seen.listing
@@ -355,26 +341,36 @@ class ArtifactStore:
                 self._workers, stop, download, seen.source, listing, directory, stop, self._create_file
             )
             sha256 = tree_hash(downloaded.records) if listing.is_directory else downloaded.records[0].sha256
-            _check_sha256(errand, sha256)
+            check_sha256(errand, sha256)
             staged = self._disk.stage()
             record, suffix = await self._place(errand, listing, downloaded, directory, staged, reservation, stop)
-            origin = _origin_of(errand, seen, sha256, record.key)
-            await self._in_thread(self._workers, stop, self._disk.write_content, staged, record, origin)
-            await self._disk.drop(directory)
+            origin = origin_of(errand, seen, sha256, record.key)
+            await self._in_thread(self._workers, stop, self._disk.write_content, staged, record, origin, directory)
             await self._evict_unverified(record.key)
             new = self._disk.commit_content(reservation, staged, record, origin)
         except BaseException as error:
             await self._clean_up(errand, error, reservation, staged, listing)
             raise
         if not new:
-            await self._disk.drop(staged)
-            self._disk.ledger.cancel(reservation)
-            await self._in_thread(self._workers, stop, self._disk.add_origin, origin)
+            await self._join_existing(staged, reservation, origin, stop)
         return _Fetched(record, downloaded.transferred_bytes, seen.trusted, suffix)
+
+    async def _join_existing(self, staged: Path, reservation: Reservation, origin: Origin, stop: Stop) -> None:
+        """The bytes were here already, under another URI: give the room back, remember this URI too."""
+        try:
+            await self._disk.drop(staged)
+            await self._in_thread(self._workers, stop, self._disk.add_origin, origin)
+        except LoadFailed as error:
+            log.warning("the next pod will fetch %s again: %s", origin.content, error)
+        except BaseException:
+            self._disk.release(origin.content)
+            raise
+        finally:
+            self._disk.ledger.cancel(reservation)
 
     async def _place(
         self,
-        errand: _Errand,
+        errand: Errand,
         listing: Listing,
         downloaded: Downloaded,
         directory: Path,
@@ -383,34 +379,22 @@ class ArtifactStore:
         stop: Stop,
     ) -> tuple[ContentRecord, str]:
         """Turn what was downloaded into the files of a content entry: the record, and the suffix to show it under."""
-        kind = errand.location.archive_kind
-        if listing.is_directory:
-            sources = {item.name: directory / str(number) for number, item in enumerate(listing.objects)}
-            await self._in_thread(self._workers, stop, place_tree, sources, staged)
-            return _tree_record(downloaded.records), ""
+        kind = None if listing.is_directory else errand.location.archive_kind
         if kind is None:
-            await self._in_thread(self._workers, stop, place_file, directory / "0", staged)
-            return _file_record(downloaded.records[0]), errand.location.suffix
+            suffix = "" if listing.is_directory else errand.location.suffix
+            return await self._in_thread(
+                self._workers, stop, place_as_is, listing, downloaded, directory, staged
+            ), suffix
         limits = UnpackLimits(self._limits.bytes_max, self._limits.files_max, self._limits.unpack_ratio_max)
         archive = directory / "0"
         plan = await self._in_thread(self._workers, stop, plan_unpack, archive, kind, limits, stop.check)
         room_bytes = disk_bytes([listing.total_bytes]) + disk_bytes([file.size_bytes for file in plan.files])
         await self._disk.grow(reservation, room_bytes)
+        return await self._in_thread(
+            self._workers, stop, place_unpacked, archive, kind, plan, limits, staged, stop.check, self._create_file
+        )
 
-        def write() -> tuple[FileRecord, ...]:
-            with disk_errors():
-                (staged / "tree").mkdir()
-                return unpack(archive, kind, plan, staged / "tree", limits, stop.check, self._create_file)
-
-        records = await self._in_thread(self._workers, stop, write)
-        if len(records) == 1 and "/" not in records[0].name:
-            # An archive around one file is that file: `zip model.zip model.json` is how people upload one.
-            only = staged / "tree" / records[0].name
-            await self._in_thread(self._workers, stop, place_file, only, staged)
-            return _file_record(records[0]), parse_location(f"/{records[0].name}").suffix
-        return _tree_record(records), ""
-
-    def _check_size(self, errand: _Errand, listing: Listing) -> None:
+    def _check_size(self, errand: Errand, listing: Listing) -> None:
         total_bytes = listing.total_bytes
         if total_bytes == 0:
             raise BadArtifact(f"uri {errand.location.shown!r}: the artifact is empty (0 bytes); upload it again")
@@ -440,20 +424,26 @@ class ArtifactStore:
             await disk.evict((key,))
 
     async def _clean_up(
-        self, errand: _Errand, error: BaseException, reservation: Reservation, staged: Path | None, listing: Listing
+        self, errand: Errand, error: BaseException, reservation: Reservation, staged: Path | None, listing: Listing
     ) -> None:
         """After a failure: keep what the next try can go on from, delete the rest."""
-        if staged is not None:
-            await self._disk.drop(staged)
-        directory = self._disk.path(errand.partial_key)
-        goes_on = isinstance(error, FetchFailed | FetchStopped | asyncio.CancelledError)
-        if goes_on and all(item.etag for item in listing.objects) and plan_exists(directory):
-            kept_bytes = disk_bytes([path.stat().st_size for path in directory.iterdir()])
-            if kept_bytes <= self._disk.ledger.reserved(reservation):
-                self._disk.ledger.settle(reservation, errand.partial_key, kept_bytes, time.time())
-                return
-        await self._disk.drop(directory)
-        self._disk.ledger.cancel(reservation)
+        ledger = self._disk.ledger
+        kept_bytes: int | None = None
+        try:
+            if staged is not None:
+                await self._disk.drop(staged)
+            directory = self._disk.path(errand.partial_key)
+            goes_on = isinstance(error, FetchFailed | FetchStopped | asyncio.CancelledError)
+            if goes_on and all(item.etag for item in listing.objects) and plan_exists(directory):
+                kept_bytes = disk_bytes([path.stat().st_size for path in directory.iterdir()])
+            if kept_bytes is None or kept_bytes > ledger.reserved(reservation):
+                kept_bytes = None
+                await self._disk.drop(directory)
+        finally:
+            if kept_bytes is None:
+                ledger.cancel(reservation)
+            else:
+                ledger.settle(reservation, errand.partial_key, kept_bytes, time.time())
 
     def _let_go(self, fetched: _Fetched) -> None:
         self._disk.release(fetched.record.key)
@@ -497,93 +487,10 @@ class ArtifactStore:
 # Pure parts -------------------------------------------------------------------------------------------------------
 
 
-def _understand(request: FetchRequest) -> _Errand:
-    location = parse_location(request.uri)
-    sha256: str | None = None
-    if request.checksum:
-        if not _CHECKSUM.fullmatch(request.checksum):
-            raise BadArtifact(f"checksum {request.checksum[:80]!r} is not `sha256:` and 64 lower-case hex digits")
-        sha256 = request.checksum.removeprefix("sha256:")
-    who = [request.tenant, request.storage_key or "", location.uri]
-    return _Errand(
-        location=location,
-        tenant=request.tenant,
-        storage_key=request.storage_key or None,
-        sha256=sha256,
-        origin_key=_digest_of(who),
-        partial_key=f"partial/{_digest_of([*who, sha256 or ''])}",
-    )
-
-
-def _digest_of(parts: list[str]) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _with_bucket(location: Location, key: StorageKey | None) -> Location:
-    if location.scheme == "s3" and not location.authority and isinstance(key, S3Key) and key.bucket:
-        return parse_location(f"s3://{key.bucket}/{location.path}")
-    return location
-
-
-def _unchanged(known: Origin, seen: _Seen) -> bool:
-    if seen.listing is None:
-        return True
-    listing = seen.listing
-    return (
-        known.settled
-        and listing.settled
-        and (known.server, known.is_directory) == (seen.server, listing.is_directory)
-        and known.objects == _objects_of(listing)
-    )
-
-
-def _objects_of(listing: Listing) -> tuple[tuple[str, int, str], ...]:
-    return tuple((item.name, item.size_bytes, item.version) for item in listing.objects)
-
-
-def _known_object(known: Origin) -> RemoteObject | None:
-    if known.is_directory or not known.settled or known.etag is None:
-        return None
-    name, size_bytes, version = known.objects[0]
-    return RemoteObject(name, "", size_bytes, version, settled=True, etag=known.etag)
-
-
-def _origin_of(errand: _Errand, seen: _Seen, sha256: str, content_key: str) -> Origin:
-    assert seen.listing is not None
-    listing = seen.listing
-    etag = None if listing.is_directory else listing.objects[0].etag
-    return Origin(
-        key=errand.origin_key,
-        server=seen.server,
-        is_directory=listing.is_directory,
-        objects=_objects_of(listing),
-        settled=listing.settled,
-        etag=etag,
-        object_sha256=sha256,
-        content=content_key,
-    )
-
-
-def _check_sha256(errand: _Errand, found: str) -> None:
-    if errand.sha256 is not None and errand.sha256 != found:
-        raise ChecksumMismatch(
-            f"uri {errand.location.shown!r}: its bytes have sha256:{found}, and the spec asks for "
-            f"sha256:{errand.sha256}; upload the right artifact, or register the model with the checksum of this one"
-        )
-
-
-def _file_record(file: FileRecord) -> ContentRecord:
-    return ContentRecord(f"content/sha256-{file.sha256}", (replace(file, name=""),), is_directory=False)
-
-
-def _tree_record(files: tuple[FileRecord, ...]) -> ContentRecord:
-    return ContentRecord(f"content/tree-{tree_hash(files)}", files, is_directory=True)
-
-
 def _prepared_key(content_hash: str, variant: str) -> str:
     plain = _VARIANT.sub("_", variant)[:80]
     # Two variants that look alike once cleaned must not share a form.
-    mark = "" if plain == variant else f"-{_digest_of([variant])[:16]}"
+    mark = "" if plain == variant else f"-{digest_of([variant])[:16]}"
     return f"prepared/{content_hash}--{plain}{mark}"
 
 

@@ -64,7 +64,7 @@ class DiskLedger:
         self.capacity_bytes = capacity_bytes
         self._entries: dict[str, Entry] = {}
         self._reserved: dict[int, int] = {}
-        self._leaving: dict[str, int] = {}
+        self._leaving_bytes = 0
         self._entry_bytes = 0
         self._reserved_bytes = 0
         self._next_number = 1
@@ -84,7 +84,7 @@ class DiskLedger:
     @property
     def used_bytes(self) -> int:
         """Everything that counts against the capacity."""
-        return self._entry_bytes + self._reserved_bytes + sum(self._leaving.values())
+        return self._entry_bytes + self._reserved_bytes + self._leaving_bytes
 
     def __contains__(self, key: str) -> bool:
         return key in self._entries
@@ -185,17 +185,20 @@ class DiskLedger:
         entry.references -= 1
         entry.last_used_s = max(entry.last_used_s, now_s)
 
-    def begin_leaving(self, key: str) -> None:
-        """The entry can no longer be found; its bytes count until `end_leaving`."""
-        self._leaving[key] = self._leaving.get(key, 0) + self._remove(key).size_bytes
+    def begin_leaving(self, key: str) -> int:
+        """The entry can no longer be found; its bytes, returned, count until `end_leaving`."""
+        size_bytes = self._remove(key).size_bytes
+        self._leaving_bytes += size_bytes
+        return size_bytes
 
-    def end_leaving(self, key: str) -> None:
+    def end_leaving(self, size_bytes: int) -> None:
         """The files of a leaving entry are gone."""
-        self._leaving.pop(key, None)
+        self._leaving_bytes -= size_bytes
 
     def validate(self) -> None:
         """The invariants; raises AssertionError naming the one that does not hold."""
         assert self._entry_bytes == sum(entry.size_bytes for entry in self._entries.values()), "entry bytes drifted"
+        assert self._leaving_bytes >= 0, "more bytes left than were leaving"
         assert self._reserved_bytes == sum(self._reserved.values()), "reserved bytes drifted"
         assert self.used_bytes <= self.capacity_bytes, "more bytes than capacity"
         assert all(entry.references >= 0 for entry in self._entries.values()), "negative references"

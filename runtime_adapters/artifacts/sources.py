@@ -14,15 +14,11 @@ Where a server says nothing (no ETag, no Last-Modified), the object is fetched e
 **What a request may use.** Never the process's AWS_* variables: obstore reads them for every option that is not given,
 a session token even beside explicit keys. So credentials go through a provider, or requests are unsigned, and endpoint,
 region and addressing style are always given. Proxy variables are honoured: they are the operator's network.
-
-Foreign exceptions become ours at the end of this file, and are not chained: their text holds whole URLs, with the
-signatures in them, and the server's answers.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import stat
 import time
 from collections.abc import Iterator
@@ -38,12 +34,11 @@ from runtime_adapters.artifacts.errors import (
     ArtifactNotFound,
     ArtifactTooLarge,
     BadLocation,
-    FetchFailed,
-    FetchTimedOut,
 )
+from runtime_adapters.artifacts.foreign import map_foreign, raise_for_file
 from runtime_adapters.artifacts.locations import Location, SourcePolicy
 from runtime_adapters.artifacts.names import check_distinct, safe_parts, shown
-from runtime_adapters.errors import AdapterError, BadArtifact
+from runtime_adapters.errors import BadArtifact
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult
@@ -140,7 +135,7 @@ class FileSource:
             objects = tuple(self._object(name, base / name) for name in self._names_below(base))
             trusted = all(self._policy.trusts_file((base / item.name).resolve()) for item in objects)
         except OSError as error:
-            _raise_for_file(error, self._location)
+            raise_for_file(error, self._location)
         if not objects:
             raise ArtifactNotFound(f"uri {self._location.shown!r}: the directory holds no file")
         return Listing(objects, is_directory=True, trusted=trusted)
@@ -156,7 +151,7 @@ class FileSource:
                     yield chunk
                 self._check_version(item, os.fstat(descriptor))
         except OSError as error:
-            _raise_for_file(error, self._location)
+            raise_for_file(error, self._location)
 
     def _names_below(self, base: Path) -> list[str]:
         names: list[str] = []
@@ -393,86 +388,3 @@ def _retries(timeouts: Timeouts) -> Any:
 def _check_count(count: int, files_max: int, location: Location) -> None:
     if count > files_max:
         raise ArtifactTooLarge(f"uri {location.shown!r}: more than {files_max} files lie there; pack them, or name one")
-
-
-# Foreign errors ---------------------------------------------------------------------------------------------------
-
-_STATUS = re.compile(r"non-2xx status code: (\d{3})")
-_S3_CODE = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>")
-_TRANSIENT_STATUSES = {408, 425, 429}
-_REASONS = (
-    # obstore has one class for all of these; its text is the only place where they differ.
-    ("Content-Length Header missing", "the server does not say how long the object is"),
-    ("dns error", "the host name cannot be resolved"),
-    ("ConnectionRefused", "the connection was refused"),
-    ("certificate", "the server's TLS certificate was not accepted"),
-    ("kind: Timeout", "the server stopped answering"),
-    ("TimedOut", "the server stopped answering"),
-    ("kind: Interrupted", "the connection broke"),
-    ("IncompleteBody", "the connection broke"),
-    ("kind: Connect", "no connection to the server"),
-)
-
-
-def map_foreign(error: BaseException, location: Location) -> BaseException:
-    """Ours for theirs. What is not an error of obstore's comes back as it is."""
-    from obstore import exceptions
-
-    where = f"uri {location.shown!r}"
-    if isinstance(error, AdapterError):
-        return error
-    text = str(error)
-    code = _S3_CODE.search(text)
-    status = int(found.group(1)) if (found := _STATUS.search(text)) else None
-    said = f" (HTTP {status}{', ' + code.group(1) if code else ''})" if status else ""
-    match error:
-        case FileNotFoundError():
-            what = "the bucket does not exist" if code and code.group(1) == "NoSuchBucket" else "nothing is there"
-            return ArtifactNotFound(f"{where}: {what}{said}; check the uri and the storage key's endpoint")
-        case exceptions.PermissionDeniedError() | exceptions.UnauthenticatedError():
-            return ArtifactDenied(
-                f"{where}: the server denies access{said}; check the storage key and its permissions to read and list "
-                "(without the latter, S3 says the same of an object that does not exist)"
-            )
-        case exceptions.PreconditionError() | exceptions.NotModifiedError():
-            return ArtifactChanged(f"{where}: the object changed while it was read{said}; it is read again")
-        case exceptions.NotSupportedError():
-            return RangeIgnored(f"{where}: the server does not go on where a download stopped; it is read again")
-        case exceptions.InvalidPathError() | ValueError():
-            return BadLocation(f"{where}: a name there holds empty, `.` or `..` segments; rename the object")
-        case exceptions.BaseError():
-            return _map_generic(where, text, status, said, code.group(1) if code else None)
-        case _:
-            return error
-
-
-class RangeIgnored(FetchFailed):
-    """The server answered a request for the rest with the whole."""
-
-
-def _map_generic(where: str, text: str, status: int | None, said: str, code: str | None) -> AdapterError:
-    if code == "NoSuchBucket":
-        return ArtifactNotFound(
-            f"{where}: the bucket does not exist{said}; check the uri and the storage key's endpoint"
-        )
-    if status == 416:
-        return ArtifactChanged(f"{where}: the object is shorter than it was{said}; it is read again")
-    if status is not None and status < 500 and status not in _TRANSIENT_STATUSES:
-        return BadArtifact(
-            f"{where}: the server refuses the request{said}; check the uri, the region and the storage key"
-        )
-    reason = next((reason for needle, reason in _REASONS if needle in text), "the transfer failed")
-    if "does not say how long" in reason:
-        return BadArtifact(f"{where}: {reason} (no Content-Length); serve it as a plain file")
-    if "stopped answering" in reason:
-        return FetchTimedOut(f"{where}: {reason}{said}; it is tried again later")
-    return FetchFailed(f"{where}: {reason}{said}; it is tried again later")
-
-
-def _raise_for_file(error: OSError, location: Location) -> NoReturn:
-    where = f"uri {location.shown!r}"
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise ArtifactNotFound(f"{where}: nothing is there on this pod's machine; check the path") from error
-    if isinstance(error, PermissionError):
-        raise ArtifactDenied(f"{where}: this pod's user may not read it; check its permissions") from error
-    raise FetchFailed(f"{where}: {error.strerror or error}; it is tried again later") from error

@@ -142,7 +142,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.open: dict[Reservation, int] = {}
         self.entries: dict[str, int] = {}
         self.used: dict[str, int] = {}
-        self.leaving: list[tuple[str, int]] = []
+        self.leaving: list[int] = []
 
     @rule(target=reservations, size=st.integers(0, 600))
     def reserve(self, size: int) -> object:
@@ -155,11 +155,11 @@ class LedgerMachine(RuleBasedStateMachine):
             return None
         assert all(not self.used[key] for key in plan.victims)
         for key in plan.victims:
-            self.ledger.begin_leaving(key)
-            self.leaving.append((key, self.entries.pop(key)))
+            assert self.ledger.begin_leaving(key) == self.entries[key]
+            self.leaving.append(self.entries.pop(key))
             del self.used[key]
         while self.leaving:
-            self.ledger.end_leaving(self.leaving.pop()[0])
+            self.ledger.end_leaving(self.leaving.pop())
         reservation = self.ledger.reserve(size)
         self.open[reservation] = size
         return reservation
@@ -195,7 +195,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.used_bytes == self._total() <= 1000
 
     def _total(self) -> int:
-        return sum(self.open.values()) + sum(self.entries.values()) + sum(size for _, size in self.leaving)
+        return sum(self.open.values()) + sum(self.entries.values()) + sum(self.leaving)
 
 
 TestLedger = LedgerMachine.TestCase
