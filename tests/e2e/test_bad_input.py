@@ -461,7 +461,7 @@ def _children(pod: Pod, word: str) -> list[psutil.Process]:
 @pytest.mark.parametrize(
     ("todo", "words"),
     [
-        ("hang", ("1 s", "load timeout")),
+        ("hang", ("1.5 s", "load timeout")),
         ("crash", ("SIGABRT",)),
         ("raise", ("ValueError", "no weights for you")),
     ],
@@ -469,9 +469,9 @@ def _children(pod: Pod, word: str) -> list[psutil.Process]:
 def test_a_model_that_fails_in_load_harms_nobody_else(
     client: Client, pod: Pod, files: ModelFiles, todo: str, words: tuple[str, ...]
 ) -> None:
-    client.register(
-        "failing", uri=files.obedient().as_uri(), format="python", parameters={"load": todo}, load_timeout_s=1.0
-    )
+    load_timeout_s = 1.5 if todo == "hang" else 30.0
+    uri, parameters = files.obedient().as_uri(), {"load": todo}
+    client.register("failing", uri=uri, format="python", parameters=parameters, load_timeout_s=load_timeout_s)
     with grpc.insecure_channel(pod.target) as channel:
         waiting = channel.unary_unary(messages.MODEL_INFER.path).future(
             encode_request("failing", _numbers(0)), timeout=20
@@ -481,11 +481,12 @@ def test_a_model_that_fails_in_load_harms_nobody_else(
             client.infer("good", files.scale().inputs)
             answered += 1
         assert answered > 0
+        described = client.describe("failing")
+        client.unregister("failing")
+        assert described.failure.message == waiting.details()
         assert waiting.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION)
         for word in words:
             assert word in waiting.details()
-    assert client.describe("failing").failure.message
-    client.unregister("failing")
     pod.wait_until(lambda: not _children(pod, "isolation_worker"), "its process ended")
 
 
