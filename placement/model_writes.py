@@ -154,22 +154,19 @@ class ModelWriter:
 
     async def unregister(self, tenant: str, model_id: str) -> int | None:
         """The revision at which the model went; None: there was none. Raises StillReferenced, Contended."""
-        model_key = keys.model_key(tenant, model_id)
+        model_key, references = keys.model_key(tenant, model_id), keys.references_prefix(tenant, model_id)
         for _ in range(TRIES_MAX):
-            kv = await self._store.get(model_key)
+            seen = await self._store.txn([NoneUnder(references)], [Get(model_key)], [Get(model_key)])
+            kv = seen.reads[0]
             if kv is None:
                 return None
-            references = await self._store.range(keys.references_prefix(tenant, model_id), limit=4)
-            if references.items:
-                aliases = ", ".join(repr(keys.decode_part(item.key.rsplit("/", 1)[1])) for item in references.items)
-                raise StillReferenced(
-                    f"model {model_id!r} (tenant {tenant!r}) is used by alias {aliases}"
-                    f"{' and others' if references.next_key else ''}; set the alias to another model or delete it first"
-                )
+            if not seen.succeeded:
+                await self._refuse_referenced(tenant, model_id)
+                continue
             operations: list[Operation] = [Delete(model_key), await self.tombstone(tenant, model_id, kv)]
             compares: list[Condition] = [
                 unchanged(model_key, kv.mod_revision),
-                NoneUnder(keys.references_prefix(tenant, model_id)),
+                NoneUnder(references),
             ]
             try:
                 result = await self._store.txn(compares, operations)
@@ -179,6 +176,17 @@ class ModelWriter:
             if result.succeeded:
                 return result.revision
         raise contended("model", tenant, model_id)
+
+    async def _refuse_referenced(self, tenant: str, model_id: str) -> None:
+        """Raise StillReferenced, unless the last alias has let go meanwhile."""
+        page = await self._store.range(keys.references_prefix(tenant, model_id), limit=4)
+        if not page.items:
+            return
+        aliases = ", ".join(repr(keys.decode_part(item.key.rsplit("/", 1)[1])) for item in page.items)
+        raise StillReferenced(
+            f"model {model_id!r} (tenant {tenant!r}) is used by alias {aliases}"
+            f"{' and others' if page.next_key else ''}; set the alias to another model or delete it first"
+        )
 
     async def unregister_many(self, tenant: str, model_ids: Sequence[str]) -> list[int | PlacementError | None]:
         """One result for each id, as `unregister` gives or raises it."""
