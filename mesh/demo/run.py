@@ -2,7 +2,7 @@
 
 1. Train the models in worker processes, or find them in the cache.
 2. Estimate what they weigh together; the server gets a share of that as its capacity.
-3. Start the server, and let it load, run and unload one model of each format: what it weighs then, with every
+3. Start the server, and let it load, run and unload one model of each kind: what it weighs then, with every
    framework imported and no model left, is the baseline of its memory.
 4. Register all models over the wire, in bulk.
 5. Ask, from another process, through a V2 client, and compare every answer, while the kernel's view of the server's
@@ -164,12 +164,18 @@ def _start(
 def _measure_baseline(
     server: DemoServer, client: Client, models: Sequence[TrainedModel], options: DemoOptions
 ) -> tuple[int, ResidentSetWatch]:
-    """Load, run and unload one model of each format; what is left is the server without models."""
-    chosen = {model.format: model for model in models}
-    few = tuple(chosen.values())
+    """Load, run and unload one model of each kind; what is left is the server without models.
+
+    The largest of each kind, and asked from as many sides as later: so the frameworks' scratch space and the worker
+    threads' stacks are in the baseline, and what the resident set grows by afterwards is models.
+    """
+    largest: dict[str, TrainedModel] = {}
+    for model in sorted(models, key=lambda model: model.size_bytes):
+        largest[model.kind] = model
+    few = tuple(largest.values())
     _register_all(client, few)
-    draws = tuple((index, case) for index in range(len(few)) for case in range(len(BATCHES)))
-    _run_requests(Plan(server.grpc_endpoint, few, draws, 1, _DEADLINE_S), lambda answered: None)
+    draws = [(index, case) for index in range(len(few)) for case in range(len(BATCHES))] * options.in_flight
+    _run_requests(Plan(server.grpc_endpoint, few, tuple(draws), options.in_flight, _DEADLINE_S), lambda answered: None)
     for result in client.unregister_many(model.name for model in few):
         if result.status_code:
             raise DemoFailed(f"cannot unregister {result.id}: {result.message}")
