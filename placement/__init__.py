@@ -1,0 +1,1 @@
+"""Where models live: the records of what is registered, and the store that keeps them."""

@@ -24,28 +24,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from placement.errors import (
-    PlacementError,
-    StoreBusy,
-    StoreClosed,
-    StoreCorrupt,
-    StoreError,
-    StoreIncompatible,
-    StoreUnavailable,
-)
+from placement.errors import PlacementError, StoreClosed, StoreError, StoreUnavailable
 from placement.store.base import (
     Condition,
     Event,
@@ -57,49 +48,30 @@ from placement.store.base import (
     WatchBatch,
     check_key,
     check_txn,
-    prefix_end,
 )
 from placement.store.history import History
 from placement.store.leases import LeaseTable, check_ttl
+from placement.store.sqlite_file import FILE_NAME, OpenedFile, errors_named, open_file
+from placement.store.sqlite_space import SqliteSpace, get_key, get_range
 from placement.store.transaction import run_revoke, run_txn
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FILE_NAME = "registry.sqlite"
-LOCK_NAME = "registry.lock"
-APPLICATION_ID = 0x48584342  # "HXCB"
-FORMAT_VERSION = 1
-SYNCHRONOUS = "FULL"
-
 GROUP_MAX = 128
 """Transactions in one commit. More would only make the first of them wait: the sync is already shared."""
 PENDING_MAX = 20_000
 """Transactions that may wait for the writer; beyond it the store says that it is overloaded."""
-BUSY_TIMEOUT_S = 5.0
-"""How long to wait while a person has the file open in the sqlite3 shell."""
 LEASE_CHECK_S = 1.0
 """How often leases are looked at: the most by which a key outlives its lease."""
-
-_SCHEMA = """
-CREATE TABLE kv (
-    key TEXT PRIMARY KEY, value BLOB NOT NULL, create_revision INTEGER NOT NULL, mod_revision INTEGER NOT NULL,
-    version INTEGER NOT NULL, lease INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX kv_of_lease ON kv (lease) WHERE lease != 0;
-CREATE TABLE leases (id INTEGER PRIMARY KEY AUTOINCREMENT, ttl_s REAL NOT NULL);
-CREATE TABLE state (revision INTEGER NOT NULL);
-INSERT INTO state VALUES (1);
-"""
-_COLUMNS = "key, value, create_revision, mod_revision, version, lease"
 
 
 @dataclass(slots=True)
 class _Request:
     """One call for the writer's thread, and the future on the loop that its answer goes to."""
 
-    run: Callable[[_SqliteSpace], _Answer]
+    run: Callable[[SqliteSpace], _Answer]
     future: asyncio.Future[Any]
 
 
@@ -109,19 +81,10 @@ class _Answer:
     events: tuple[Event, ...] = ()
 
 
-@dataclass(slots=True)
-class _Opened:
-    lock: int
-    writer: sqlite3.Connection
-    reader: sqlite3.Connection
-    revision: int
-    leases: list[tuple[int, float]]
-
-
 class EmbeddedStore:
     """A KeyValueStore on one SQLite file. Open it with `open`; it belongs to the loop that opened it."""
 
-    def __init__(self, directory: Path, opened: _Opened, limits: StoreLimits, clock: Callable[[], float]) -> None:
+    def __init__(self, directory: Path, opened: OpenedFile, limits: StoreLimits, clock: Callable[[], float]) -> None:
         self.limits = limits
         self._path = directory / FILE_NAME
         self._clock = clock
@@ -155,7 +118,7 @@ class EmbeddedStore:
 
         Raises StoreBusy, StoreCorrupt, StoreIncompatible, StoreUnavailable.
         """
-        opened = await asyncio.to_thread(_open, directory)
+        opened = await asyncio.to_thread(open_file, directory)
         store = cls(directory, opened, limits or StoreLimits(), clock)
         if lease_check_s is not None:
             store._expiry = asyncio.create_task(store._expire_leases_every(lease_check_s))
@@ -166,11 +129,11 @@ class EmbeddedStore:
     async def get(self, key: str) -> KeyValue | None:
         """See KeyValueStore."""
         check_key(key, self.limits)
-        return await self._read(lambda connection: _get(connection, key))
+        return await self._read(lambda connection: get_key(connection, key))
 
     async def range(self, prefix: str, *, limit: int = 1000, from_key: str = "") -> Page:
         """See KeyValueStore."""
-        return await self._read(lambda connection: _range(connection, prefix, limit, from_key))
+        return await self._read(lambda connection: get_range(connection, prefix, limit, from_key))
 
     def watch(self, prefixes: Sequence[str], from_revision: int) -> AsyncGenerator[WatchBatch, None]:
         """See KeyValueStore."""
@@ -185,7 +148,7 @@ class EmbeddedStore:
         """See KeyValueStore."""
         check_txn(compares, success, failure, self.limits)
 
-        def run(space: _SqliteSpace) -> _Answer:
+        def run(space: SqliteSpace) -> _Answer:
             result, events = run_txn(space, space.revision, compares, success, failure)
             return _Answer(result, events)
 
@@ -214,7 +177,7 @@ class EmbeddedStore:
     async def revoke_lease(self, lease: int) -> None:
         """See KeyValueStore."""
 
-        def run(space: _SqliteSpace) -> _Answer:
+        def run(space: SqliteSpace) -> _Answer:
             events = run_revoke(space, space.revision, lease)
             space.remove_lease(lease)
             return _Answer(None, events)
@@ -262,12 +225,12 @@ class EmbeddedStore:
         self._check_open()
 
         def read() -> T:
-            with _errors_named(self._path):
+            with errors_named(self._path):
                 return run(self._reader)
 
         return await self._loop.run_in_executor(self._reads, read)
 
-    async def _write(self, run: Callable[[_SqliteSpace], _Answer]) -> object:
+    async def _write(self, run: Callable[[SqliteSpace], _Answer]) -> object:
         self._check_open()
         if self._pending >= PENDING_MAX:
             raise StoreUnavailable(f"{self._pending} writes wait for the registry's disk; try again in a moment")
@@ -278,7 +241,7 @@ class EmbeddedStore:
 
     def _write_until_told(self, connection: sqlite3.Connection) -> None:
         # The writer's thread.
-        space = _SqliteSpace(connection)
+        space = SqliteSpace(connection)
         going = True
         while going:
             group: list[_Request] = []
@@ -320,13 +283,13 @@ class EmbeddedStore:
 
 
 def _commit_group(
-    space: _SqliteSpace, group: list[_Request], path: Path
+    space: SqliteSpace, group: list[_Request], path: Path
 ) -> tuple[list[object], list[tuple[int, tuple[Event, ...]]]]:
     """Run and commit a group: an outcome (value or exception) for each, and what changed, by revision."""
     outcomes: list[object] = []
     history: list[tuple[int, tuple[Event, ...]]] = []
     try:
-        with _errors_named(path):
+        with errors_named(path):
             space.begin()
             for request in group:
                 try:
@@ -346,222 +309,3 @@ def _commit_group(
             error = StoreUnavailable(f"writing {path} failed: {error}")
         return [error] * len(group), []
     return outcomes, history
-
-
-class _SqliteSpace:
-    """The present keys, within the writer's open transaction."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._committed_revision = 0
-        self.revision = 0
-
-    def begin(self) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
-        (self.revision,) = self._connection.execute("SELECT revision FROM state").fetchone()
-        self._committed_revision = self.revision
-
-    def commit(self) -> None:
-        if self.revision != self._committed_revision:
-            self._connection.execute("UPDATE state SET revision = ?", (self.revision,))
-        self._connection.execute("COMMIT")
-
-    def rollback(self) -> None:
-        with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself
-            self._connection.execute("ROLLBACK")
-
-    def get(self, key: str) -> KeyValue | None:
-        return _get(self._connection, key)
-
-    def put(self, kv: KeyValue) -> None:
-        self._connection.execute(
-            f"INSERT OR REPLACE INTO kv ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)",
-            (kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease),
-        )
-
-    def delete(self, key: str) -> None:
-        self._connection.execute("DELETE FROM kv WHERE key = ?", (key,))
-
-    def keys_under(self, prefix: str) -> list[str]:
-        rows = self._connection.execute(
-            "SELECT key FROM kv WHERE key >= ? AND key < ? ORDER BY key", (prefix, prefix_end(prefix))
-        )
-        return [key for (key,) in rows]
-
-    def has_newer(self, prefix: str, newer_than: int) -> bool:
-        row = self._connection.execute(
-            "SELECT 1 FROM kv WHERE key >= ? AND key < ? AND mod_revision > ? LIMIT 1",
-            (prefix, prefix_end(prefix), newer_than),
-        ).fetchone()
-        return row is not None
-
-    def has_lease(self, lease: int) -> bool:
-        return self._connection.execute("SELECT 1 FROM leases WHERE id = ?", (lease,)).fetchone() is not None
-
-    def keys_of_lease(self, lease: int) -> list[str]:
-        rows = self._connection.execute("SELECT key FROM kv WHERE lease = ? AND lease != 0 ORDER BY key", (lease,))
-        return [key for (key,) in rows]
-
-    def add_lease(self, ttl_s: float) -> int:
-        lease = self._connection.execute("INSERT INTO leases (ttl_s) VALUES (?)", (ttl_s,)).lastrowid
-        assert lease is not None
-        return lease
-
-    def remove_lease(self, lease: int) -> None:
-        self._connection.execute("DELETE FROM leases WHERE id = ?", (lease,))
-
-
-def _get(connection: sqlite3.Connection, key: str) -> KeyValue | None:
-    row = connection.execute(f"SELECT {_COLUMNS} FROM kv WHERE key = ?", (key,)).fetchone()
-    return KeyValue(*row) if row is not None else None
-
-
-def _range(connection: sqlite3.Connection, prefix: str, limit: int, from_key: str) -> Page:
-    connection.execute("BEGIN")  # one snapshot for the keys and the revision
-    try:
-        (revision,) = connection.execute("SELECT revision FROM state").fetchone()
-        rows = connection.execute(
-            f"SELECT {_COLUMNS} FROM kv WHERE key >= ? AND key < ? ORDER BY key LIMIT ?",
-            (max(prefix, from_key), prefix_end(prefix), limit + 1),
-        ).fetchall()
-    finally:
-        connection.execute("COMMIT")
-    items = tuple(KeyValue(*row) for row in rows[:limit])
-    return Page(items, revision, rows[limit][0] if len(rows) > limit else None)
-
-
-# Opening ------------------------------------------------------------------------------------------------------------
-
-
-def _open(directory: Path) -> _Opened:
-    path = directory / FILE_NAME
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = _take_lock(directory / LOCK_NAME)
-    except OSError as error:
-        raise StoreUnavailable(
-            f"the data directory {directory} cannot be used: {error.strerror or error}; give one that this user may "
-            "write, with --data-dir"
-        ) from error
-    connections: list[sqlite3.Connection] = []
-    try:
-        with _errors_named(path):
-            writer = _connect(path)
-            connections.append(writer)
-            _check_or_make(writer, path)
-            _use_write_ahead_log(writer, path)
-            _sync_directory(directory)
-            reader = _connect(path)
-            connections.append(reader)
-            reader.execute("PRAGMA query_only = 1")
-            (revision,) = writer.execute("SELECT revision FROM state").fetchone()
-            leases = writer.execute("SELECT id, ttl_s FROM leases").fetchall()
-        return _Opened(lock, writer, reader, revision, leases)
-    except BaseException:
-        for connection in connections:
-            connection.close()
-        os.close(lock)
-        raise
-
-
-def _take_lock(path: Path) -> int:
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
-        os.close(lock)
-        raise StoreBusy(
-            f"the data directory {path.parent} is in use by another hexcomb process"
-            f"{f' (pid {holder})' if holder else ''}; stop that one, or give this one its own --data-dir"
-        ) from error
-    except BaseException:
-        os.close(lock)
-        raise
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    return lock
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # Each connection is used by one thread, but not by the thread that opens it here.
-    return sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-
-
-def _check_or_make(connection: sqlite3.Connection, path: Path) -> None:
-    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-    (format_version,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if application_id == 0 and tables == 0:
-        connection.executescript(
-            f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {APPLICATION_ID}; "
-            f"PRAGMA user_version = {FORMAT_VERSION}; COMMIT;"
-        )
-        return
-    if application_id != APPLICATION_ID:
-        raise StoreIncompatible(
-            f"{path} is an SQLite database, but not a hexcomb store; move it away, or give another --data-dir"
-        )
-    if format_version != FORMAT_VERSION:
-        raise StoreIncompatible(
-            f"{path} has format {format_version}, and this hexcomb reads format {FORMAT_VERSION}; run the version of "
-            "hexcomb that wrote it, or give another --data-dir"
-        )
-    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise StoreCorrupt(_corrupt_message(path, str(verdict)))
-
-
-def _use_write_ahead_log(connection: sqlite3.Connection, path: Path) -> None:
-    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-    if mode != "wal":
-        raise StoreUnavailable(
-            f"{path} lies on a file system where SQLite cannot keep a write-ahead log (mode {mode!r}); give a "
-            "--data-dir on a local disk"
-        )
-    connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
-    connection.execute(f"PRAGMA journal_size_limit = {64 * 1024 * 1024}")
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def _errors_named(path: Path) -> Iterator[None]:
-    """SQLite's errors become ours, in this one place."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", None)
-        primary = code & 0xFF if isinstance(code, int) else None
-        if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or (
-            # A damaged schema shows as a missing table.
-            primary == sqlite3.SQLITE_ERROR and "no such table" in str(error)
-        ):
-            raise StoreCorrupt(_corrupt_message(path, str(error))) from error
-        if primary == sqlite3.SQLITE_FULL:
-            raise StoreUnavailable(
-                f"the disk of {path} is full, so the registry takes no writes; free some space and try again. What "
-                "was acknowledged before is safe"
-            ) from error
-        if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise StoreUnavailable(
-                f"{path} is locked by another program (an open sqlite3 shell?); close it and try again"
-            ) from error
-        if primary == sqlite3.SQLITE_CANTOPEN:
-            raise StoreUnavailable(
-                f"{path} cannot be opened: {error}; check that this user may write there, or give another --data-dir"
-            ) from error
-        raise StoreUnavailable(f"{path} cannot be used now: {error}; check the disk, and try again") from error
-
-
-def _corrupt_message(path: Path, found: str) -> str:
-    return (
-        f"{path} is damaged ({found}); stop hexcomb, then restore the file from a backup, or move it away together "
-        f"with {path.name}-wal and {path.name}-shm and register the models again"
-    )

@@ -16,7 +16,7 @@ from pathlib import Path
 from placement.records import ModelRecord, ModelSpec, model_from_json, model_to_json
 from placement.registration import Registration
 from placement.registry import Registry
-from placement.store import embedded
+from placement.store import sqlite_file
 from placement.store.embedded import EmbeddedStore
 
 
@@ -25,7 +25,7 @@ def spec(i: int) -> ModelSpec:
 
 
 async def measure(synchronous: str, models: int) -> list[tuple[str, float, str]]:
-    embedded.SYNCHRONOUS = synchronous
+    sqlite_file.SYNCHRONOUS = synchronous
     with tempfile.TemporaryDirectory() as directory:
         store = await EmbeddedStore.open(Path(directory))
         registry = Registry(store)

@@ -20,7 +20,9 @@ from placement.errors import (
 )
 from placement.store import embedded
 from placement.store.base import Delete, Put, absent
-from placement.store.embedded import FILE_NAME, EmbeddedStore
+from placement.store.embedded import EmbeddedStore
+from placement.store.sqlite_file import FILE_NAME
+from placement.store.sqlite_space import SqliteSpace
 
 
 async def open_store(directory: Path, now_s: list[float] | None = None) -> EmbeddedStore:
@@ -223,9 +225,9 @@ async def test_a_full_disk_refuses_writes_keeps_the_rest_and_recovers(tmp_path: 
 
 def limit_pages(store: EmbeddedStore, pages: int) -> None:
     """As a disk of that size would: the writer's own connection is the one that feels it."""
-    from placement.store.embedded import _Answer, _Request, _SqliteSpace
+    from placement.store.embedded import _Answer, _Request
 
-    def run(space: _SqliteSpace) -> _Answer:
+    def run(space: SqliteSpace) -> _Answer:
         space._connection.execute(f"PRAGMA max_page_count = {pages}")
         return _Answer(None)
 
@@ -250,11 +252,11 @@ async def test_many_writes_at_once_share_few_commits(tmp_path: Path, monkeypatch
 
 
 async def test_writes_are_synced_before_they_are_answered(tmp_path: Path) -> None:
-    from placement.store.embedded import _Answer, _SqliteSpace
+    from placement.store.embedded import _Answer
 
     store = await open_store(tmp_path)
 
-    def ask(space: _SqliteSpace) -> _Answer:
+    def ask(space: SqliteSpace) -> _Answer:
         return _Answer(space._connection.execute("PRAGMA synchronous").fetchone()[0])
 
     assert await store._write(ask) == 2  # FULL
