@@ -97,7 +97,10 @@ class LightgbmAdapter:
             raise BadArtifact(f"lightgbm refuses the model: {error}; save it again with this version") from error
         except MemoryError as error:
             raise LoadFailed("lightgbm: not enough memory to load the model; retry when memory is free") from error
-        heap_freed(2 * len(text))
+        # Freed before the heap is looked at: malloc may have put them into a hole of it.
+        freed_bytes = 2 * len(text) + len(content)
+        del content, text
+        heap_freed(freed_bytes)
         return model
 
 

@@ -11,8 +11,8 @@ the order of the schema. Three things must be known before it starts, because af
 skops takes an object with a known `__id__` from its memory instead of from the schema, so what is checked here might
 not be what is built. Types are checked at every entry; within a tree, entries with one id must be equal.
 
-The estimate comes from here too. Measured with scikit-learn 1.9 and skops 0.16 as private dirty pages after a trim:
-arrays count once, as in the file (a Tree copies its own); the objects around them take 0.3 bytes per byte of schema.
+The estimate comes from here too. Measured with scikit-learn 1.9 and skops 0.16 in a fresh process: arrays count once,
+as in the file (a Tree copies its own); the objects around them take 0.15 to 0.5 bytes per byte of schema.
 
 Deliberately absent: anything that imports scikit-learn. This file is JSON, zip and array headers.
 """
@@ -39,8 +39,8 @@ RATIO_MAX = 200
 RATIO_FREE_BYTES = 64 << 20
 """Below this an archive may unpack as it likes: an array of zeros does compress a thousandfold."""
 OUTPUTS_MAX = 1 << 16
-SCHEMA_SHARE_RESIDENT = 0.3
-ESTIMATOR_BYTES = 16 << 10
+SCHEMA_SHARE_RESIDENT = 0.4
+ESTIMATOR_BYTES = 4 << 10
 PROTOCOL_MIN = 1
 """skops 0.10; protocol 0 described functions in a place of its own."""
 

@@ -19,8 +19,10 @@ nowhere else. That is also the warm-up.
 `n_jobs` of every part is set to the threads of the load options: with more, a forest adds its trees in another order
 on each call.
 
-Memory, measured as private dirty pages after a trim: `size` sums the arrays and Python objects, within 10 % for models
-of 5 MB and more; a forest's copy takes 1.0 to 1.1 times its skops file.
+Memory, measured as anonymous growth in a fresh process (scikit-learn 1.9): 36.5 MB for a forest of 36.7 MB of skops,
+8.7 MB for one of 200 shallow trees and 9.6 MB, 11.9 MB for gradient boosting of 16.4 MB, 14.4 MB for a vocabulary of
+40,000 words and 26.6 MB. `estimate` was within 18 % of each, `size` within 19 %; what a load leaves scattered over
+Python's arenas cannot be told exactly.
 
 Deliberately absent: data frames (a ColumnTransformer must select columns by number), sparse inputs, multi-output
 `predict_proba` (a list of arrays), estimators that only `fit_predict`.
@@ -53,7 +55,7 @@ from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelRais
 from runtime_adapters.frameworks import missing_runtime
 from runtime_adapters.heap_churn import heap_freed
 from runtime_adapters.sklearn_allowlist import TRUSTED_NAMES
-from runtime_adapters.sklearn_archive import ESTIMATOR_BYTES, check_archive, is_skops
+from runtime_adapters.sklearn_archive import ESTIMATOR_BYTES, ArchiveFacts, check_archive, is_skops
 from runtime_adapters.sklearn_bounds import check_estimator, objects_within
 from runtime_adapters.validation import refuse_unknown_parameters
 
@@ -66,6 +68,9 @@ _PICKLE_SUFFIXES = (".pkl", ".pickle", ".joblib")
 _TREE_NODE_BYTES = 64
 _SMALL_OBJECT_BYTES = 32
 """A boxed number, or the slot of one."""
+SCATTERED_SHARE = 0.25
+SCATTERED_FROM_BYTES = 1 << 20
+"""Below this the holes that one load leaves are filled by the next."""
 
 
 class SklearnAdapter:
@@ -116,9 +121,10 @@ class SklearnAdapter:
                 f"sklearn: the estimator cannot be built: {type(error).__name__}: {_short(error)}; it was saved with "
                 f"scikit-learn {facts.sklearn_version or 'unknown'}, this pod has {sklearn.__version__}; save it again"
             ) from error
+        _compact_vocabularies(estimator)
         # skops reads each array into a buffer, then an array; a tree copies it once more.
         heap_freed(2 * facts.array_bytes + 4 * facts.schema_bytes)
-        return EstimatorModel(estimator, "sklearn", options)
+        return EstimatorModel(estimator, "sklearn", options, _scattered_bytes(facts))
 
 
 class PickleAdapter:
@@ -180,7 +186,7 @@ class PickleAdapter:
 class EstimatorModel:
     """A fitted estimator in this process."""
 
-    def __init__(self, estimator: Any, format_name: str, options: LoadOptions) -> None:
+    def __init__(self, estimator: Any, format_name: str, options: LoadOptions, scattered_bytes: int = 0) -> None:
         self._estimator = estimator
         methods = [name for name in METHODS if callable(getattr(estimator, name, None))]
         if not methods:
@@ -194,7 +200,7 @@ class EstimatorModel:
         self._decode = _decoder(self._input)
         self._empty: dict[str, Array] = {}
         self.metadata = self._describe(methods, format_name)
-        self._size = Size(host_bytes=ESTIMATOR_BYTES + _resident_bytes(estimator))
+        self._size = Size(host_bytes=ESTIMATOR_BYTES + _resident_bytes(estimator) + scattered_bytes)
 
     def _describe(self, methods: Sequence[str], format_name: str) -> ModelMetadata:
         """Ask each method once; what raises or answers no array (a list per output) is not offered."""
@@ -326,6 +332,23 @@ def _are_texts(categories: Array) -> bool:
     return categories.dtype.kind == "U" or (
         categories.dtype == object and all(isinstance(item, str) for item in categories)
     )
+
+
+def _compact_vocabularies(estimator: Any) -> None:
+    """Write each vocabulary anew.
+
+    Its words lie among the remains of the schema that they were read from, one or two to a page, and keep all of those
+    pages alive: 40,000 words held 26 MB. Copies fill the holes in as few pages as they need.
+    """
+    for part in objects_within(estimator):
+        vocabulary = getattr(part, "__dict__", {}).get("vocabulary_")
+        if isinstance(vocabulary, dict):
+            part.vocabulary_ = {(word + " ")[:-1]: column for word, column in vocabulary.items()}
+
+
+def _scattered_bytes(facts: ArchiveFacts) -> int:
+    """Pages that a large model's small objects keep from being given back."""
+    return int(facts.schema_bytes * SCATTERED_SHARE) if facts.schema_bytes >= SCATTERED_FROM_BYTES else 0
 
 
 def _resident_bytes(estimator: Any) -> int:

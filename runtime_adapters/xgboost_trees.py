@@ -107,8 +107,11 @@ class XgboostAdapter:
             raise _load_error(error) from error
         except MemoryError as error:
             raise LoadFailed("xgboost: not enough memory to load the model; retry when memory is free") from error
-        # Reading UBJ builds each tree's arrays a second time on the heap.
-        heap_freed(2 * len(ubj))
+        # Reading UBJ builds each tree's arrays a second time on the heap. The file's bytes go first: malloc may have put
+        # them into a hole of the heap, and only what is free can be given back.
+        freed_bytes = 2 * len(ubj) + len(content)
+        del content, ubj
+        heap_freed(freed_bytes)
         return model
 
 
@@ -213,7 +216,7 @@ class XgboostModel:
         """As XGBClassifier.predict."""
         objective = self._facts.objective
         if objective == "multi:softprob":
-            return np.argmax(values, axis=1).astype(np.int64)
+            return np.asarray(np.argmax(values, axis=1), np.int64)
         if objective == "multi:softmax":
             return values.astype(np.int64)
         positive: Array = values > 0.5
