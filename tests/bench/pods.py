@@ -1,0 +1,52 @@
+"""A real pod for a bench, started as a user starts one, and what the kernel says of it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from mesh.demo.server import DemoServer, start_server
+from tests.bench.figures import Reporter
+
+
+@contextlib.contextmanager
+def running_pod(
+    bench: Reporter, *, capacity_bytes: int = 4 << 30, settings: tuple[str, ...] = ()
+) -> Iterator[DemoServer]:
+    """A pod with empty directories that trusts the bench's models."""
+    with tempfile.TemporaryDirectory(prefix="pod-", dir=bench.cache_dir) as data_dir:
+        server = start_server(
+            Path(data_dir),
+            capacity_bytes=capacity_bytes,
+            trusted_prefix=bench.cache_dir.resolve(),
+            settings=("--log-level", "error", *settings),
+        )
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+def private_dirty_bytes_of(pid: int) -> int:
+    """Pages that only this process holds and that the kernel cannot drop."""
+    return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Private_Dirty")
+
+
+def resident_bytes_of(pid: int) -> int:
+    """The resident set."""
+    return _kilobytes(Path(f"/proc/{pid}/status"), "VmRSS")
+
+
+def threads_of(pid: int | str) -> int:
+    """How many threads a process has; `self` is this one."""
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def _kilobytes(file: Path, field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB", file.read_text(), re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"{file}: no {field}")
+    return int(found[1]) * 1024
