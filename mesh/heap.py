@@ -1,23 +1,26 @@
 """Giving freed memory back to the kernel in time, without paying for it at each unload.
 
 Large weights have mappings of their own and are returned when they are freed (`runtime_adapters.memory`). What small
-models leave behind are free pages inside malloc's heap, and only `malloc_trim` returns those. It walks the heap (tens
-of milliseconds after ten thousand models), so it is called on a thread, when enough was freed to matter, and not twice
-within `INTERVAL_S`. What was freed since the last call is always returned in the end: a timer stands in for the unload
-that would have triggered it.
+models leave behind are free pages inside malloc's heap, and only `malloc_trim` returns those. It walks the heap, in a
+millisecond or in tens of them after ten thousand models, so it is called on a thread, when enough was freed to matter,
+and so rarely that it takes at most `TIME_SHARE_MAX` of a core: the pause before the next call is a multiple of what the
+last one took. Whatever was freed is returned in the end: a timer stands in for the unload that would have triggered it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 from runtime_adapters.memory import trim
 
-FREED_MIN_BYTES = 4 << 20
+FREED_MIN_BYTES = 2 << 20
 """Less than this is not worth a walk: the next load is likely to use it again."""
-INTERVAL_S = 1.0
-"""The longest that freed memory stays with malloc while models come and go."""
+PAUSE_MIN_S = 0.1
+"""The shortest pause between two walks."""
+TIME_SHARE_MAX = 0.02
+"""Of one core, for walking the heap while models come and go."""
 
 
 class HeapTrimmer:
@@ -25,18 +28,25 @@ class HeapTrimmer:
 
     def __init__(self) -> None:
         self._freed_bytes = 0
+        self._pause_s = PAUSE_MIN_S
         self._timer: asyncio.TimerHandle | None = None
 
     def freed(self, count_bytes: int) -> None:
         """An unload gave this much back to malloc."""
         self._freed_bytes += count_bytes
         if self._timer is None and self._freed_bytes >= FREED_MIN_BYTES:
-            self._timer = asyncio.get_running_loop().call_later(INTERVAL_S, self._trim)
+            self._timer = asyncio.get_running_loop().call_later(self._pause_s, self._trim)
 
     def _trim(self) -> None:
         self._timer = None
         self._freed_bytes = 0
-        threading.Thread(target=trim, name="hexcomb-trim", daemon=True).start()
+        threading.Thread(target=self._trim_and_time, name="hexcomb-trim", daemon=True).start()
+
+    def _trim_and_time(self) -> None:
+        began_s = time.perf_counter()
+        trim()
+        # Read by the loop's next `freed`; one float, so no lock.
+        self._pause_s = max(PAUSE_MIN_S, (time.perf_counter() - began_s) / TIME_SHARE_MAX)
 
     def close(self) -> None:
         """No more trimming."""
