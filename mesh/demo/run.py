@@ -2,9 +2,9 @@
 
 1. Train the models in worker processes, or find them in the cache.
 2. Estimate what they weigh together; the server gets a share of that as its capacity.
-3. Start the server, and let it load, run and unload one model of each kind: what it weighs then, with every
-   framework imported and no model left, is the baseline of its memory.
-4. Register all models over the wire, in bulk.
+3. Start the server, and register all models over the wire, in bulk.
+4. Let it load, run and unload one model of each kind: what it weighs then, with every framework imported and no model
+   left, is the baseline of its memory.
 5. Ask, from another process, through a V2 client, and compare every answer, while the kernel's view of the server's
    memory is sampled.
 6. Stop the server, unless it is to be kept.
@@ -15,6 +15,7 @@ Whatever ends the demo early (Ctrl-C, SIGTERM, an error) ends its processes too,
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -95,11 +96,11 @@ def run_demo(options: DemoOptions, console: Console, *, quiet: bool = False) -> 
         capacity_bytes = max(int(options.capacity_fraction * models_bytes), _LARGEST_MODELS_THAT_FIT * max(sizes))
         server = _start(options, capacity_bytes, stack, console, quiet)
         with Client(server.grpc_endpoint) as client:
+            _register(client, models, console, quiet)
             baseline_bytes, watch = _measure_baseline(server, client, models, options)
             stack.callback(watch.stop)
             before = client.pod_status()[0]
             evictions_before = _read_evictions(server)
-            _register(client, models, console, quiet)
             asked = _ask(options, server, models, console, quiet)
             server.check_running()
             after = client.pod_status()[0]
@@ -171,7 +172,7 @@ def _measure_baseline(
     """
     largest: dict[str, TrainedModel] = {}
     for model in sorted(models, key=lambda model: model.size_bytes):
-        largest[model.kind] = model
+        largest[model.kind] = dataclasses.replace(model, name=f"baseline-{model.name}")
     few = tuple(largest.values())
     _register_all(client, few)
     draws = [(index, case) for index in range(len(few)) for case in range(len(BATCHES))] * options.in_flight
