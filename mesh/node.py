@@ -31,7 +31,7 @@ from mesh.endpoint.health import HealthEndpoint
 from mesh.endpoint.http import HttpFront, build_app
 from mesh.endpoint.management import ManagementEndpoint
 from mesh.endpoint.modelmesh import ModelMeshEndpoint
-from mesh.endpoint.status import guarded_stream, guarded_unary
+from mesh.endpoint.status import code_name, guarded_stream, guarded_unary
 from mesh.endpoint.v2 import V2Endpoint
 from mesh.generations import Generations
 from mesh.loading import HOST_MEMORY, Loading
@@ -110,7 +110,7 @@ class Node:
             on_loaded=self.generations.loaded,
         )
         self.runner = Runner(settings.infer_threads, self.telemetry.run_queue_seconds.observe)
-        self.serving = Serving(self.registry, self.generations, self.loading, self.runner, self.telemetry)
+        self.serving = Serving(self.registry, self.generations, self.loading, self.runner, self.telemetry, code_name)
         self.models = Models(self.registry, policy, self.loading, self.serving)
         self.status = StatusView(self.cache, self.loading, self.generations, device)
 
@@ -172,7 +172,8 @@ class Node:
                 continue
             incoming = self.generations.changed(change.before, change.after)
             if change.after is None:
-                self.telemetry.forget(change.before.spec.format or "", change.id)
+                key = ModelKey(change.tenant, change.id, change.before.generation)
+                self.telemetry.forget(change.before.spec.format or self.loading.format_of(key), change.id)
             if incoming is not None:
                 self.models.load_ahead(incoming, background=False)
 

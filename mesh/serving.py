@@ -63,13 +63,20 @@ class Serving:
     """Runs requests on this pod's copies."""
 
     def __init__(
-        self, registry: Registry, generations: Generations, loading: Loading, runner: Runner, telemetry: Telemetry
+        self,
+        registry: Registry,
+        generations: Generations,
+        loading: Loading,
+        runner: Runner,
+        telemetry: Telemetry,
+        code_of: Callable[[Exception], str],
     ) -> None:
         self._registry = registry
         self._generations = generations
         self._loading = loading
         self._runner = runner
         self._telemetry = telemetry
+        self._code_of = code_of
         self.hits = 0
         self.misses = 0
 
@@ -131,7 +138,7 @@ class Serving:
             except ModelCrashed as crash:
                 outputs = await self._run_again(resident, record, tensors, deadline_s, crash)
         except Exception as error:
-            meter.failed(type(error).__name__)
+            meter.failed(self._code_of(error))
             raise
         finally:
             resident.let_go()

@@ -17,7 +17,7 @@ from mesh.status import ModelState, ModelStatus, StatusView
 from mesh.transport.base import Call, StatusCode, StreamHandler, TransportError, UnaryHandler
 from mesh.wire import messages
 from mesh.wire.generated import hexcomb_pb2
-from placement.errors import PlacementError
+from placement.errors import InvalidName, PlacementError
 from placement.records import Isolation, ModelSpec
 from placement.registration import Outcome, Registered, Registration
 from placement.registry import Registry
@@ -122,7 +122,8 @@ class ManagementEndpoint:
         for model_id, result in zip(request.ids, await self._models.unregister(tenant, list(request.ids)), strict=True):
             if isinstance(result, PlacementError):
                 error = status_of_refusal(result)
-                response.results.add(id=model_id, existed=True, status_code=int(error.status), message=error.message)
+                existed = not isinstance(result, InvalidName)
+                response.results.add(id=model_id, existed=existed, status_code=int(error.status), message=error.message)
             else:
                 response.results.add(id=model_id, existed=result)
         return response.SerializeToString()

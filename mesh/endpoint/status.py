@@ -79,6 +79,12 @@ def as_transport_error(error: Exception) -> TransportError | None:
     return None
 
 
+def code_name(error: Exception) -> str:
+    """The name of an error's code, for metrics."""
+    known = as_transport_error(error)
+    return (StatusCode.INTERNAL if known is None else known.status).name
+
+
 def status_of_refusal(error: PlacementError) -> TransportError:
     """The status of one refused entry of a bulk call."""
     return as_transport_error(error) or TransportError(StatusCode.INTERNAL, str(error))
