@@ -257,7 +257,7 @@ def _check_nodes(
     categorical = np.flatnonzero(decisions & _CATEGORICAL)
     if len(categorical):
         thresholds = threshold.split()
-        for node in categorical:
+        for node in categorical.tolist():
             chosen = thresholds[node]
             if not (chosen.isdigit() and int(chosen) < categories):
                 refuse(f"a split uses category set {chosen[:20]!r} of {categories:,}")

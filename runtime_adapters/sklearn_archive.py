@@ -20,6 +20,7 @@ Deliberately absent: anything that imports scikit-learn. This file is JSON, zip 
 from __future__ import annotations
 
 import json
+import tokenize
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,7 +94,8 @@ def check_archive(path: Path) -> ArchiveFacts:
         raise BadArtifact(f"sklearn: no readable skops file: {error}; {_WHAT_NEXT}") from error
     except KeyError as error:
         raise BadArtifact(f"sklearn: the skops file lacks {error}; {_WHAT_NEXT}") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, SyntaxError, tokenize.TokenError) as error:
+        # The last two: NumPy parses an array's header as Python.
         raise BadArtifact(f"sklearn: the skops file is damaged: {error}; {_WHAT_NEXT}") from error
 
 

@@ -194,8 +194,11 @@ class EstimatorModel:
                 f"{format_name}: {type(estimator).__name__} has none of {', '.join(METHODS)}; save a fitted estimator"
             )
         for part in objects_within(estimator):
-            if "n_jobs" in getattr(part, "__dict__", {}):
+            settings = getattr(part, "__dict__", {})
+            if "n_jobs" in settings:
                 part.n_jobs = options.threads
+            if "verbose" in settings:
+                part.verbose = 0  # or it writes to the pod's standard output on each predict
         self._input = _input_spec(estimator, format_name)
         self._decode = _decoder(self._input)
         self._empty: dict[str, Array] = {}

@@ -24,7 +24,7 @@ from runtime_adapters.base import Array
 DEPTH_MAX = 24
 """An XGBoost model nests eight deep; XGBoost's reader recurses without a limit."""
 
-_ARRAY_DTYPES = {
+_ARRAY_DTYPES: dict[int, np.dtype[Any]] = {
     ord("d"): np.dtype(">f4"),
     ord("D"): np.dtype(">f8"),
     ord("i"): np.dtype("i1"),

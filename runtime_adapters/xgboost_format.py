@@ -41,7 +41,7 @@ CATEGORIES_MAX = 1 << 24
 """XGBoost holds categories as float32, exact up to here; each category segment becomes a bit set of this length."""
 
 _I4, _I8, _F4, _U1 = np.dtype(">i4"), np.dtype(">i8"), np.dtype(">f4"), np.dtype("u1")
-_PER_NODE = {
+_PER_NODE: dict[str, np.dtype[Any]] = {
     "left_children": _I4,
     "right_children": _I4,
     "parents": _I4,
@@ -53,7 +53,12 @@ _PER_NODE = {
     "sum_hessian": _F4,
     "split_type": _U1,
 }
-_PER_CATEGORY = {"categories": _I4, "categories_nodes": _I4, "categories_segments": _I8, "categories_sizes": _I8}
+_PER_CATEGORY: dict[str, np.dtype[Any]] = {
+    "categories": _I4,
+    "categories_nodes": _I4,
+    "categories_segments": _I8,
+    "categories_sizes": _I8,
+}
 _TREE_ARRAYS = {**_PER_NODE, **_PER_CATEGORY}
 _WHAT_NEXT = "save the model again with Booster.save_model"
 

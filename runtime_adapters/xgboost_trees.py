@@ -100,6 +100,9 @@ class XgboostAdapter:
         content = _content(artifact)
         facts, ubj = _checked(content)
         device = "cpu" if options.device.kind == "cpu" else str(options.device)
+        # Reading a file knows nothing of the Booster's own `nthread`: on every thread that loads it would start an OpenMP
+        # team, whose threads then wait for one another (8 ms in place of 1 on a busy machine). Holds for this thread.
+        xgboost.set_config(nthread=options.threads)
         try:
             booster = xgboost.Booster({"nthread": options.threads, "device": device}, model_file=bytearray(ubj))
             model = XgboostModel(xgboost, booster, facts, output, options)
@@ -107,8 +110,8 @@ class XgboostAdapter:
             raise _load_error(error) from error
         except MemoryError as error:
             raise LoadFailed("xgboost: not enough memory to load the model; retry when memory is free") from error
-        # Reading UBJ builds each tree's arrays a second time on the heap. The file's bytes go first: malloc may have put
-        # them into a hole of the heap, and only what is free can be given back.
+        # Reading UBJ builds each tree's arrays a second time on the heap. The file's bytes go first: malloc may have
+        # put them into a hole of the heap, and only what is free can be given back.
         freed_bytes = 2 * len(ubj) + len(content)
         del content, ubj
         heap_freed(freed_bytes)
