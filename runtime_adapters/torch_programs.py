@@ -81,6 +81,8 @@ _TORCH_NAME_OF = {
     "FP64": "float64",
 }
 
+_reading = threading.Lock()
+"""torch keeps the reader of an exported program in a global: a second one at the same time fails."""
 _threads_guard = threading.Lock()
 _threads_now = 0
 
@@ -224,7 +226,7 @@ _TENSOR = object()
 def _load_exported(torch: Any, file: ProgramFile, device: Any, options: LoadOptions) -> TorchModel:
     if "inputs" in options.parameters:
         raise BadArtifact("parameters: inputs is for TorchScript; a .pt2 file says its inputs itself; leave it out")
-    with _load_errors(file):
+    with _reading, _load_errors(file):
         program = torch.export.load(file.path)
         if device.type != "cpu" or any(t.device.type != "cpu" for t in program.state_dict.values()):
             from torch.export.passes import move_to_device_pass

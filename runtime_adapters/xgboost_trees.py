@@ -100,8 +100,8 @@ class XgboostAdapter:
         content = _content(artifact)
         facts, ubj = _checked(content)
         device = "cpu" if options.device.kind == "cpu" else str(options.device)
-        # Reading a file knows nothing of the Booster's own `nthread`: on every thread that loads it would start an OpenMP
-        # team, whose threads then wait for one another (8 ms in place of 1 on a busy machine). Holds for this thread.
+        # Reading a file knows nothing of the Booster's own `nthread`: each loading thread would start an OpenMP team,
+        # whose threads then wait for one another (8 ms in place of 1 on a busy machine). Holds for this thread only.
         xgboost.set_config(nthread=options.threads)
         try:
             booster = xgboost.Booster({"nthread": options.threads, "device": device}, model_file=bytearray(ubj))

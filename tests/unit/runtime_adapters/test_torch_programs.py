@@ -86,6 +86,13 @@ def test_constants_among_the_inputs_are_kept(tmp_path: Path) -> None:
     assert model.infer(inputs)["output_0"].tolist() == [3, 7]
 
 
+def test_programs_load_side_by_side(tmp_path: Path) -> None:
+    path = _export(tmp_path / "model.pt2", Twice(), (torch.zeros(2),))
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(lambda _: ADAPTER.load(path, _TRUSTED), range(24)))
+    assert all(model.infer({"x": np.ones(2, np.float32)})["output_0"].tolist() == [2.0, 2.0] for model in models)
+
+
 def test_outputs_can_be_named(tmp_path: Path) -> None:
     path = _export(tmp_path / "m.pt2", Twice(), (torch.zeros(3),))
     model = ADAPTER.load(path, _options(outputs='["twice"]'))
