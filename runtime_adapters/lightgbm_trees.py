@@ -71,7 +71,11 @@ class LightgbmAdapter:
     def estimate(self, artifact: Path, options: LoadOptions) -> Size:
         """From the leaf counts in the file."""
         _output_of(options)
-        return Size(host_bytes=_passed.facts_of(_content(artifact), _facts).resident_bytes)
+        content = _content(artifact)
+        facts, freed_bytes = _passed.facts_of(content, _facts), len(content)
+        del content
+        heap_freed(freed_bytes)
+        return Size(host_bytes=facts.resident_bytes)
 
     def prepare(self, artifact: Path, into: Path, options: LoadOptions) -> bool:
         """The checked text, without what prediction does not need."""

@@ -77,7 +77,11 @@ class XgboostAdapter:
     def estimate(self, artifact: Path, options: LoadOptions) -> Size:
         """From the node counts in the file."""
         _output_of(options)
-        return _size(_passed.facts_of(_content(artifact), _facts), options.device)
+        content = _content(artifact)
+        facts, freed_bytes = _passed.facts_of(content, _facts), len(content)
+        del content
+        heap_freed(freed_bytes)
+        return _size(facts, options.device)
 
     def prepare(self, artifact: Path, into: Path, options: LoadOptions) -> bool:
         """JSON becomes UBJ; UBJ is as good as it gets."""
