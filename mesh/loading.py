@@ -421,7 +421,7 @@ class Loading:
             declared_bytes=staged.record.spec.capacity_hint_bytes,
             run_s=loaded.run_s,
             load_s=loaded.load_s,
-            inline_allowed=not staged.isolated,
+            turn=asyncio.Semaphore(1) if staged.isolated else None,
             pin=self._pin,
             unpin=self._unpin,
         )

@@ -109,7 +109,9 @@ class Node:
             record_of=self._record_of,
             on_loaded=self.generations.loaded,
         )
-        self.runner = Runner(settings.infer_threads, self.telemetry.run_queue_seconds.observe)
+        self.runner = Runner(
+            settings.infer_threads, settings.isolated_threads, self.telemetry.run_queue_seconds.observe
+        )
         self.serving = Serving(self.registry, self.generations, self.loading, self.runner, self.telemetry, code_name)
         self.models = Models(self.registry, policy, self.loading, self.serving)
         self.status = StatusView(self.cache, self.loading, self.generations, device)

@@ -6,6 +6,7 @@ and the copy stays until the thread is done with the model.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -36,8 +37,8 @@ class Resident:
     """Mean seconds of a run."""
     load_s: float
     """What the framework took to load it."""
-    inline_allowed: bool
-    """False for copies in a subprocess, whose runs wait on a pipe."""
+    turn: asyncio.Semaphore | None
+    """Of a copy in a subprocess: whose run it is. None for copies in this process, which run several at a time."""
     pin: Callable[[Copy], None] = field(repr=False)
     unpin: Callable[[Copy], None] = field(repr=False)
 

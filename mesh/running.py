@@ -16,6 +16,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from mesh.resident import Resident
 from runtime_adapters.base import Array, Tensors
@@ -28,15 +29,21 @@ _WEIGHT = 0.2
 
 
 class Runner:
-    """Runs copies for the event loop that owns them."""
+    """Runs copies for the event loop that owns them.
 
-    def __init__(self, threads: int, observe_queue_s: Callable[[float], None]) -> None:
+    Copies in this process share `threads`, since each run takes a core. Copies in subprocesses have threads apart,
+    which only wait for pipes: a custom model that thinks for a minute must not keep a thread from the others. Each
+    such copy has one run at a time, and its further requests queue on the loop, not on threads.
+    """
+
+    def __init__(self, threads: int, isolated_threads: int, observe_queue_s: Callable[[float], None]) -> None:
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="infer")
+        self._isolated_pool = ThreadPoolExecutor(max_workers=isolated_threads, thread_name_prefix="infer-isolated")
         self._observe_queue_s = observe_queue_s
 
     def runs_inline(self, resident: Resident, request_bytes: int) -> bool:
         """Whether a request of this size is cheaper on the loop than on a thread."""
-        return resident.run_s < HANDOVER_S and request_bytes <= INLINE_BYTES_MAX and resident.inline_allowed
+        return resident.run_s < HANDOVER_S and request_bytes <= INLINE_BYTES_MAX and resident.turn is None
 
     def run_inline(self, resident: Resident, inputs: Tensors, outputs: Sequence[str]) -> dict[str, Array]:
         """Run here and now, on the event loop's thread."""
@@ -47,16 +54,29 @@ class Runner:
 
     async def run_in_thread(self, resident: Resident, inputs: Tensors, outputs: Sequence[str]) -> dict[str, Array]:
         """Run on a worker thread. Cancelling the caller does not stop the run; it keeps its own pin until it ends."""
+        if resident.turn is None:
+            return await self._in_pool(self._pool, resident, inputs, outputs, time.perf_counter())
         queued = time.perf_counter()
+        async with resident.turn:
+            return await self._in_pool(self._isolated_pool, resident, inputs, outputs, queued)
 
+    async def _in_pool(
+        self, pool: ThreadPoolExecutor, resident: Resident, inputs: Tensors, outputs: Sequence[str], queued: float
+    ) -> dict[str, Array]:
         def run() -> tuple[dict[str, Array], float, float]:
             began = time.perf_counter()
             result = resident.model.infer(inputs, outputs)
             return result, began - queued, time.perf_counter() - began
 
         resident.hold()
-        future = asyncio.get_running_loop().run_in_executor(self._pool, run)
-        future.add_done_callback(lambda _: resident.let_go())
+        future = asyncio.get_running_loop().run_in_executor(pool, run)
+
+        def ended(run_ended: asyncio.Future[Any]) -> None:
+            resident.let_go()
+            if not run_ended.cancelled():
+                run_ended.exception()  # seen, even if the caller has left
+
+        future.add_done_callback(ended)
         result, queued_s, run_s = await asyncio.shield(future)
         self._observe_queue_s(queued_s)
         resident.run_s += _WEIGHT * (run_s - resident.run_s)
@@ -64,4 +84,5 @@ class Runner:
 
     def close(self) -> None:
         """Stop taking work; threads end when their runs do."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._isolated_pool):
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -140,6 +140,12 @@ class Settings(BaseSettings):
         le=256,
         description="Worker threads that run models. Default: the number of CPUs.",
     )
+    isolated_threads: int = Field(
+        64,
+        ge=1,
+        le=4096,
+        description="Worker threads that wait for models in processes of their own: at most one per such copy.",
+    )
     model_threads: int = Field(1, ge=1, le=64, description="Threads that one model run may use inside its framework.")
     run_timeout_s: float = Field(
         60.0, gt=0, description="Longest run of a model in an isolated process; then the process is replaced."

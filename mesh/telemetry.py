@@ -104,7 +104,7 @@ class Telemetry:
         )
         self._request_errors = Counter(
             "hexcomb_request_errors",
-            "Inference requests answered with an error, by gRPC code.",
+            "Inference requests that had a copy and were answered with an error, by gRPC code.",
             [*labels, "code"],
             registry=registry,
         )

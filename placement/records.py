@@ -75,8 +75,6 @@ class ModelSpec:
     parameters: Mapping[str, str] = field(default_factory=dict, hash=False)
     """The adapter's own."""
     load_timeout_s: float | None = None
-    concurrency: int | None = None
-    """Runs of one copy at a time."""
 
     def __post_init__(self) -> None:
         _check_uri(self.uri)
@@ -111,8 +109,6 @@ class ModelSpec:
             raise InvalidSpec(
                 f"isolation is {str(self.isolation)[:40]!r}; allowed are 'none' and 'process', or leave it out"
             )
-        if self.concurrency is not None:
-            _check_int("concurrency", self.concurrency, 1, 10_000)
         if self.labels:
             _check_texts("labels", self.labels)
         if self.parameters:
@@ -122,17 +118,12 @@ class ModelSpec:
         """Names of the fields in which two specs differ."""
         return tuple(name for name in _SPEC_FIELDS if getattr(self, name) != getattr(other, name))
 
-    def needs_reload(self, other: ModelSpec) -> bool:
-        """Whether a copy loaded under one spec cannot serve the other: the artifact or the way to run it differs."""
-        return any(getattr(self, name) != getattr(other, name) for name in _LOAD_FIELDS)
-
 
 _SPEC_FIELDS = tuple(f.name for f in fields(ModelSpec))
 _SPEC_FIELD_SET = frozenset(_SPEC_FIELDS)
 _SPEC_DEFAULTS: tuple[tuple[str, Any], ...] = tuple(
     (f.name, {} if f.name in ("labels", "parameters") else f.default) for f in fields(ModelSpec) if f.name != "uri"
 )
-_LOAD_FIELDS = ("uri", "format", "storage_key", "checksum", "isolation", "parameters", "concurrency")
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,14 @@ def build_app(registry: CollectorRegistry, ready: Callable[[], str]) -> Starlett
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals belong to the pod, not to its HTTP server."""
@@ -82,11 +90,12 @@ class HttpFront:
             ) from error
         port: int = listener.getsockname()[1]
         self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listener]))
-        while not self._server.started:
-            if self._task.done():
-                self._task.result()
-                raise CannotListen(f"http_port: the HTTP server stopped while starting on {self._host}:{port}")
-            await asyncio.sleep(0)
+        listening = asyncio.ensure_future(self._server.listening.wait())
+        await asyncio.wait([self._task, listening], return_when=asyncio.FIRST_COMPLETED)
+        if not listening.done():
+            listening.cancel()
+            self._task.result()
+            raise CannotListen(f"http_port: the HTTP server stopped while starting on {self._host}:{port}")
         return port
 
     async def stop(self) -> None:

@@ -40,7 +40,6 @@ FULL_SPEC = ModelSpec(
     isolation="process",
     parameters={"threads": "2"},
     load_timeout_s=30,
-    concurrency=8,
 )
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -69,7 +68,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"checksum": "md5:abc"}, "checksum is 'md5:abc'; write sha256:"),
     ({"checksum": "sha256:" + "AB" * 32}, "64 lower-case hex digits"),
     ({"isolation": "vm"}, "isolation is 'vm'; allowed are 'none' and 'process'"),
-    ({"concurrency": 0}, "concurrency is 0"),
     ({"labels": ["a"]}, "labels is list; it must map"),
     ({"labels": {"a": 1}}, "labels\\['a'\\] is int; it must be text: put it in quotes"),
     ({"labels": {"": "x"}}, "a name in labels has 0 characters"),
@@ -163,13 +161,10 @@ def test_a_record_that_is_none_says_which_and_what_to_do(value: bytes) -> None:
             read("t", "m", value)
 
 
-def test_differences_name_the_fields_and_only_some_need_a_reload() -> None:
+def test_differences_name_the_fields() -> None:
     plain = ModelSpec("file:///m", labels={"a": "1"})
     relabelled = ModelSpec("file:///m", labels={"a": "2"}, pinned=True)
-    moved = ModelSpec("file:///m2", labels={"a": "1"})
     assert plain.differences(relabelled) == ("labels", "pinned")
-    assert not plain.needs_reload(relabelled)
-    assert plain.needs_reload(moved)
 
 
 def test_an_alias_has_a_state() -> None:
