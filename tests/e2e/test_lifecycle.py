@@ -216,6 +216,7 @@ def test_a_model_that_crashes_in_predict_is_tried_twice_and_others_do_not_notice
     good = files.scale()
     client.register("steady", uri=good.uri)
     client.register("fragile", uri=files.obedient().as_uri(), format="python")
+    client.infer("steady", good.inputs)
     client.infer("fragile", numbers(7))
     errors: list[Exception] = []
     stop = threading.Event()
