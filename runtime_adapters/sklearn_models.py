@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -441,12 +442,28 @@ def _sklearn() -> Any:
     return sklearn
 
 
+_TORCH_SHIM = "sklearn.externals.array_api_compat.torch"
+_importing_skops = threading.Lock()
+
+
 def _skops() -> Any:
-    try:
-        import skops
-        import skops.io
-    except ImportError as error:
-        raise missing_runtime("sklearn", "skops", error) from error
+    """skops, without torch coming along.
+
+    Its import walks through all of scikit-learn for estimators, and one module on the way imports torch where that is
+    installed: 440 MiB and seconds for a pod that serves none. That module is shown as missing while skops looks.
+    """
+    with _importing_skops:
+        hide = "skops.io" not in sys.modules and _TORCH_SHIM not in sys.modules and "torch" not in sys.modules
+        if hide:
+            sys.modules[_TORCH_SHIM] = None  # type: ignore[assignment]  # how Python spells: not to be imported
+        try:
+            import skops
+            import skops.io
+        except ImportError as error:
+            raise missing_runtime("sklearn", "skops", error) from error
+        finally:
+            if hide:
+                sys.modules.pop(_TORCH_SHIM, None)
     return skops
 
 

@@ -89,14 +89,15 @@ def _churn_pod(bench: Reporter, models: list[BenchModel]) -> None:
     requests = bench.choose(OPERATIONS, 200)
     rows = {model.name: sample_inputs(_metadata(model)) for model in models if model.format != "python"}
     models = [model for model in models if model.name in rows]
-    capacity_bytes = max(80_000_000, 3 * max(model.file_bytes for model in models))
+    sizes = [model.file_bytes for model in models]
+    capacity_bytes = int(max(0.35 * sum(sizes), 2.5 * max(sizes)))
     first_of = {model.format: model for model in reversed(models)}
     with (
         running_pod(bench, capacity_bytes=capacity_bytes, settings=("--residency-min-s", "0")) as pod,
         Client(pod.grpc_endpoint) as client,
     ):
         _register(client, models)
-        asyncio.run(_ask(pod.grpc_endpoint, [(name.name, rows[name.name]) for name in models], lambda done: None))
+        asyncio.run(_ask(pod.grpc_endpoint, [(model.name, rows[model.name]) for model in models], lambda done: None))
         _unload_all(client, models)
         start_bytes = resident_bytes_of(pod.pid)
         _register(client, models)

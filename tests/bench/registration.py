@@ -17,7 +17,8 @@ from mesh.client.operations import registration
 from placement.records import ModelSpec
 from placement.registration import Registration
 from placement.registry import Registry
-from placement.store import embedded
+from placement.store import sqlite_file
+from placement.store.embedded import EmbeddedStore
 from tests.bench.figures import Reporter, spread_of
 from tests.bench.models import read_models
 from tests.bench.pods import running_pod
@@ -57,17 +58,17 @@ def run(bench: Reporter) -> None:
 
 def _rate_alone(bench: Reporter, mode: str, count: int, uri: str) -> float:
     directory = Path(tempfile.mkdtemp(prefix="registry-", dir=bench.cache_dir))
-    product_mode = embedded.SYNCHRONOUS
-    embedded.SYNCHRONOUS = mode
+    product_mode = sqlite_file.SYNCHRONOUS
+    sqlite_file.SYNCHRONOUS = mode
     try:
         return asyncio.run(_register(directory, count, uri))
     finally:
-        embedded.SYNCHRONOUS = product_mode
+        sqlite_file.SYNCHRONOUS = product_mode
         shutil.rmtree(directory, ignore_errors=True)
 
 
 async def _register(directory: Path, count: int, uri: str) -> float:
-    store = await embedded.EmbeddedStore.open(directory)
+    store = await EmbeddedStore.open(directory)
     registry = Registry(store)
     await registry.start()
     entries = [Registration(f"model-{number:05}", ModelSpec(uri=uri, format="onnx")) for number in range(count)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -265,3 +267,12 @@ def test_a_truncated_member_is_a_bad_artifact(tmp_path: Path) -> None:
         path.write_bytes(whole[: int(len(whole) * kept)])
         with pytest.raises(BadArtifact):
             SKOPS.load(path, OPTIONS)
+
+
+def test_skops_does_not_bring_torch_into_the_pod() -> None:
+    pytest.importorskip("torch")
+    program = (
+        "import sys; from runtime_adapters.sklearn_models import _skops; _skops(); assert 'torch' not in sys.modules; "
+        "import sklearn.externals.array_api_compat.torch"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
