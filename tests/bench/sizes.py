@@ -41,12 +41,12 @@ class _Row:
     recorded_bytes: int
 
     @property
-    def estimate_error(self) -> float:
-        return 100 * abs(self.estimate_bytes / self.truth_bytes - 1)
+    def estimate_off(self) -> float:
+        return 100 * (self.estimate_bytes / self.truth_bytes - 1)
 
     @property
-    def recorded_error(self) -> float:
-        return 100 * abs(self.recorded_bytes / self.truth_bytes - 1)
+    def recorded_off(self) -> float:
+        return 100 * (self.recorded_bytes / self.truth_bytes - 1)
 
 
 def run(bench: Reporter) -> None:
@@ -77,7 +77,7 @@ def run(bench: Reporter) -> None:
 def _report(bench: Reporter, rows: list[_Row]) -> None:
     for row in rows:
         said = f"truth {row.truth_bytes / 1e6:.2f} MB, weights {row.model.weight_bytes / 1e6:.2f} MB, estimate "
-        said += f"{row.estimate_error:.1f} % off, pod {row.recorded_error:.1f} % off"
+        said += f"{row.estimate_off:+.1f} %, pod {row.recorded_off:+.1f} %"
         bar = RATIO_BAR if row.model.weight_bytes >= _RATIO_BYTES else None
         bench.figure(
             f"resident / weights, {row.model.name}",
@@ -87,8 +87,8 @@ def _report(bench: Reporter, rows: list[_Row]) -> None:
             note=said,
         )
     for name, errors, bar in (
-        ("estimate before the load", [row.estimate_error for row in rows], BEFORE_BAR_PERCENT),
-        ("recorded by the pod", [row.recorded_error for row in rows], MEASURED_BAR_PERCENT),
+        ("estimate before the load", [abs(row.estimate_off) for row in rows], BEFORE_BAR_PERCENT),
+        ("recorded by the pod", [abs(row.recorded_off) for row in rows], MEASURED_BAR_PERCENT),
     ):
         spread = spread_of(errors)
         bench.figure(f"{name}, p95 error", spread.p95, "%", bar=bar, spread=spread, note="over models of 5 MB and more")
