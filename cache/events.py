@@ -4,6 +4,7 @@ Two sides speak: those who want models (`Want`, `Cancel`, and the management cal
 which answers each command exactly once:
 
     StartFetch -> Fetched | FetchFailed           StartLoad -> Loaded | LoadFailed
+                                                  (LoadOverdue may come before either)
     StartUnload -> Unloaded | UnloadFailed        CancelLoad -> no answer of its own: the running StartFetch or
                                                   StartLoad answers, perhaps with a failure, perhaps not
 
@@ -66,6 +67,17 @@ class Loaded:
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
     """The load failed, or was cancelled, and nothing of it remains in memory."""
+
+    copy_id: int
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOverdue:
+    """The load takes longer than it may, and cannot be stopped: it will still answer, perhaps never.
+
+    Its waiters are refused with this failure, its bytes stay charged, its turn goes to another load.
+    """
 
     copy_id: int
     failure: Failure
@@ -156,6 +168,7 @@ Event = (
     | FetchFailed
     | Loaded
     | LoadFailed
+    | LoadOverdue
     | Unloaded
     | UnloadFailed
     | Resized

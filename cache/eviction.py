@@ -75,7 +75,7 @@ def plan_eviction(
     copies: Iterable[CopyView], missing: Bytes, now_s: float, policy: EvictionPolicy, *, override_residency: bool
 ) -> Evict | CannotFit:
     """Choose all victims that free `missing`, or say why that is impossible now."""
-    # (young, priority, score, position): the cheap part of the order; `_leaving_order` settles the rest among equals only.
+    # (young, priority, score, position): the cheap part of the order; `_leaving_order` settles the rest among equals.
     evictable: list[tuple[bool, int, float, int]] = []
     views: list[CopyView] = []
     in_use: list[Bytes] = []

@@ -11,7 +11,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from cache.commands import CancelLoad, Command, Refuse, Serve, StartFetch, StartLoad, StartUnload, WakeAt
-from cache.events import Event, Fetched, FetchFailed, Loaded, LoadFailed, Tick, Unloaded, UnloadFailed, Want
+from cache.events import (
+    Event,
+    Fetched,
+    FetchFailed,
+    Loaded,
+    LoadFailed,
+    LoadOverdue,
+    Tick,
+    Unloaded,
+    UnloadFailed,
+    Want,
+)
 from cache.machine import CacheMachine
 from cache.types import Bytes, Failure, FailureKind, ModelKey, Refusal, RefusalKind, WantedModel
 
@@ -102,6 +113,11 @@ class FakeLoader:
         """The load fails."""
         del self.loading[copy_id]
         self.send(LoadFailed(copy_id, failure))
+
+    def overdue_load(self, copy_id: int, failure: Failure = CANCELLED) -> None:
+        """The load takes too long, and goes on."""
+        assert copy_id in self.loading
+        self.send(LoadOverdue(copy_id, failure))
 
     def finish_unload(self, copy_id: int) -> None:
         """The runtime confirms."""

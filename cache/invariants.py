@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from cache.state import PodState
 from cache.timers import Alarm
-from cache.transitions import CHARGED, PENDING
+from cache.transitions import CHARGED, ENDING, PENDING
 from cache.types import CopyState
 
-_RUNNING = (CopyState.FETCHING, CopyState.CANCELLING_FETCH, CopyState.LOADING, CopyState.CANCELLING_LOAD)
+_RUNNING = (CopyState.FETCHING, CopyState.LOADING, *ENDING)
 
 
 def check_invariants(state: PodState) -> None:
@@ -99,8 +99,8 @@ def _check_progress(state: PodState) -> None:
     members = state.by_state
     if members[CopyState.QUEUED]:
         full = len(members[CopyState.FETCHING]) + len(members[CopyState.CANCELLING_FETCH])
-        cancelling = members[CopyState.CANCELLING_FETCH] or members[CopyState.CANCELLING_LOAD]
-        assert full >= state.limits.fetches_concurrent_max or cancelling, "a fetch could start"
+        ending = any(members[each] for each in ENDING)
+        assert full >= state.limits.fetches_concurrent_max or ending, "a fetch could start"
     for copy_state in (CopyState.WAITING_FOR_SPACE, CopyState.SETTLING):
         if members[copy_state]:
             running = (CopyState.LOADING, CopyState.CANCELLING_LOAD, CopyState.UNLOADING)

@@ -37,6 +37,7 @@ from cache.events import (
     Forgive,
     Loaded,
     LoadFailed,
+    LoadOverdue,
     Resized,
     Retire,
     SetPinned,
@@ -53,7 +54,7 @@ from cache.limits import CacheLimits
 from cache.space import Claim
 from cache.state import PodState
 from cache.timers import Alarm
-from cache.transitions import Cause, InvalidTransition
+from cache.transitions import ENDING, Cause, InvalidTransition
 from cache.types import Bytes, CopyState, Failure, FailureKind, ModelKey, Refusal, RefusalKind, WantedModel
 from cache.views import CopyView, Explanation, QueueEntry, Usage
 
@@ -122,6 +123,8 @@ class CacheMachine:
                 self._on_loaded(event)
             case LoadFailed():
                 self._on_load_failed(event)
+            case LoadOverdue():
+                self._on_load_overdue(event)
             case Unloaded():
                 self._on_unloaded(event)
             case UnloadFailed():
@@ -295,17 +298,19 @@ class CacheMachine:
 
     def _on_loaded(self, event: Loaded) -> None:
         state = self._state
-        copy = state.required(event.copy_id, event, CopyState.LOADING, CopyState.CANCELLING_LOAD)
+        copy = state.required(event.copy_id, event, CopyState.LOADING, CopyState.CANCELLING_LOAD, CopyState.OVERDUE)
         _check_size(event.size)
         copy.load_time_s = copy.fetch_time_s + state.now_s - copy.since_s
         if copy.key not in state.retired:  # what is retired was forgotten, and stays so
             state.profiles.loaded(copy.key, copy.load_time_s)
             state.profiles.measured(copy.key, event.size)
-        state.failures.forget(copy.key)
+        if copy.state is not CopyState.OVERDUE:  # what loads too late goes on backing off
+            state.failures.forget(copy.key)
         state.resize(copy, event.size)
-        if copy.state is CopyState.CANCELLING_LOAD:
+        if copy.state in (CopyState.CANCELLING_LOAD, CopyState.OVERDUE):
+            why = "was cancelled" if copy.state is CopyState.CANCELLING_LOAD else "took too long"
             state.move(copy, Cause.LOADED)
-            self._out.append(StartUnload(copy.key, copy.copy_id, "its load was cancelled"))
+            self._out.append(StartUnload(copy.key, copy.copy_id, f"its load {why}"))
         elif copy.debt:
             state.note(copy.key, copy.copy_id, f"loaded; takes {event.size}, reserved were {copy.needed}")
             state.move(copy, Cause.LOADED_LARGER)
@@ -313,8 +318,14 @@ class CacheMachine:
             self._begin_serving(copy, Cause.LOADED)
 
     def _on_load_failed(self, event: LoadFailed) -> None:
-        copy = self._state.required(event.copy_id, event, CopyState.LOADING, CopyState.CANCELLING_LOAD)
+        copy = self._state.required(
+            event.copy_id, event, CopyState.LOADING, CopyState.CANCELLING_LOAD, CopyState.OVERDUE
+        )
         self._on_failure(copy, Cause.LOAD_FAILED, event.failure)
+
+    def _on_load_overdue(self, event: LoadOverdue) -> None:
+        copy = self._state.required(event.copy_id, event, CopyState.LOADING, CopyState.CANCELLING_LOAD)
+        self._on_failure(copy, Cause.TIMED_OUT, event.failure)
 
     def _on_failure(self, copy: Copy, cause: Cause, failure: Failure) -> None:
         if copy.state in (CopyState.FETCHING, CopyState.LOADING):  # the failure of what was cancelled says nothing
@@ -522,8 +533,7 @@ class CacheMachine:
         if not queued or slots <= 0:
             return
         # A cancelled fetch or load of the same model still runs: two at once would write the same files.
-        cancelling = [*by_state[CopyState.CANCELLING_FETCH].values(), *by_state[CopyState.CANCELLING_LOAD].values()]
-        busy = {copy.key for copy in cancelling}
+        busy = {copy.key for copy_state in ENDING for copy in by_state[copy_state].values()}
         startable = [copy for copy in queued.values() if copy.key not in busy]
         for copy in nsmallest(slots, startable, key=rank):
             state.move(copy, Cause.FETCH_SLOT)

@@ -26,6 +26,7 @@ class Cause(Enum):
     SETTLED = "its bytes are paid for"
     DROPPED = "dropped before any effect"
     CANCELLED = "cancelled while running"
+    TIMED_OUT = "the load takes too long"
     CLOSED = "closed to newcomers"
     UNLOAD = "unload"
     UNLOADED = "unloaded"
@@ -47,6 +48,7 @@ TRANSITIONS: dict[tuple[CopyState, Cause], CopyState] = {
     (_S.LOADING, Cause.LOADED_LARGER): _S.SETTLING,
     (_S.LOADING, Cause.LOAD_FAILED): _S.GONE,
     (_S.LOADING, Cause.CANCELLED): _S.CANCELLING_LOAD,
+    (_S.LOADING, Cause.TIMED_OUT): _S.OVERDUE,
     (_S.SETTLING, Cause.SETTLED): _S.SERVABLE,
     # on the way out
     (_S.SETTLING, Cause.UNLOAD): _S.UNLOADING,
@@ -61,12 +63,20 @@ TRANSITIONS: dict[tuple[CopyState, Cause], CopyState] = {
     (_S.CANCELLING_FETCH, Cause.FETCH_FAILED): _S.GONE,
     (_S.CANCELLING_LOAD, Cause.LOADED): _S.UNLOADING,
     (_S.CANCELLING_LOAD, Cause.LOAD_FAILED): _S.GONE,
+    (_S.CANCELLING_LOAD, Cause.TIMED_OUT): _S.OVERDUE,
+    (_S.OVERDUE, Cause.LOADED): _S.UNLOADING,
+    (_S.OVERDUE, Cause.LOAD_FAILED): _S.GONE,
 }
 
 PENDING = frozenset({_S.QUEUED, _S.FETCHING, _S.WAITING_FOR_SPACE, _S.LOADING, _S.SETTLING})
 """States in which waiters wait."""
 
-CHARGED = frozenset({_S.LOADING, _S.CANCELLING_LOAD, _S.SETTLING, _S.SERVABLE, _S.RETIRING, _S.UNLOADING, _S.STUCK})
+ENDING = (_S.CANCELLING_FETCH, _S.CANCELLING_LOAD, _S.OVERDUE)
+"""States in which a fetch or load runs that nobody waits for any more."""
+
+CHARGED = frozenset(
+    {_S.LOADING, _S.CANCELLING_LOAD, _S.OVERDUE, _S.SETTLING, _S.SERVABLE, _S.RETIRING, _S.UNLOADING, _S.STUCK}
+)
 """States in which the ledger holds bytes for the copy."""
 
 

@@ -168,6 +168,8 @@ class CopyState(Enum):
     """CancelLoad was sent during the fetch; the answer is still to come."""
     CANCELLING_LOAD = "cancelling load"
     """CancelLoad was sent during the load; its bytes count until the answer comes."""
+    OVERDUE = "overdue"
+    """Its load takes longer than it may and cannot be stopped; its bytes count until the answer comes."""
     GONE = "gone"
     """Holds nothing."""
 

@@ -37,6 +37,7 @@ from cache.events import (
     FetchFailed,
     Loaded,
     LoadFailed,
+    LoadOverdue,
     Tick,
     Unloaded,
     UnloadFailed,
@@ -95,6 +96,14 @@ class _Staged:
     options: LoadOptions
     isolated: bool
     estimate: Size = _NO_SIZE
+
+
+class _Overdue(Exception):
+    """A load came back after its time limit."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
 
 
 class _NotPrepared(Exception):
@@ -397,7 +406,10 @@ class Loading:
             if staged.isolated:
                 loaded = await self._load_isolated(staged, timeout_s)
             else:
-                loaded = await self._load_here(staged, timeout_s)
+                loaded = await self._load_here(key, copy_id, staged, timeout_s)
+        except _Overdue as late:  # the cache has heard of it; now the thread has come back
+            self._artifacts.release(staged.artifact)
+            return LoadFailed(copy_id, late.failure)
         except asyncio.CancelledError:
             self._artifacts.release(staged.artifact)
             return LoadFailed(copy_id, Failure(FailureKind.TRANSIENT, "cancelled: nobody waits for it any more"))
@@ -429,21 +441,26 @@ class Loading:
         asyncio.get_running_loop().call_soon(self._on_loaded, key)
         return Loaded(copy_id, self._bytes(loaded.size))
 
-    async def _load_here(self, staged: _Staged, timeout_s: float) -> _Loaded:
+    async def _load_here(self, key: ModelKey, copy_id: int, staged: _Staged, timeout_s: float) -> _Loaded:
+        ends_s = self._clock() + timeout_s
         thread = _in_thread("load", _load_and_measure, staged.adapter, staged.path, staged.options)
+        cancelled = False
         try:
-            return await asyncio.wait_for(asyncio.shield(thread), timeout_s)
-        except TimeoutError:
-            thread.add_done_callback(_free_late_result)
-            raise adapter_errors.LoadFailed(
-                f"model {staged.options.model_id!r} did not load within {timeout_s:g} s (load_timeout_s); it runs "
-                "inside the pod and cannot be killed: register it with isolation=process, or raise load_timeout_s"
-            ) from None
+            done, _ = await asyncio.wait([thread], timeout=timeout_s)
         except asyncio.CancelledError:
             # Nobody waits any more, but a thread cannot be stopped: its bytes stay counted until it is done.
+            cancelled = True
+            done, _ = await asyncio.wait([thread], timeout=max(0.0, ends_s - self._clock()))
+        if done and not cancelled:
+            return thread.result()
+        error: BaseException = asyncio.CancelledError()
+        if not done:
+            failure = self._failure(key, "load", staged.adapter.format, _took_too_long(staged, timeout_s))
+            error = _Overdue(failure)
+            self.send(LoadOverdue(copy_id, failure))
             await asyncio.wait([thread])
-            _free_late_result(thread)
-            raise
+        await _free_late_result(thread)
+        raise error
 
     async def _load_isolated(self, staged: _Staged, timeout_s: float) -> _Loaded:
         cancellation = Cancellation()
@@ -453,7 +470,7 @@ class Loading:
         except asyncio.CancelledError:
             cancellation.cancel()
             await asyncio.wait([thread])
-            _free_late_result(thread)
+            await _free_late_result(thread)
             raise
 
     # Unload -------------------------------------------------------------------------------------------------
@@ -556,10 +573,22 @@ def _measured(model: LoadedModel, size: Size, load_s: float, first_run_s: float)
     return _Loaded(model, size, run_s=time.perf_counter() - began, load_s=load_s, warm_up_s=first_run_s)
 
 
-def _free_late_result(thread: asyncio.Future[_Loaded]) -> None:
+async def _free_late_result(thread: asyncio.Future[_Loaded]) -> None:
     """A load that nobody waits for has ended: free what it made."""
-    if not thread.cancelled() and thread.exception() is None:
-        threading.Thread(target=thread.result().model.unload, name="unload-late", daemon=True).start()
+    if thread.cancelled() or thread.exception() is not None:
+        return
+    model = thread.result().model
+    try:
+        await _in_thread("unload-late", model.unload)
+    except Exception:
+        log.exception("freeing what a late load has made failed")
+
+
+def _took_too_long(staged: _Staged, timeout_s: float) -> adapter_errors.LoadFailed:
+    return adapter_errors.LoadFailed(
+        f"model {staged.options.model_id!r} did not load within {timeout_s:g} s (load_timeout_s); it runs inside the "
+        "pod and cannot be killed: register it with isolation=process, or raise load_timeout_s"
+    )
 
 
 def _in_thread(name: str, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:

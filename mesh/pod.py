@@ -22,7 +22,7 @@ from runtime_adapters.frameworks import installed_version
 from runtime_adapters.registry import adapters
 
 _RESIDENT = (CopyState.SERVABLE, CopyState.RETIRING, CopyState.SETTLING, CopyState.STUCK)
-_RESERVED = (CopyState.LOADING, CopyState.CANCELLING_LOAD)
+_RESERVED = (CopyState.LOADING, CopyState.CANCELLING_LOAD, CopyState.OVERDUE)
 _ON_THE_WAY = (
     CopyState.QUEUED,
     CopyState.FETCHING,

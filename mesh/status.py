@@ -44,6 +44,7 @@ _STATE_OF_COPY: dict[CopyState, ModelState] = {
     CopyState.STUCK: ModelState.UNLOADING,
     CopyState.CANCELLING_FETCH: ModelState.NOT_LOADED,
     CopyState.CANCELLING_LOAD: ModelState.NOT_LOADED,
+    CopyState.OVERDUE: ModelState.NOT_LOADED,
 }
 
 

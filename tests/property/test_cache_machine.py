@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 from cachetools import LRUCache
@@ -83,7 +83,7 @@ class CacheUnderStress(RuleBasedStateMachine):
         self.machine = CacheMachine(limits)
         self.loader = FakeLoader(self.machine, lambda key: self.sizes[key])
 
-    def _pick(self, data: st.DataObject, running: dict[int, ModelKey]) -> int:
+    def _pick(self, data: st.DataObject, running: Iterable[int]) -> int:
         return data.draw(st.sampled_from(sorted(running)))
 
     @rule(
@@ -151,6 +151,16 @@ class CacheUnderStress(RuleBasedStateMachine):
     def fail_load(self, data: st.DataObject, failure: Failure) -> None:
         self.loader.fail_load(self._pick(data, self.loader.loading), failure)
 
+    @precondition(lambda self: self._in_time())
+    @rule(data=st.data(), failure=FAILURES)
+    def overdue_load(self, data: st.DataObject, failure: Failure) -> None:
+        self.loader.overdue_load(self._pick(data, self._in_time()), failure)
+
+    def _in_time(self) -> list[int]:
+        """Loads that were not called overdue."""
+        states = {view.copy_id: view.state for view in self.machine.copies()}
+        return [copy_id for copy_id in self.loader.loading if states[copy_id] is not CopyState.OVERDUE]
+
     @precondition(lambda self: self.loader.unloading)
     @rule(data=st.data(), works=st.sampled_from([True, True, True, False]))
     def end_unload(self, data: st.DataObject, works: bool) -> None:
@@ -198,9 +208,8 @@ class CacheUnderStress(RuleBasedStateMachine):
         assert {i for i, state in running.items() if state in (CopyState.FETCHING, CopyState.CANCELLING_FETCH)} == set(
             self.loader.fetching
         )
-        assert {i for i, state in running.items() if state in (CopyState.LOADING, CopyState.CANCELLING_LOAD)} == set(
-            self.loader.loading
-        )
+        loading = (CopyState.LOADING, CopyState.CANCELLING_LOAD, CopyState.OVERDUE)
+        assert {i for i, state in running.items() if state in loading} == set(self.loader.loading)
         assert {i for i, state in running.items() if state is CopyState.UNLOADING} == set(self.loader.unloading)
         for view in self.machine.copies():
             assert view.pins == sum(copy_id == view.copy_id for copy_id in self.loader.served.values())

@@ -1,0 +1,351 @@
+"""The loader on a real loop with real artifacts and a fake framework: what the cache orders is done, once, and undone.
+
+The fake framework tells a test when it is reached and waits for the test's word, so that nothing depends on time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from cache.events import Crashed, Drain, Retire
+from cache.limits import CacheLimits
+from cache.machine import CacheMachine
+from cache.types import Bytes, CopyState, ModelKey, RefusalKind, WantedModel
+from mesh.loading import HOST_MEMORY, Loading, Refused
+from mesh.settings import Settings
+from mesh.telemetry import Telemetry
+from placement.records import ModelRecord, ModelSpec
+from runtime_adapters.artifacts.fetch import ArtifactStore
+from runtime_adapters.base import CPU
+from runtime_adapters.fake import FakeAdapter, FakeSpec, write_fake_artifact
+
+CAPACITY_BYTES = 1_000_000
+LONG_S = 10.0
+
+
+class Gate:
+    """A point where the fake framework waits until the test opens it."""
+
+    def __init__(self) -> None:
+        self._reached = threading.Semaphore(0)
+        self._open = threading.Event()
+
+    def __call__(self, model_id: str) -> None:
+        self._reached.release()
+        assert self._open.wait(LONG_S), "the test never opened the gate"
+
+    async def reached(self) -> None:
+        assert await asyncio.to_thread(self._reached.acquire, True, LONG_S), "it was never reached"
+
+    def open(self) -> None:
+        self._open.set()
+
+
+class Pod:
+    """A loader, its cache, its artifacts, and the models that are registered."""
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        self.directory = directory
+        self.adapter = FakeAdapter()
+        self.records: dict[ModelKey, ModelRecord] = {}
+        self.servable: list[ModelKey] = []
+        self.cache = CacheMachine(
+            CacheLimits(
+                capacity=Bytes.of(HOST_MEMORY, CAPACITY_BYTES),
+                loads_concurrent_max=2,
+                residency_min_s=0.0,
+                residency_override_wait_s=0.0,
+                failure_backoff_base_s=60.0,
+            )
+        )
+        self.artifacts = ArtifactStore(directory / "disk", capacity_bytes=100_000_000)
+        self.loading = Loading(
+            cache=self.cache,
+            artifacts=self.artifacts,
+            settings=Settings(**settings),
+            telemetry=Telemetry(CollectorRegistry()),
+            device=CPU,
+            record_of=self.records.get,
+            on_loaded=self.servable.append,
+        )
+
+    def register(self, model_id: str, spec: FakeSpec | None = None, generation: int = 1, **fields: Any) -> WantedModel:
+        path = write_fake_artifact(self.directory / f"{model_id}-{generation}.json", spec)
+        key = ModelKey("default", model_id, generation)
+        self.records[key] = ModelRecord(
+            "default", model_id, ModelSpec(uri=path.as_uri(), format="fake", **fields), generation, 0.0, 0.0
+        )
+        return WantedModel(key)
+
+    async def load(self, model: WantedModel, deadline_s: float | None = None) -> None:
+        resident = await asyncio.wait_for(self.loading.wait_servable(model, deadline_s), LONG_S)
+        resident.let_go()
+
+    def is_servable(self, model: WantedModel) -> bool:
+        return self.cache.servable(model.key) is not None
+
+    def charged_bytes(self) -> int:
+        return sum(amount.total_bytes for amount in self.cache.usage().bytes_by_state.values())
+
+    async def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline_s = time.monotonic() + LONG_S
+        while not condition():
+            assert time.monotonic() < deadline_s, what
+            await asyncio.sleep(0.001)  # the loop must turn for the condition to come
+
+    def check_at_rest(self) -> None:
+        self.cache.validate()
+        assert self.loading.waiting == 0
+        assert all(copy.pins == 0 for copy in self.cache.copies())
+
+
+@pytest.fixture
+async def make_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., Pod]]:
+    pods: list[Pod] = []
+
+    def make(**settings: Any) -> Pod:
+        pod = Pod(tmp_path, **settings)
+        monkeypatch.setattr("mesh.loading.adapter_for", lambda name: pod.adapter)
+        pods.append(pod)
+        return pod
+
+    yield make
+    for pod in pods:
+        pod.check_at_rest()
+        await pod.loading.close(LONG_S)
+        await pod.artifacts.close()
+
+
+@pytest.fixture
+def pod(make_pod: Callable[..., Pod]) -> Pod:
+    return make_pod()
+
+
+async def test_many_waiters_cause_one_load_and_all_are_served(pod: Pod) -> None:
+    gate = Gate()
+    pod.adapter.on("load", gate)
+    model = pod.register("m", FakeSpec(size_bytes=1000))
+    waiting = [asyncio.ensure_future(pod.load(model)) for _ in range(300)]
+    await gate.reached()
+    assert pod.loading.waiting == 300
+    assert pod.loading.servable(model.key) is None
+    gate.open()
+    await asyncio.gather(*waiting)
+    assert pod.adapter.count("load") == 1
+    assert pod.loading.counts.loads == 1
+    await pod.wait_until(lambda: pod.servable == [model.key], "it is announced, once")
+    assert pod.loading.metadata(model.key) is not None
+    resident = pod.loading.servable(model.key)
+    assert resident is not None
+    resident.let_go()
+
+
+async def test_room_is_made_before_a_load_and_the_victims_files_are_let_go(pod: Pod) -> None:
+    models = [pod.register(f"m{index}", FakeSpec(size_bytes=400_000)) for index in range(3)]
+    for model in models:
+        await pod.load(model)
+        assert pod.charged_bytes() <= CAPACITY_BYTES
+    assert pod.adapter.calls.index(("unload", "m0")) < pod.adapter.calls.index(("load", "m2"))
+    assert pod.loading.counts.unloads == 1
+    assert pod.loading.servable(models[0].key) is None
+    await pod.load(models[0])
+    assert pod.adapter.count("load", "m0") == 2
+
+
+async def test_a_copy_in_use_is_not_unloaded_and_the_claim_waits_for_it(pod: Pod) -> None:
+    first, second = (pod.register(name, FakeSpec(size_bytes=700_000)) for name in ("first", "second"))
+    held = await pod.loading.wait_servable(first, None)
+    waiting = asyncio.ensure_future(pod.load(second))
+    await pod.wait_until(
+        lambda: (view := pod.cache.current(second.key)) is not None and view.state is CopyState.WAITING_FOR_SPACE,
+        "the second waits for space",
+    )
+    assert pod.adapter.count("unload") == 0
+    held.let_go()
+    await waiting
+    assert pod.adapter.calls.index(("unload", "first")) < pod.adapter.calls.index(("load", "second"))
+
+
+@pytest.mark.parametrize(
+    ("fails", "kind"),
+    [
+        ("bad_artifact", RefusalKind.LOAD_FAILED_PERMANENT),
+        ("load_failed", RefusalKind.LOAD_FAILED_TRANSIENT),
+    ],
+)
+async def test_a_failed_load_is_told_to_all_who_wait_and_remembered(pod: Pod, fails: str, kind: RefusalKind) -> None:
+    model = pod.register("m", FakeSpec(fails=fails))
+    results = await asyncio.gather(*(pod.load(model) for _ in range(5)), return_exceptions=True)
+    assert [result.refusal.kind for result in results if isinstance(result, Refused)] == [kind] * 5
+    assert pod.charged_bytes() == 0
+    assert pod.loading.failure(model.key) is not None
+    with pytest.raises(Refused):
+        await pod.load(model)
+    assert pod.adapter.count("load") == 1, "it was tried again at once"
+    assert pod.loading.counts.load_failures == 1
+
+
+async def test_a_defect_in_a_framework_is_a_passing_failure_without_its_words(pod: Pod) -> None:
+    def explode(_: str) -> None:
+        raise RuntimeError("the password is 1234")
+
+    pod.adapter.on("load", explode)
+    with pytest.raises(Refused) as refused:
+        await pod.load(pod.register("m"))
+    assert refused.value.refusal.kind is RefusalKind.LOAD_FAILED_TRANSIENT
+    assert "RuntimeError" in refused.value.refusal.message
+    assert "1234" not in refused.value.refusal.message
+
+
+async def test_a_model_that_is_unregistered_before_its_fetch_is_refused(pod: Pod) -> None:
+    model = pod.register("m")
+    pod.records.clear()
+    with pytest.raises(Refused, match="not registered"):
+        await pod.load(model)
+
+
+async def test_a_load_beyond_its_time_is_told_at_once_and_its_bytes_count_until_it_ends(
+    make_pod: Callable[..., Pod],
+) -> None:
+    pod = make_pod(load_timeout_s=0.05)
+    gate = Gate()
+    pod.adapter.on("load", gate)
+    slow = pod.register("slow", FakeSpec(size_bytes=600_000))
+    with pytest.raises(Refused, match=r"load_timeout_s.*isolation=process") as refused:
+        await pod.load(slow)
+    assert refused.value.refusal.kind is RefusalKind.LOAD_FAILED_TRANSIENT
+    assert pod.charged_bytes() == 600_000, "a thread still fills memory that nobody counts"
+
+    pod.adapter.on("load", lambda _: None)
+    for index in range(3):  # loads go on beside it: it holds bytes, and no turn
+        await pod.load(pod.register(f"quick-{index}", FakeSpec(size_bytes=100_000)))
+    big = pod.register("big", FakeSpec(size_bytes=500_000))
+    waiting = asyncio.ensure_future(pod.load(big))
+    gate.open()
+    await waiting
+    assert pod.adapter.count("unload", "slow") == 1, "what it made was not freed"
+    await pod.wait_until(lambda: pod.charged_bytes() <= 800_000, "its bytes are given back")
+
+
+async def test_threads_that_hang_take_no_turn_from_other_loads(make_pod: Callable[..., Pod]) -> None:
+    pod = make_pod(load_timeout_s=0.05)
+    gate = Gate()
+    pod.adapter.on("load", gate)
+    for index in range(4):  # twice as many as may load at a time
+        with pytest.raises(Refused):
+            await pod.load(pod.register(f"hung-{index}", FakeSpec(size_bytes=1000)))
+    pod.adapter.on("load", lambda _: None)
+    await pod.load(pod.register("quick", FakeSpec(size_bytes=1000)))
+    gate.open()
+    await pod.wait_until(lambda: pod.charged_bytes() == 1000, "the hung ones are freed when they come back")
+    assert pod.adapter.count("unload") == 4
+
+
+async def test_a_waiter_that_leaves_is_forgotten_and_the_load_still_ends_well(pod: Pod) -> None:
+    gate = Gate()
+    pod.adapter.on("load", gate)
+    model = pod.register("m", FakeSpec(size_bytes=1000))
+    waiting = asyncio.ensure_future(pod.load(model))
+    await gate.reached()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert pod.loading.waiting == 0
+    gate.open()
+    await pod.load(model)
+    assert pod.adapter.count("load") == 1
+    assert pod.charged_bytes() == 1000
+
+
+async def test_a_waiter_that_leaves_in_the_turn_in_which_it_is_served_keeps_no_pin(pod: Pod) -> None:
+    for generation in range(1, 20):
+        model = pod.register("m", generation=generation)
+        waiting = [asyncio.ensure_future(pod.loading.wait_servable(model, None)) for _ in range(3)]
+        await pod.wait_until(partial(pod.is_servable, model), "it is loaded")
+        for each in waiting:
+            each.cancel()
+        for result in await asyncio.gather(*waiting, return_exceptions=True):
+            if not isinstance(result, BaseException):
+                result.let_go()
+        await asyncio.sleep(0)
+        pod.check_at_rest()
+        pod.loading.send(Retire(model.key))
+        await pod.wait_until(lambda: pod.charged_bytes() == 0, "it is gone")
+
+
+async def test_a_retired_model_gives_its_waiters_gone_and_frees_what_was_on_its_way(pod: Pod) -> None:
+    gate = Gate()
+    pod.adapter.on("load", gate)
+    model = pod.register("m", FakeSpec(size_bytes=1000))
+    waiting = asyncio.ensure_future(pod.load(model))
+    await gate.reached()
+    pod.loading.send(Retire(model.key))
+    with pytest.raises(Refused) as refused:
+        await waiting
+    assert refused.value.refusal.kind is RefusalKind.GONE
+    assert pod.charged_bytes() == 1000
+    gate.open()
+    await pod.wait_until(lambda: pod.charged_bytes() == 0, "its bytes are given back")
+    await pod.wait_until(lambda: pod.adapter.count("unload") == 1, "what the thread made is freed")
+
+
+async def test_a_crashed_copy_leaves_when_let_go_and_the_next_request_loads_again(pod: Pod) -> None:
+    model = pod.register("m", FakeSpec(size_bytes=1000))
+    held = await pod.loading.wait_servable(model, None)
+    pod.loading.crashed(held, "SIGSEGV")
+    assert pod.loading.servable(model.key) is None
+    await pod.load(model)
+    held.let_go()
+    await pod.wait_until(lambda: pod.charged_bytes() == 1000, "the crashed one left")
+    assert pod.adapter.count("load") == 2
+
+
+async def test_what_was_measured_is_reserved_the_next_time(pod: Pod) -> None:
+    model = pod.register("m", FakeSpec(size_bytes=300_000, estimate_bytes=10))
+    await pod.load(model)
+    assert pod.charged_bytes() == 300_000
+    pod.loading.send(Crashed(next(copy.copy_id for copy in pod.cache.copies()), "gone"))
+    await pod.wait_until(lambda: pod.charged_bytes() == 0, "it left")
+    gate = Gate()
+    pod.adapter.on("load", gate)
+    waiting = asyncio.ensure_future(pod.load(model))
+    await gate.reached()
+    assert pod.charged_bytes() == 300_000
+    gate.open()
+    await waiting
+
+
+async def test_an_unload_that_fails_keeps_its_bytes_counted_until_it_succeeds(pod: Pod) -> None:
+    failing = True
+
+    def fail(_: str) -> None:
+        if failing:
+            raise RuntimeError("busy")
+
+    model = pod.register("m", FakeSpec(size_bytes=1000))
+    await pod.load(model)
+    pod.adapter.on("unload", fail)
+    pod.loading.send(Retire(model.key))
+    await pod.wait_until(lambda: pod.adapter.count("unload") == 1, "it was asked to unload")
+    await asyncio.sleep(0)
+    assert pod.charged_bytes() == 1000
+    failing = False
+
+
+async def test_a_draining_pod_refuses_and_a_closed_one_frees_all_copies(pod: Pod) -> None:
+    for index in range(5):
+        await pod.load(pod.register(f"m{index}", FakeSpec(size_bytes=1000)))
+    pod.loading.send(Drain())
+    with pytest.raises(Refused) as refused:
+        await pod.load(pod.register("late"))
+    assert refused.value.refusal.kind is RefusalKind.DRAINING
+    await pod.loading.close(LONG_S)
+    assert pod.adapter.count("unload") == 5
