@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tests.e2e.conftest import ModelFiles, Pod, StartPod
 
 REPOSITORY = Path(__file__).parents[2]
-CRASH, WAIT = 3.0, 5.0
+HANG, CRASH, WAIT = 1.0, 3.0, 5.0
 ONE_TRY = RetryPolicy(attempts_max=1)
 START_TIMEOUT_S = 60.0
 
@@ -244,6 +244,29 @@ def test_a_model_that_crashes_in_predict_is_tried_twice_and_others_do_not_notice
     assert pod.status().loads - before == 2
     with pytest.raises(ServerFailed, match="SIGABRT"):
         client.infer("fragile", numbers(CRASH))
+    pod.wait_settled()
+
+
+def test_a_model_that_hangs_in_predict_is_ended_and_others_are_served_meanwhile(
+    start_pod: StartPod, files: ModelFiles
+) -> None:
+    pod = start_pod(trusted_prefixes=f"{files.directory.as_uri()}/", run_timeout_s=1, infer_threads=1)
+    good = files.scale()
+    with pod.client(retry=ONE_TRY) as client:
+        client.register("good", uri=good.uri)
+        client.register("stuck", uri=files.obedient().as_uri(), format="python")
+        client.infer("good", good.inputs)
+        client.infer("stuck", numbers(7))
+        with grpc.insecure_channel(pod.target) as channel:
+            infer = channel.unary_unary(messages.MODEL_INFER.path)
+            hanging = [infer.future(encode_request("stuck", numbers(HANG)), timeout=20) for _ in range(2)]
+            served = 0
+            while not all(each.done() for each in hanging):
+                client.infer("good", good.inputs)
+                served += 1
+            assert served > 10
+            assert {each.code() for each in hanging} == {grpc.StatusCode.INTERNAL}
+        assert client.infer("stuck", numbers(7)).outputs["y"].tolist() == [[14.0, 2.0]]
     pod.wait_settled()
 
 
