@@ -18,7 +18,8 @@ MB = 1_000_000
 @pytest.mark.parametrize(
     ("own", "grown_bytes", "corrected_bytes"),
     [
-        (100 * MB, 120 * MB, 120 * MB),
+        (100 * MB, 120 * MB, 100 * MB),  # they agree: the rest is noise
+        (100 * MB, 140 * MB, 140 * MB),
         (100 * MB, 70 * MB, 70 * MB),
         (100 * MB, 250 * MB, 100 * MB),  # something else grew
         (100 * MB, 10 * MB, 100 * MB),  # something else shrank
@@ -33,7 +34,7 @@ def test_a_measurement_is_believed_only_where_it_is_plausible(
 
 
 def test_mapped_and_device_bytes_are_not_corrected() -> None:
-    assert corrected_size(Size(10 * MB, 5 * MB, 7 * MB), 12 * MB) == Size(12 * MB, 5 * MB, 7 * MB)
+    assert corrected_size(Size(10 * MB, 5 * MB, 7 * MB), 14 * MB) == Size(14 * MB, 5 * MB, 7 * MB)
 
 
 def test_a_probe_sees_what_grew_and_says_nothing_when_two_overlap() -> None:
