@@ -6,16 +6,20 @@ the first load, in the model's status. A registration is acknowledged when the s
 
 Aliases move without a gap: while the active model serves, the target is loaded; then the alias switches. A target that
 does not load leaves the active one serving, and the alias says why.
+
+What nobody's request asks for is nobody's to ask again: pinned models, new generations and targets of aliases are tried
+again here after a failure that may pass, for as long as they are wanted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from cache.events import SetPinned
+from cache.types import ModelKey
 from mesh.generations import key_of
 from mesh.loading import ALWAYS_ISOLATED, Loading, Refused
 from mesh.serving import Serving, wanted
@@ -30,6 +34,9 @@ from runtime_adapters.registry import adapter_for
 
 log = logging.getLogger("hexcomb.models")
 
+RETRY_FIRST_S = 1.0
+RETRY_MAX_S = 60.0
+"""Between tries of a load that nobody's request waits for, unless the cache asks for a longer pause."""
 SYNC_WAIT_MAX_S = 240.0
 """ModelMesh's own limit on a synchronous call that waits for a load."""
 
@@ -42,7 +49,11 @@ class Models:
         self._policy = policy
         self._loading = loading
         self._serving = serving
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
+        self._trying_again: set[tuple[str, str]] = set()
+        """Aliases whose failed transition has its next try before it."""
+        self._patient: set[ModelKey] = set()
+        """Models that are loaded, and tried again, although no request waits for them."""
 
     def check(self, spec: ModelSpec) -> None:
         """What can be known of a spec before its artifact is fetched. Raises InvalidSpec."""
@@ -77,7 +88,7 @@ class Models:
             results[index] = result
         for result in results:
             if isinstance(result, Registered) and result.record.spec.pinned:
-                self.load_ahead(result.record)
+                self.keep_loaded(result.record)
         return [result for result in results if result is not None]
 
     async def unregister(self, tenant: str, model_ids: Sequence[str]) -> list[bool | PlacementError]:
@@ -89,7 +100,7 @@ class Models:
         record = await self._registry.set_pinned(tenant, model_id, pinned)
         self._loading.send(SetPinned(key_of(record), pinned))
         if pinned:
-            self.load_ahead(record)
+            self.keep_loaded(record)
         return record
 
     def load_ahead(self, record: ModelRecord, *, background: bool = True) -> None:
@@ -101,13 +112,48 @@ class Models:
         resident = await self._serving.lease(record, deadline_s)
         resident.let_go()
 
-    async def _load_quietly(self, record: ModelRecord, background: bool) -> None:
+    def keep_loaded(self, record: ModelRecord) -> None:
+        """Load a pinned model; try again for as long as it is pinned."""
+
+        def still_pinned() -> bool:
+            now = self._registry.model(record.tenant, record.id)
+            return now is not None and now.generation == record.generation and now.spec.pinned
+
+        self._spawn(self._load_patiently(record, still_pinned, background=True))
+
+    def take_over(self, record: ModelRecord) -> None:
+        """Load a new generation while an older one serves; try again for as long as it does."""
+
+        def still_waited_for() -> bool:
+            now = self._registry.model(record.tenant, record.id)
+            if now is None or now.generation != record.generation:
+                return False
+            return self._serving.resolve(record.tenant, record.id).generation != record.generation
+
+        self._spawn(self._load_patiently(record, still_waited_for, background=False))
+
+    async def _load_quietly(self, record: ModelRecord, background: bool) -> float | None:
+        """Load; after a failure that may pass, the seconds after which to try again."""
         try:
             resident = await self._loading.wait_servable(wanted(record), None, background=background)
         except Refused as refused:
             log.info("model %s/%s is not loaded ahead: %s", record.tenant, record.id, refused)
-        else:
-            resident.let_go()
+            return refused.refusal.retry_after_s
+        resident.let_go()
+        return None
+
+    async def _load_patiently(self, record: ModelRecord, still_wanted: Callable[[], bool], *, background: bool) -> None:
+        key = key_of(record)
+        if key in self._patient:  # registered or pinned once more
+            return
+        self._patient.add(key)
+        try:
+            pause_s = RETRY_FIRST_S
+            while still_wanted() and (retry_after_s := await self._load_quietly(record, background)) is not None:
+                await asyncio.sleep(max(retry_after_s, pause_s))
+                pause_s = min(2 * pause_s, RETRY_MAX_S)
+        finally:
+            self._patient.discard(key)
 
     # Aliases ------------------------------------------------------------------------------------------------
 
@@ -115,7 +161,7 @@ class Models:
         """Load an alias's target, then switch; the returned task ends with the transition, successful or not."""
         return self._spawn(self._transition(alias))
 
-    async def _transition(self, alias: AliasRecord) -> None:
+    async def _transition(self, alias: AliasRecord, pause_s: float = RETRY_FIRST_S) -> None:
         record = self._registry.model(alias.tenant, alias.target)
         if record is None:
             await self._registry.fail_transition(
@@ -126,22 +172,33 @@ class Models:
             await self.ensure_loaded(record, None)
         except Refused as refused:
             log.warning("alias %s/%s stays on %s: %s", alias.tenant, alias.id, alias.active, refused)
-            await self._registry.fail_transition(alias.tenant, alias.id, alias.target, str(refused))
+            failed = await self._registry.fail_transition(alias.tenant, alias.id, alias.target, str(refused))
+            name = (alias.tenant, alias.id)
+            if failed is not None and refused.refusal.retry_after_s is not None and name not in self._trying_again:
+                self._trying_again.add(name)
+                self._spawn(self._transition_again(failed, max(refused.refusal.retry_after_s, pause_s), pause_s))
         else:
             await self._registry.finish_transition(alias.tenant, alias.id, alias.target)
 
+    async def _transition_again(self, alias: AliasRecord, after_s: float, pause_s: float) -> None:
+        await asyncio.sleep(after_s)
+        self._trying_again.discard((alias.tenant, alias.id))
+        now = self._registry.alias(alias.tenant, alias.id)
+        if now is not None and now.target == alias.target and now.changed_at_s == alias.changed_at_s:
+            await self._transition(now, min(2 * pause_s, RETRY_MAX_S))
+
     def resume_transitions(self) -> None:
-        """After a restart: aliases that were on their way go on."""
+        """After a restart: aliases that were on their way, or had failed on it, go on."""
         for tenant in self._registry.view.tenants.values():
             for alias in tenant.aliases.values():
-                if alias.state is AliasState.TRANSITIONING:
+                if alias.state is not AliasState.DEFINED:
                     self.begin_transition(alias)
 
     def load_pinned(self) -> None:
         """After a restart: pinned models are loaded without being asked for."""
         for record in self._registry.view.every_model():
             if record.spec.pinned:
-                self.load_ahead(record)
+                self.keep_loaded(record)
 
     def required(self, tenant: str, name: str) -> ModelRecord:
         """The model of this id. Raises NotFound."""
@@ -150,11 +207,16 @@ class Models:
             raise NotFound(f"model {name[:200]!r} is not registered (tenant {tenant!r}); register it first")
         return record
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("work in the background failed", exc_info=error)
 
     async def close(self) -> None:
         """Stop loading ahead."""

@@ -177,7 +177,7 @@ class Node:
                 key = ModelKey(change.tenant, change.id, change.before.generation)
                 self.telemetry.forget(change.before.spec.format or self.loading.format_of(key), change.id)
             if incoming is not None:
-                self.models.load_ahead(incoming, background=False)
+                self.models.take_over(incoming)
 
     async def start(self) -> None:
         """Everything up to the open ports. Raises CannotStart, CannotListen, PlacementError."""

@@ -6,6 +6,7 @@ What a model does is told by gates (files that a custom model waits for), so tha
 from __future__ import annotations
 
 import asyncio
+import http.server
 import os
 import signal
 import subprocess
@@ -172,6 +173,74 @@ def test_a_new_generation_that_does_not_load_leaves_the_old_one_serving(
     client.register("kept", uri=better.uri, if_generation=2)
     pod.wait_until(lambda: client.infer("kept", good.inputs).model_version == "3", "the corrected one serves")
     assert client.describe("kept").failure.message == ""
+
+
+class Depot:
+    """An HTTP server with one artifact, which fails until it is told to work."""
+
+    def __init__(self, content: bytes) -> None:
+        depot = self
+        self.works = False
+        self.refused = 0
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if not depot.works:
+                    depot.refused += 1
+                    self.send_error(503)
+                    return
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(content)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self.uri = f"http://127.0.0.1:{self._server.server_port}/model.onnx"
+
+    def __enter__(self) -> Depot:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+def test_what_no_request_asks_for_is_tried_again_once_its_storage_is_back(
+    client: Client, pod: Pod, files: ModelFiles
+) -> None:
+    two, three = files.scale(2), files.scale(3)
+    with Depot(three.path.read_bytes()) as depot:
+        for name in ("replaced", "active"):
+            client.register(name, uri=two.uri)
+            client.infer(name, two.inputs)
+        client.set_alias("alias", "active")
+        client.register("target", uri=depot.uri, format="onnx")
+        client.register("replaced", uri=depot.uri, if_generation=1)
+        client.register("pinned", uri=depot.uri, format="onnx", pinned=True)
+        client.set_alias("alias", "target")
+        for name in ("replaced", "pinned", "target"):
+            pod.wait_until(lambda name=name: client.describe(name).failure.message, f"{name} has failed")
+            assert not client.describe(name).failure.permanent
+        pod.wait_until(lambda: client.alias_status("alias").targetModelStatus.errors, "the alias says why")
+        for name in ("replaced", "alias"):  # what served goes on serving
+            np.testing.assert_array_equal(client.infer(name, two.inputs).outputs["y"], two.expected["y"])
+        depot.works = True
+        pod.wait_until(lambda: client.describe("pinned").state == hexcomb_pb2.LOADED, "the pinned model is loaded")
+        for name in ("replaced", "alias"):
+            pod.wait_until(
+                lambda name=name: client.infer(name, two.inputs).outputs["y"][0, 1] == 3.0, f"{name} has moved on"
+            )
+        assert client.alias_status("alias").activeModelId == "target"
+        client.delete_alias("alias")
 
 
 def test_the_least_recently_used_model_makes_room_and_comes_back_right(start_pod: StartPod, files: ModelFiles) -> None:
