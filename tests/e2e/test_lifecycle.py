@@ -24,7 +24,7 @@ import numpy as np
 import psutil
 import pytest
 
-from mesh.client import AsyncClient, Client, HexcombError, NotFound, RetryPolicy, ServerFailed
+from mesh.client import AsyncClient, Client, HexcombError, NotFound, Refused, RetryPolicy, ServerFailed
 from mesh.wire import messages
 from mesh.wire.generated import health_pb2, hexcomb_pb2, inference_pb2
 from mesh.wire.tensors import encode_request
@@ -337,6 +337,72 @@ def test_a_model_that_hangs_in_predict_is_ended_and_others_are_served_meanwhile(
             assert {each.code() for each in hanging} == {grpc.StatusCode.INTERNAL}
         assert client.infer("stuck", numbers(7)).outputs["y"].tolist() == [[14.0, 2.0]]
     pod.wait_settled()
+
+
+_NOSY = """
+from pathlib import Path
+import socket
+
+import numpy as np
+
+from runtime_adapters.custom import Model, TensorSpec
+
+
+class Nosy(Model):
+    inputs = (TensorSpec("path", "BYTES", (1,)),)
+    outputs = (TensorSpec("found", "BYTES", (1,)),)
+
+    def load(self):
+        self.beside_it = (self.artifact / "weights.txt").read_text()
+
+    def predict(self, inputs):
+        path = inputs["path"][0].decode()
+        if path.startswith("tcp:"):
+            with socket.create_connection(("127.0.0.1", int(path[4:])), timeout=5):
+                return {"found": np.array([b"connected"], dtype=object)}
+        if path:
+            return {"found": np.array([Path(path).read_bytes()], dtype=object)}
+        return {"found": np.array([self.beside_it.encode()], dtype=object)}
+"""
+
+
+def test_an_untrusted_python_model_works_and_reaches_nothing_but_its_own_files(
+    client: Client, pod: Pod, tmp_path: Path
+) -> None:
+    directory = tmp_path / "nosy"
+    directory.mkdir()
+    (directory / "model.py").write_text(_NOSY)
+    (directory / "weights.txt").write_text("its own")
+    secret = tmp_path / "secret.txt"
+    secret.write_text("the operator's")
+
+    def ask(path: str) -> bytes:
+        found: bytes = client.infer("nosy", {"path": np.array([path.encode()], np.object_)}).outputs["found"][0]
+        return found
+
+    client.register("nosy", uri=directory.as_uri(), format="python")
+    try:
+        assert ask("") == b"its own"
+    except Refused as refused:
+        if "jail" in refused.message:
+            pytest.skip(f"this kernel grants no jail: {refused.message}")
+        raise
+    for path in (str(secret), "/proc/1/environ", str(pod.log), f"tcp:{pod.grpc_port}"):
+        with pytest.raises(ServerFailed):
+            ask(path)
+    assert ask("") == b"its own"
+
+
+def test_any_format_can_run_in_a_process_of_its_own(client: Client, pod: Pod, files: ModelFiles) -> None:
+    example = files.scale(7)
+    client.register("apart", uri=example.uri, isolation="process")
+    np.testing.assert_array_equal(client.infer("apart", example.inputs).outputs["y"], example.expected["y"])
+    children = psutil.Process(pod.process.pid).children(recursive=True)
+    assert children
+    for child in children:
+        child.kill()
+    # The next request finds its process gone, and is answered by a new one.
+    np.testing.assert_array_equal(client.infer("apart", example.inputs).outputs["y"], example.expected["y"])
 
 
 # Staying --------------------------------------------------------------------------------------------------------
