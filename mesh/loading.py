@@ -56,7 +56,7 @@ from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchReque
 from runtime_adapters.base import Device, LoadedModel, LoadOptions, ModelMetadata, RuntimeAdapter, Size, Trust
 from runtime_adapters.errors import AdapterError, BadArtifact, MissingRuntime, UntrustedArtifact
 from runtime_adapters.isolation import Cancellation, estimate_isolated, load_isolated
-from runtime_adapters.memory import MemoryProbe, corrected_size
+from runtime_adapters.memory import MEASURED_MIN_BYTES, MemoryProbe, corrected_size
 from runtime_adapters.registry import adapter_for, detect_format
 from runtime_adapters.validation import InputChecker
 
@@ -443,7 +443,7 @@ class Loading:
 
     async def _load_here(self, key: ModelKey, copy_id: int, staged: _Staged, timeout_s: float) -> _Loaded:
         ends_s = self._clock() + timeout_s
-        thread = _in_thread("load", _load_and_measure, staged.adapter, staged.path, staged.options)
+        thread = _in_thread("load", _load_and_measure, staged)
         cancelled = False
         try:
             done, _ = await asyncio.wait([thread], timeout=timeout_s)
@@ -534,11 +534,12 @@ class Loading:
         return Failure(kind, message)
 
 
-def _load_and_measure(adapter: RuntimeAdapter, path: Path, options: LoadOptions) -> _Loaded:
-    began = time.perf_counter()
-    with MemoryProbe() as probe:
-        model = adapter.load(path, options)
-        load_s = time.perf_counter() - began
+def _load_and_measure(staged: _Staged) -> _Loaded:
+    # What is too small to be measured is not worth the milliseconds of a trim.
+    with MemoryProbe(settled=staged.estimate.host_bytes >= MEASURED_MIN_BYTES) as probe:
+        load_began = time.perf_counter()
+        model = staged.adapter.load(staged.path, staged.options)
+        load_s = time.perf_counter() - load_began
         warm_began = time.perf_counter()
         model.warm_up()
         warm_up_s = time.perf_counter() - warm_began
