@@ -122,7 +122,9 @@ class Settings(BaseSettings):
 
     # Requests ---------------------------------------------------------------------------------------------------
     message_size_max: ByteSize = Field(
-        ByteSize(16 * MIB), ge=1024, description="Largest gRPC message in or out; beyond it RESOURCE_EXHAUSTED."
+        ByteSize(16 * MIB),
+        ge=1024,
+        description="Largest gRPC request; beyond it RESOURCE_EXHAUSTED. (Answers may have up to 2 GiB.)",
     )
     calls_concurrent_max: int = Field(
         10_000, ge=1, description="Calls in the pod at a time; further ones are answered RESOURCE_EXHAUSTED."

@@ -1,0 +1,27 @@
+"""In CI nothing is skipped for want of a tool: a test that cannot run there is a test that nobody runs.
+
+What a machine or its kernel cannot give is the one good reason: a GPU, Landlock, the right to mount. Such a skip says so
+in its words.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+
+OF_THE_MACHINE = ("CUDA", "this kernel", "this machine", "this C library", "mounting")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    report = yield
+    if report.skipped and os.environ.get("CI") == "true" and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not any(words in reason for words in OF_THE_MACHINE):
+            report.outcome = "failed"
+            report.longrepr = f"skipped in CI, where every tool must be there: {reason}"
+    return report
