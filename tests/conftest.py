@@ -1,7 +1,7 @@
 """In CI nothing is skipped for want of a tool: a test that cannot run there is a test that nobody runs.
 
-What a machine or its kernel cannot give is the one good reason: a GPU, Landlock, the right to mount. Such a skip says so
-in its words.
+What a machine or its kernel cannot give is the one good reason: a GPU, Landlock, the right to mount. Such a skip says
+so in its words.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
-
 
 OF_THE_MACHINE = ("CUDA", "this kernel", "this machine", "this C library", "mounting")
 
