@@ -7,8 +7,8 @@ knows no protobuf message, no model and no tenant rule. Handlers are registered 
 What every transport promises (tests/contract/test_transport.py is this list as code):
 
 * A handler that returns is answered with its bytes, and its trailing metadata if it gives any; one that raises
-  TransportError, with that status, message and retry hint; one that raises anything else, with INTERNAL and a
-  message without its story, which goes to the log.
+  TransportError, with that status, message (cut off where it would not fit a header) and retry hint; one that raises
+  anything else, with INTERNAL and a message without its story, which goes to the log.
 * When the client cancels, goes away, or its deadline passes, the handler's task is cancelled, once. Work that the
   handler left on a thread can ask `call.abandoned()` instead.
 * Calls above `limits.calls_max` are refused at once with RESOURCE_EXHAUSTED and a retry hint; none waits unseen in

@@ -55,6 +55,8 @@ _BEYOND_REACH = 2**31 - 1
 _LAST_ANSWERS_S = 0.5
 """Once nothing runs, calls that were on their way are still answered (refused) for so long, whatever the grace."""
 _PORT_MAX = 65535
+_MESSAGE_BYTES_MAX = 2048
+"""Of an error's text: at most three times as many once encoded, and gRPC clients take 8 KiB of headers by default."""
 _PUSHBACK_METADATA = "grpc-retry-pushback-ms"
 """gRPC's own spelling of a retry hint, for clients with a retry policy."""
 
@@ -284,7 +286,15 @@ async def _refuse(context: grpc.aio.ServicerContext, error: TransportError) -> N
     if error.retry_after_s is not None:
         retry_after_ms = str(max(0, round(error.retry_after_s * 1000)))
         trailers = ((RETRY_AFTER_METADATA, retry_after_ms), (_PUSHBACK_METADATA, retry_after_ms))
-    await context.abort(_grpc_code(error.status), error.message, trailers)
+    await context.abort(_grpc_code(error.status), _sendable(error.message), trailers)
+
+
+def _sendable(message: str) -> str:
+    """A message travels in a header, percent-encoded; of one that is too long for it, the client gets nothing."""
+    encoded = message.encode(errors="replace")
+    if len(encoded) <= _MESSAGE_BYTES_MAX:
+        return encoded.decode()
+    return encoded[:_MESSAGE_BYTES_MAX].decode(errors="ignore") + " ..."
 
 
 _GRPC_CODES: dict[int, grpc.StatusCode] = {}

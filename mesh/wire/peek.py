@@ -26,7 +26,7 @@ RAW_OUTPUTS: Final = 6
 """ModelInferResponse.raw_output_contents."""
 
 FIELDS_MAX: Final = 16_384
-"""Top-level fields of one message: above any real number of tensors, below 10 ms of walking."""
+"""Fields of one message, at the top level and in groups: above any real number of tensors, below 10 ms of walking."""
 GROUP_DEPTH_MAX: Final = 100
 """Nesting of unknown groups, as protobuf's own parsers limit it."""
 
@@ -93,7 +93,7 @@ def _walk(body: bytes | memoryview, raw_field: int) -> Envelope:
                 rest_begin = end
             at = end
         else:
-            at = _skip_field(body, at, field, wire_type, GROUP_DEPTH_MAX)
+            at, fields_left = _skip_field(body, at, field, wire_type, GROUP_DEPTH_MAX, fields_left)
         fields_left -= 1
         if fields_left < 0:
             raise InvalidMessage(f"the message has more than {FIELDS_MAX} top-level fields; send fewer tensors")
@@ -118,30 +118,33 @@ def _read_varint(body: bytes | memoryview, at: int) -> tuple[int, int]:
             raise InvalidMessage(f"the message is not protobuf: a number of more than 10 bytes ends at byte {at}")
 
 
-def _skip_field(body: bytes | memoryview, at: int, field: int, wire_type: int, depth_left: int) -> int:
-    """The end of a field whose tag ends at `at`; it may lie beyond the end of the message."""
+def _skip_field(
+    body: bytes | memoryview, at: int, field: int, wire_type: int, depth_left: int, fields_left: int
+) -> tuple[int, int]:
+    """The end of a field whose tag ends at `at` (it may lie beyond the end of the message), and the fields left."""
     if wire_type == _VARINT:
-        return _read_varint(body, at)[1]
+        return _read_varint(body, at)[1], fields_left
     if wire_type == _FIXED64:
-        return at + 8
+        return at + 8, fields_left
     if wire_type == _FIXED32:
-        return at + 4
+        return at + 4, fields_left
     if wire_type == _BYTES:
         length, at = _read_varint(body, at)
-        return at + length
+        return at + length, fields_left
     if wire_type == _GROUP_BEGIN and depth_left:
-        return _skip_group(body, at, field, depth_left - 1)
+        return _skip_group(body, at, field, depth_left - 1, fields_left)
     raise InvalidMessage(f"the message is not protobuf: wire type {wire_type} before byte {at}")
 
 
-def _skip_group(body: bytes | memoryview, at: int, group_field: int, depth_left: int) -> int:
-    fields_left = FIELDS_MAX
+def _skip_group(
+    body: bytes | memoryview, at: int, group_field: int, depth_left: int, fields_left: int
+) -> tuple[int, int]:
+    """The end of a group. What stands in it counts like top-level fields: it costs as much to walk over."""
     while True:
         tag, at = _read_varint(body, at)
         field, wire_type = tag >> 3, tag & 7
         if wire_type == _GROUP_END and field == group_field:
-            return at
-        if field == 0 or fields_left == 0:
+            return at, fields_left
+        if field == 0 or fields_left <= 0:
             raise InvalidMessage(f"the message is not protobuf: a bad group before byte {at}")
-        at = _skip_field(body, at, field, wire_type, depth_left)
-        fields_left -= 1
+        at, fields_left = _skip_field(body, at, field, wire_type, depth_left, fields_left - 1)

@@ -61,6 +61,9 @@ _NARROW = frozenset({"INT8", "INT16", "UINT8", "UINT16"})
 """Datatypes smaller than the field that carries them: their values are checked, not wrapped."""
 
 _LENGTH = struct.Struct("<I")
+RANK_MAX = 64
+"""Dimensions of a tensor: NumPy's limit. Checked before they are multiplied, since the product of a million
+dimensions is a number that takes minutes to compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +300,8 @@ def _object_array(elements: list[bytes]) -> Array:
 
 
 def _element_count(name: str, shape: tuple[int, ...]) -> int:
+    if len(shape) > RANK_MAX:
+        raise InvalidMessage(f"tensor {name!r}: its {len(shape)} dimensions are beyond what can be held; at most {RANK_MAX} are")
     if shape and min(shape) < 0:
         raise InvalidMessage(f"tensor {name!r}: shape {list(shape)} has a negative dimension; send the real one")
     return math.prod(shape)

@@ -66,6 +66,9 @@ class EchoServer:
     async def fail(self, call: Call) -> bytes:
         raise RuntimeError("password=hunter2")
 
+    async def babble(self, call: Call) -> bytes:
+        raise TransportError(StatusCode.INVALID_ARGUMENT, "bad: \udc80" + "é" * int(call.body))
+
     async def trail(self, call: Call) -> ReplyWithTrailers:
         return ReplyWithTrailers(bytes(call.body), (("hexcomb-cold", "1"),))
 
@@ -95,6 +98,7 @@ class EchoServer:
             "hold": self.hold,
             "refuse": self.refuse,
             "fail": self.fail,
+            "babble": self.babble,
             "grow": self.grow,
             "trail": self.trail,
         }
@@ -231,6 +235,15 @@ async def test_a_refusal_carries_its_status_message_and_retry_hint(start, dial):
         assert failure.value.code().value[0] == status
         assert failure.value.details() == "no: the tray is full"
         assert ("retry-after-ms", "1500") in tuple(failure.value.trailing_metadata())
+
+
+@pytest.mark.parametrize("length", [1, 1_000_000])
+async def test_a_refusal_arrives_however_long_or_odd_its_message(start, dial, length):
+    channel = dial((await start()).addresses[0].address)
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await channel.unary_unary("/test.Echo/babble")(b"%d" % length)
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert failure.value.details().startswith("bad: ")
 
 
 async def test_an_exception_is_answered_without_its_story_which_goes_to_the_log(start, dial, caplog):

@@ -124,3 +124,10 @@ def test_the_cost_does_not_grow_with_the_size_of_the_tensors():
         return min(times)
 
     assert best_of(large) < best_of(small) * 10
+
+
+def test_fields_in_unknown_groups_count_as_fields_so_that_groups_cannot_hold_up_the_loop():
+    group = b"\xa3\x01" + b"\x08\x00" * 10_000 + b"\xa4\x01"  # unknown field 20, a group of 10,000 numbers
+    assert peek(group + b"\x0a\x01m").model_name == "m"
+    with pytest.raises(InvalidMessage, match="bad group"):
+        peek(group + group)

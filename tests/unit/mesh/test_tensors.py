@@ -261,3 +261,10 @@ def test_our_messages_have_tritonclients_field_numbers():
     theirs = service_pb2.DESCRIPTOR.message_types_by_name
     for name, descriptor in inference_pb2.DESCRIPTOR.message_types_by_name.items():
         assert fields_of(descriptor) == fields_of(theirs[name])
+
+
+def test_a_shape_of_too_many_dimensions_is_refused_before_they_are_multiplied():
+    request = ModelInferRequest(model_name="m", raw_input_contents=[b"1234"])
+    request.inputs.add(name="x", datatype="FP32", shape=[2**62] * 1_000_000)
+    with pytest.raises(InvalidMessage, match="1000000 dimensions"):
+        decode_request(request.SerializeToString())
