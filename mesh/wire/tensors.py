@@ -301,7 +301,9 @@ def _object_array(elements: list[bytes]) -> Array:
 
 def _element_count(name: str, shape: tuple[int, ...]) -> int:
     if len(shape) > RANK_MAX:
-        raise InvalidMessage(f"tensor {name!r}: its {len(shape)} dimensions are beyond what can be held; at most {RANK_MAX} are")
+        raise InvalidMessage(
+            f"tensor {name!r}: its {len(shape)} dimensions are beyond what can be held; at most {RANK_MAX} are"
+        )
     if shape and min(shape) < 0:
         raise InvalidMessage(f"tensor {name!r}: shape {list(shape)} has a negative dimension; send the real one")
     return math.prod(shape)
