@@ -1,5 +1,6 @@
 """PyTorch programs: what they say of themselves, what is refused, what they weigh."""
 
+import gc
 import json
 import pickle
 import warnings
@@ -15,6 +16,7 @@ from runtime_adapters.base import Device, LoadOptions, TensorSpec
 from runtime_adapters.datatypes import DTYPE_OF
 from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelRaised, UntrustedArtifact
 from runtime_adapters.isolation import load_isolated
+from runtime_adapters.memory import anonymous_bytes, trim
 from runtime_adapters.torch_effects import effects_of
 from runtime_adapters.torch_programs import ADAPTER
 
@@ -283,6 +285,27 @@ def test_sizes_count_tied_weights_once_and_are_gone_after_unload(tmp_path: Path)
     assert on_cuda.device_bytes >= weights
     model.unload()
     assert model.size().total_bytes == 0
+
+
+def test_weights_leave_with_the_copy_and_not_when_python_looks_for_cycles(tmp_path: Path) -> None:
+    path = _export(tmp_path / "model.pt2", torch.nn.Linear(1500, 1500), (torch.zeros(1, 1500),))
+
+    def load_and_leave() -> None:
+        model = ADAPTER.load(path, _TRUSTED)
+        model.warm_up()
+        model.unload()
+
+    load_and_leave()
+    gc.collect()
+    gc.disable()
+    try:
+        before_bytes = anonymous_bytes()
+        for _ in range(6):
+            load_and_leave()
+        trim()
+        assert anonymous_bytes() - before_bytes < 9_000_000, "less than one of six copies of 9 MB is still there"
+    finally:
+        gc.enable()
 
 
 def test_the_number_of_threads_is_one_unless_a_load_asks_for_more(tmp_path: Path) -> None:
