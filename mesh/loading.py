@@ -106,14 +106,6 @@ class _Overdue(Exception):
         self.failure = failure
 
 
-class _NotPrepared(Exception):
-    """The prepared form that was there has left the disk."""
-
-
-def _never_made(into: Path) -> bool:
-    raise _NotPrepared
-
-
 @dataclass(slots=True)
 class Counts:
     """What this pod has done since it started."""
@@ -206,6 +198,12 @@ class Loading:
     def format_of(self, key: ModelKey) -> str:
         """The format that was declared or detected; empty while it is not known."""
         return self._formats.get(key, "")
+
+    def forget(self, key: ModelKey) -> None:
+        """This generation is new to the registry. One of the same number may have been here before: a model that was
+        unregistered long ago begins at 1 again, and must not be loaded from its predecessor's files."""
+        for memory in (self._found, self._metadata, self._formats):
+            memory.pop(key, None)
 
     def failure(self, key: ModelKey) -> FailureRecord | None:
         """What keeps this generation from being loaded, if anything does."""
@@ -301,16 +299,17 @@ class Loading:
     # Fetch --------------------------------------------------------------------------------------------------
 
     async def _fetch(self, key: ModelKey, copy_id: int) -> Event:
-        if (again := await self._stage_again(key)) is not None:
-            self._staged[copy_id] = again
-            return Fetched(copy_id, self._bytes(again.estimate))
-        record = self._record_of(key)
-        if record is None:
-            return FetchFailed(copy_id, Failure(FailureKind.PERMANENT, f"model {key.model_id!r} is not registered"))
-        format_name = record.spec.format or ""
-        began = self._clock()
+        format_name = self.format_of(key)
         artifact: Artifact | None = None
         try:
+            if (again := await self._stage_again(key)) is not None:
+                self._staged[copy_id] = again
+                return Fetched(copy_id, self._bytes(again.estimate))
+            record = self._record_of(key)
+            if record is None:
+                return FetchFailed(copy_id, Failure(FailureKind.PERMANENT, f"model {key.model_id!r} is not registered"))
+            format_name = record.spec.format or ""
+            began = self._clock()
             artifact = await self._artifacts.fetch(
                 FetchRequest(
                     uri=record.spec.uri,
@@ -349,11 +348,13 @@ class Loading:
             return None
         path = artifact.path
         if found.variant:
+            # Made once more if the disk tier has dropped it: its content is still the one of this generation.
+            make = partial(found.adapter.prepare, artifact.path, options=found.options)
             try:
-                path = await self._artifacts.prepare(artifact, found.variant, _never_made) or artifact.path
-            except _NotPrepared:
+                path = await self._artifacts.prepare(artifact, found.variant, make) or artifact.path
+            except BaseException:
                 self._artifacts.release(artifact)
-                return None
+                raise
         estimate = self._profiles.get(self._profile_key(found), found.estimate)
         return replace(found, artifact=artifact, path=path, estimate=estimate)
 
@@ -407,6 +408,11 @@ class Loading:
                 loaded = await self._load_isolated(staged, timeout_s)
             else:
                 loaded = await self._load_here(key, copy_id, staged, timeout_s)
+            try:
+                resident = self._resident(key, copy_id, staged, loaded)
+            except Exception:
+                await _free(loaded.model)
+                raise
         except _Overdue as late:  # the cache has heard of it; now the thread has come back
             self._artifacts.release(staged.artifact)
             return LoadFailed(copy_id, late.failure)
@@ -421,12 +427,19 @@ class Loading:
         self._telemetry.load_stage(format_name, "warm_up", loaded.warm_up_s)
         self._profiles[self._profile_key(staged)] = loaded.size
         self._metadata[key] = loaded.model.metadata
-        self._residents[copy_id] = Resident(
+        self._residents[copy_id] = resident
+        self.counts.loads += 1
+        asyncio.get_running_loop().call_soon(self._on_loaded, key)
+        return Loaded(copy_id, self._bytes(loaded.size))
+
+    def _resident(self, key: ModelKey, copy_id: int, staged: _Staged, loaded: _Loaded) -> Resident:
+        format_name = staged.adapter.format
+        return Resident(
             copy=self._cache.copy(copy_id),
             model=loaded.model,
             format=format_name,
             checker=InputChecker(loaded.model.metadata),
-            meter=self._telemetry.meter(format_name, key.model_id),
+            meter=self._telemetry.meter(format_name, key.tenant, key.model_id),
             artifact=staged.artifact,
             size=loaded.size,
             estimated_bytes=staged.estimate.total_bytes,
@@ -437,9 +450,6 @@ class Loading:
             pin=self._pin,
             unpin=self._unpin,
         )
-        self.counts.loads += 1
-        asyncio.get_running_loop().call_soon(self._on_loaded, key)
-        return Loaded(copy_id, self._bytes(loaded.size))
 
     async def _load_here(self, key: ModelKey, copy_id: int, staged: _Staged, timeout_s: float) -> _Loaded:
         ends_s = self._clock() + timeout_s
@@ -505,10 +515,18 @@ class Loading:
             self._tick.cancel()
         for task in list(self._running.values()):
             task.cancel()
-        unloads = [_in_thread("unload", resident.model.unload) for resident in self._residents.values()]
+        leaving = [resident for copy_id, resident in self._residents.items() if copy_id not in self._running]
+        # Each process may take its time to end, and is told to even in the middle of a run. Within this process a
+        # run that outlived the grace may still use its model; the others go one by one: there can be thousands.
+        isolated = [resident.model for resident in leaving if resident.turn is not None]
+        idle = [resident.model for resident in leaving if resident.turn is None and not resident.copy.pins]
+        unloads = [_in_thread("unload", model.unload) for model in isolated]
+        unloads.append(_in_thread("unload", _unload_all, idle))
         waits = [*unloads, *self._running.values()]
-        if waits:
-            await asyncio.wait(waits, timeout=grace_s)
+        await asyncio.wait(waits, timeout=grace_s)
+        for unload in unloads:
+            if unload.done() and not unload.cancelled() and (error := unload.exception()) is not None:
+                log.error("the last unload of a copy failed", exc_info=error)
 
     # What things mean ---------------------------------------------------------------------------------------
 
@@ -532,6 +550,14 @@ class Loading:
         self.counts.load_failures += 1
         log.warning("%s of %s failed (%s): %s", stage, key, kind.value, message)
         return Failure(kind, message)
+
+
+def _unload_all(models: Iterable[LoadedModel]) -> None:
+    for model in models:
+        try:
+            model.unload()
+        except Exception:
+            log.exception("the last unload of a copy failed")
 
 
 def _load_and_measure(staged: _Staged) -> _Loaded:
@@ -578,11 +604,15 @@ async def _free_late_result(thread: asyncio.Future[_Loaded]) -> None:
     """A load that nobody waits for has ended: free what it made."""
     if thread.cancelled() or thread.exception() is not None:
         return
-    model = thread.result().model
+    await _free(thread.result().model)
+
+
+async def _free(model: LoadedModel) -> None:
+    """Unload what never came to serve."""
     try:
         await _in_thread("unload-late", model.unload)
     except Exception:
-        log.exception("freeing what a late load has made failed")
+        log.exception("freeing what a load has made in vain failed")
 
 
 def _took_too_long(staged: _Staged, timeout_s: float) -> adapter_errors.LoadFailed:

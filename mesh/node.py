@@ -168,6 +168,9 @@ class Node:
 
     def _on_change(self, changes: Changes) -> None:
         for change in changes.models:
+            after = change.after
+            if after is not None and (change.before is None or change.before.generation != after.generation):
+                self.loading.forget(ModelKey(change.tenant, change.id, after.generation))
             if change.before is None:
                 assert change.after is not None
                 self.loading.send(Forgive(ModelKey(change.tenant, change.id, change.after.generation)))
@@ -175,7 +178,8 @@ class Node:
             incoming = self.generations.changed(change.before, change.after)
             if change.after is None:
                 key = ModelKey(change.tenant, change.id, change.before.generation)
-                self.telemetry.forget(change.before.spec.format or self.loading.format_of(key), change.id)
+                format_name = change.before.spec.format or self.loading.format_of(key)
+                self.telemetry.forget(format_name, change.tenant, change.id)
             if incoming is not None:
                 self.models.take_over(incoming)
 

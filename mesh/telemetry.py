@@ -88,7 +88,7 @@ class Telemetry:
         self.registry = registry
         self._per_model = per_model
         self._meters: dict[tuple[str, ...], RequestMeter] = {}
-        labels = ["format", "model"] if per_model else ["format"]
+        labels = ["format", "tenant", "model"] if per_model else ["format"]
         self._label_names = labels
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody asks for
         ProcessCollector(registry=registry)
@@ -152,9 +152,9 @@ class Telemetry:
         """Compute more lines on each scrape from `read()`."""
         self.registry.register(_OnScrape(read))
 
-    def meter(self, format_name: str, model: str) -> RequestMeter:
+    def meter(self, format_name: str, tenant: str, model: str) -> RequestMeter:
         """The request metrics for a model; kept by the caller, so that requests look nothing up."""
-        key = (format_name, model) if self._per_model else (format_name,)
+        key = (format_name, tenant, model) if self._per_model else (format_name,)
         meter = self._meters.get(key)
         if meter is None:
             labels = dict(zip(self._label_names, key, strict=True))
@@ -167,13 +167,13 @@ class Telemetry:
             self._meters[key] = meter
         return meter
 
-    def forget(self, format_name: str, model: str) -> None:
+    def forget(self, format_name: str, tenant: str, model: str) -> None:
         """Drop a model's own series when it is unregistered."""
-        if not self._per_model or self._meters.pop((format_name, model), None) is None:
+        if not self._per_model or self._meters.pop((format_name, tenant, model), None) is None:
             return
         for outcome in ("hit", "miss"):
-            self._request_seconds.remove(format_name, model, outcome)
-        self._request_errors.remove_by_labels({"format": format_name, "model": model})
+            self._request_seconds.remove(format_name, tenant, model, outcome)
+        self._request_errors.remove_by_labels({"format": format_name, "tenant": tenant, "model": model})
 
     def load_stage(self, format_name: str, stage: str, seconds: float) -> None:
         """One stage of a load took this long."""

@@ -13,17 +13,17 @@ def text_of(telemetry: Telemetry) -> str:
 
 def test_two_pods_in_one_process_do_not_collide() -> None:
     one, other = Telemetry(CollectorRegistry()), Telemetry(CollectorRegistry())
-    one.meter("onnx", "m").answered(0.001, cold=False)
+    one.meter("onnx", "default", "m").answered(0.001, cold=False)
     assert 'hexcomb_request_seconds_count{format="onnx",outcome="hit"} 1.0' in text_of(one)
     assert 'hexcomb_request_seconds_count{format="onnx",outcome="hit"}' not in text_of(other)
 
 
 def test_models_of_a_format_share_their_series() -> None:
     telemetry = Telemetry(CollectorRegistry())
-    assert telemetry.meter("onnx", "a") is telemetry.meter("onnx", "b")
-    telemetry.meter("onnx", "a").answered(0.001, cold=False)
-    telemetry.meter("onnx", "b").answered(0.001, cold=True)
-    telemetry.meter("onnx", "b").failed("INTERNAL")
+    assert telemetry.meter("onnx", "default", "a") is telemetry.meter("onnx", "default", "b")
+    telemetry.meter("onnx", "default", "a").answered(0.001, cold=False)
+    telemetry.meter("onnx", "default", "b").answered(0.001, cold=True)
+    telemetry.meter("onnx", "default", "b").failed("INTERNAL")
     text = text_of(telemetry)
     assert 'hexcomb_request_seconds_count{format="onnx",outcome="hit"} 1.0' in text
     assert 'hexcomb_request_seconds_count{format="onnx",outcome="miss"} 1.0' in text
@@ -34,15 +34,15 @@ def test_models_of_a_format_share_their_series() -> None:
 def test_per_model_series_are_there_when_asked_for_and_leave_with_the_model() -> None:
     telemetry = Telemetry(CollectorRegistry(), per_model=True)
     for name in ("going", "staying"):
-        meter = telemetry.meter("onnx", name)
+        meter = telemetry.meter("onnx", "default", name)
         meter.answered(0.001, cold=False)
         meter.failed("INTERNAL")
     assert text_of(telemetry).count('model="going"') > 2
-    telemetry.forget("onnx", "going")
-    telemetry.forget("onnx", "never-seen")
+    telemetry.forget("onnx", "default", "going")
+    telemetry.forget("onnx", "default", "never-seen")
     assert 'model="going"' not in text_of(telemetry)
     assert 'model="staying"' in text_of(telemetry)
-    telemetry.meter("onnx", "going").answered(0.001, cold=False)  # registered again: counted from nothing
+    telemetry.meter("onnx", "default", "going").answered(0.001, cold=False)  # registered again: counted from nothing
     assert 'hexcomb_request_seconds_count{format="onnx",model="going",outcome="hit"} 1.0' in text_of(telemetry)
 
 
