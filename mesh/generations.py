@@ -41,9 +41,9 @@ class Generations:
         replacement = self._replacements.get((registered.tenant, registered.id))
         if replacement is None:
             return registered
-        if self._is_servable(key_of(replacement.serving)):
+        if self._is_servable(key_of(replacement.serving)) and not self._is_servable(key_of(replacement.incoming)):
             return replacement.serving
-        # The old copy was evicted meanwhile: there is no gap left to avoid.
+        # The new copy serves, or the old one was evicted meanwhile: there is no gap left to avoid.
         self._finish(registered.tenant, registered.id)
         return registered
 
@@ -79,9 +79,10 @@ class Generations:
         return after
 
     def loaded(self, key: ModelKey) -> None:
-        """A copy became servable: if it was to take over, it does so now."""
+        """A copy was loaded: if it was to take over, it does so now, or once it serves: others may have to make room
+        for it first, if it came out larger than was reserved."""
         replacement = self._replacements.get((key.tenant, key.model_id))
-        if replacement is not None and replacement.incoming.generation == key.generation:
+        if replacement is not None and replacement.incoming.generation == key.generation and self._is_servable(key):
             self._finish(key.tenant, key.model_id)
 
     def _finish(self, tenant: str, model_id: str) -> None:

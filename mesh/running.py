@@ -53,31 +53,39 @@ class Runner:
         return result
 
     async def run_in_thread(self, resident: Resident, inputs: Tensors, outputs: Sequence[str]) -> dict[str, Array]:
-        """Run on a worker thread. Cancelling the caller does not stop the run; it keeps its own pin until it ends."""
-        if resident.turn is None:
-            return await self._in_pool(self._pool, resident, inputs, outputs, time.perf_counter())
+        """Run on a worker thread. Cancelling the caller takes its run out of the queue; one that has begun goes on,
+        and keeps its pin, and its turn, until it ends."""
         queued = time.perf_counter()
-        async with resident.turn:
-            return await self._in_pool(self._isolated_pool, resident, inputs, outputs, queued)
+        pool, turn = self._pool, resident.turn
+        if turn is not None:
+            await turn.acquire()
+            pool = self._isolated_pool
 
-    async def _in_pool(
-        self, pool: ThreadPoolExecutor, resident: Resident, inputs: Tensors, outputs: Sequence[str], queued: float
-    ) -> dict[str, Array]:
         def run() -> tuple[dict[str, Array], float, float]:
             began = time.perf_counter()
             result = resident.model.infer(inputs, outputs)
             return result, began - queued, time.perf_counter() - began
 
-        resident.hold()
-        future = asyncio.get_running_loop().run_in_executor(pool, run)
-
-        def ended(run_ended: asyncio.Future[Any]) -> None:
+        def ended(run_ended: asyncio.Future[Any] | None) -> None:
             resident.let_go()
-            if not run_ended.cancelled():
+            if turn is not None:
+                turn.release()
+            if run_ended is not None and not run_ended.cancelled():
                 run_ended.exception()  # seen, even if the caller has left
 
+        resident.hold()
+        try:
+            job = pool.submit(run)
+        except RuntimeError:  # the pod is stopping
+            ended(None)
+            raise
+        future = asyncio.wrap_future(job)
         future.add_done_callback(ended)
-        result, queued_s, run_s = await asyncio.shield(future)
+        try:
+            result, queued_s, run_s = await asyncio.shield(future)
+        except asyncio.CancelledError:
+            job.cancel()  # without effect once it has begun
+            raise
         self._observe_queue_s(queued_s)
         resident.run_s += _WEIGHT * (run_s - resident.run_s)
         return result

@@ -130,3 +130,15 @@ def test_whatever_happens_what_answers_is_servable_if_anything_was(steps: list[s
         assert now.generation <= generation
         # No copy is left that nobody will ever ask for.
         assert cache.servable <= {key_of(now), key_of(record(generation))}
+
+
+def test_a_new_generation_that_is_loaded_but_still_waits_for_room_does_not_take_over_yet() -> None:
+    cache = Cache()
+    cache.load(record(1))
+    cache.generations.changed(record(1), record(2))
+    cache.generations.loaded(key_of(record(2)))  # larger than was reserved: it may yet have to leave
+    assert cache.generations.serving(record(2)) == record(1)
+    assert cache.retired == []
+    cache.servable.add(key_of(record(2)))
+    assert cache.generations.serving(record(2)) == record(2)
+    assert cache.retired == [key_of(record(1))]

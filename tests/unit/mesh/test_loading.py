@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from cache.events import Crashed, Drain, Retire
+from cache.events import Crashed, Drain, EvictRequest, Forgive, Retire
 from cache.limits import CacheLimits
 from cache.machine import CacheMachine
 from cache.types import Bytes, CopyState, ModelKey, RefusalKind, WantedModel
@@ -349,3 +349,80 @@ async def test_a_draining_pod_refuses_and_a_closed_one_frees_all_copies(pod: Pod
     assert refused.value.refusal.kind is RefusalKind.DRAINING
     await pod.loading.close(LONG_S)
     assert pod.adapter.count("unload") == 5
+
+
+async def evict(pod: Pod, model: WantedModel) -> None:
+    pod.loading.send(EvictRequest(model.key))
+    await pod.wait_until(lambda: not pod.cache.copies(), "it left")
+
+
+async def test_a_reload_that_cannot_be_prepared_is_refused_and_the_next_one_tries_again(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise OSError("the disk is gone")
+
+    model = pod.register("m", FakeSpec(size_bytes=1000))
+    await pod.load(model)
+    await evict(pod, model)
+    with monkeypatch.context() as patch:
+        patch.setattr(pod.artifacts, "prepare", fail)
+        with pytest.raises(Refused) as refused:
+            await pod.load(model)
+    assert refused.value.refusal.kind is RefusalKind.LOAD_FAILED_TRANSIENT
+    assert not pod.cache.copies()
+    pod.loading.send(Forgive(model.key))
+    await pod.load(model)
+
+
+async def test_a_reload_that_is_cancelled_while_it_is_prepared_can_be_loaded_later(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = asyncio.Event()
+
+    async def hang(*_: Any) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    model = pod.register("m", FakeSpec(size_bytes=1000))
+    await pod.load(model)
+    await evict(pod, model)
+    with monkeypatch.context() as patch:
+        patch.setattr(pod.artifacts, "prepare", hang)
+        caller = asyncio.ensure_future(pod.load(model))
+        await began.wait()
+        caller.cancel()
+        await pod.wait_until(lambda: not pod.cache.copies(), "the cancelled fetch has ended")
+    await pod.load(model)
+
+
+async def test_a_model_whose_metadata_make_no_sense_fails_to_load_and_leaves_nothing(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Any) -> None:
+        raise ValueError("two inputs of one name")
+
+    model = pod.register("m", FakeSpec(size_bytes=1000))
+    monkeypatch.setattr("mesh.loading.InputChecker", refuse)
+    with pytest.raises(Refused):
+        await pod.load(model)
+    assert pod.charged_bytes() == 0
+    assert pod.adapter.count("unload") == 1
+
+
+async def test_a_name_that_is_registered_anew_is_not_loaded_from_what_its_predecessor_was(pod: Pod) -> None:
+    await pod.load(pod.register("m", FakeSpec(size_bytes=1000)))
+    model = pod.register("m", FakeSpec(size_bytes=2000))  # an hour later: the tombstone with its generation has gone
+    await evict(pod, model)
+    pod.loading.forget(model.key)
+    assert pod.loading.metadata(model.key) is None
+    await pod.load(model)
+    assert pod.charged_bytes() == 2000
+
+
+async def test_closing_leaves_alone_what_still_runs_in_this_process(pod: Pod) -> None:
+    held = await pod.loading.wait_servable(pod.register("busy", FakeSpec(size_bytes=1000)), None)
+    await pod.load(pod.register("idle", FakeSpec(size_bytes=1000)))
+    await pod.loading.close(LONG_S)
+    assert (pod.adapter.count("unload", "busy"), pod.adapter.count("unload", "idle")) == (0, 1)
+    held.let_go()

@@ -160,3 +160,39 @@ async def test_an_isolated_model_that_thinks_keeps_no_thread_from_the_others(run
     slow.gate.set()
     await asyncio.gather(*thinking)
     assert slow.at_once_max == 1, "one process runs one request at a time"
+
+
+async def test_a_caller_that_leaves_takes_its_run_out_of_the_queue(runner: Runner) -> None:
+    busy, waiting, pins = Model(), Model(), Pins()
+    busy.gate.clear()
+    first = asyncio.ensure_future(runner.run_in_thread(resident(busy, Pins()), INPUTS, ()))
+    await asyncio.to_thread(busy.entered.acquire)
+    copy = resident(waiting, pins)
+    queued = [asyncio.ensure_future(runner.run_in_thread(copy, INPUTS, ())) for _ in range(20)]
+    await asyncio.sleep(0)
+    assert pins.count == 20
+    for caller in queued:
+        caller.cancel()
+    await asyncio.gather(*queued, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert pins.count == 0, "the copy is held for runs that nobody waits for"
+    busy.gate.set()
+    await first
+    await runner.run_in_thread(copy, INPUTS, ())
+    assert len(waiting.threads) == 1, "runs that nobody waits for took the threads"
+
+
+async def test_callers_that_leave_an_isolated_model_do_not_spread_it_over_the_threads(runner: Runner) -> None:
+    slow, quick, pins = Model(), Model(), Pins()
+    slow.gate.clear()
+    copy = resident(slow, pins, isolated=True)
+    for _ in range(8):  # of 4 threads
+        caller = asyncio.ensure_future(runner.run_in_thread(copy, INPUTS, ()))
+        await asyncio.sleep(0.01)
+        caller.cancel()
+        await asyncio.gather(caller, return_exceptions=True)
+    await asyncio.wait_for(runner.run_in_thread(resident(quick, Pins(), isolated=True), INPUTS, ()), 5)
+    assert len(slow.threads) == slow.at_once_max == 1
+    slow.gate.set()
+    await asyncio.wait_for(runner.run_in_thread(copy, INPUTS, ()), 5)
+    assert pins.count == 0
