@@ -53,7 +53,7 @@ from mesh.telemetry import Telemetry
 from placement.records import ModelRecord
 from runtime_adapters import errors as adapter_errors
 from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchRequest
-from runtime_adapters.base import Device, LoadedModel, LoadOptions, ModelMetadata, RuntimeAdapter, Size, Trust
+from runtime_adapters.base import CPU, Device, LoadedModel, LoadOptions, ModelMetadata, RuntimeAdapter, Size, Trust
 from runtime_adapters.errors import AdapterError, BadArtifact, MissingRuntime, UntrustedArtifact
 from runtime_adapters.isolation import Cancellation, estimate_isolated, load_isolated
 from runtime_adapters.memory import MEASURED_MIN_BYTES, MemoryProbe, corrected_size
@@ -362,7 +362,7 @@ class Loading:
         adapter = adapter_for(format_name)
         options = LoadOptions(
             model_id=record.id,
-            device=self._device,
+            device=self._device if self._device.kind in adapter.device_kinds else CPU,
             threads=self._settings.model_threads,
             trusted=artifact.trusted,
             parameters=record.spec.parameters,
@@ -441,6 +441,7 @@ class Loading:
             checker=InputChecker(loaded.model.metadata),
             meter=self._telemetry.meter(format_name, key.tenant, key.model_id),
             artifact=staged.artifact,
+            device=staged.options.device,
             size=loaded.size,
             estimated_bytes=staged.estimate.total_bytes,
             declared_bytes=staged.record.spec.capacity_hint_bytes,

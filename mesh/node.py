@@ -114,7 +114,7 @@ class Node:
         )
         self.serving = Serving(self.registry, self.generations, self.loading, self.runner, self.telemetry, code_name)
         self.models = Models(self.registry, policy, self.loading, self.serving)
-        self.status = StatusView(self.cache, self.loading, self.generations, device)
+        self.status = StatusView(self.cache, self.loading, self.generations)
 
         access = Access()
         self.health = HealthEndpoint(access)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from cache.copies import Copy
 from mesh.telemetry import RequestMeter
 from runtime_adapters.artifacts.fetch import Artifact
-from runtime_adapters.base import LoadedModel, Size
+from runtime_adapters.base import Device, LoadedModel, Size
 from runtime_adapters.validation import InputChecker
 
 
@@ -28,6 +28,7 @@ class Resident:
     meter: RequestMeter
     artifact: Artifact
     """Held while the copy lives: its files may be mapped."""
+    device: Device
     size: Size
     estimated_bytes: int
     """What was reserved for the load."""

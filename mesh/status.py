@@ -19,7 +19,7 @@ from cache.views import CopyView
 from mesh.generations import Generations, key_of
 from mesh.loading import Loading
 from placement.records import ModelRecord
-from runtime_adapters.base import Device, Size
+from runtime_adapters.base import Size
 
 
 class ModelState(Enum):
@@ -54,6 +54,7 @@ class CopyStatus:
 
     state: ModelState
     device: str
+    """Empty until it is loaded."""
     size: Size
     measured: bool
     since_s: float
@@ -92,14 +93,12 @@ class StatusView:
         cache: CacheMachine,
         loading: Loading,
         generations: Generations,
-        device: Device,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._cache = cache
         self._loading = loading
         self._generations = generations
-        self._device = str(device)
         self._clock = clock
         self._wall_clock = wall_clock
 
@@ -134,7 +133,7 @@ class StatusView:
         size = resident.size if resident is not None else Size(view.size.total_bytes)
         return CopyStatus(
             state=_STATE_OF_COPY[view.state],
-            device=self._device,
+            device="" if resident is None else str(resident.device),
             size=size,
             measured=resident is not None,
             since_s=view.since_s + offset_s,

@@ -147,6 +147,8 @@ class RuntimeAdapter(Protocol):
     format: str
     """The name used in specs: `onnx`, `xgboost`, `lightgbm`, `sklearn`, `torch`, `python`, ..."""
     trust: Trust
+    device_kinds: tuple[str, ...]
+    """Kinds of device that the framework runs on, of `Device.kind`; on any pod the CPU is among them."""
     extra: str
     """The optional dependency of the hexcomb distribution that installs the framework."""
 

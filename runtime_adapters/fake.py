@@ -50,6 +50,7 @@ class FakeAdapter:
 
     format = "fake"
     trust = Trust.SAFE
+    device_kinds = ("cpu", "cuda")
     extra = "test"
 
     def __init__(self) -> None:

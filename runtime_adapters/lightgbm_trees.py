@@ -40,6 +40,7 @@ from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed
 from runtime_adapters.frameworks import missing_runtime
 from runtime_adapters.heap_churn import heap_freed
 from runtime_adapters.lightgbm_format import LightgbmFacts, looks_like_lightgbm, read_model
+from runtime_adapters.model_file import find_model_file, read_model_file
 from runtime_adapters.passed_checks import PassedChecks
 from runtime_adapters.validation import refuse_unknown_parameters
 
@@ -56,6 +57,7 @@ class LightgbmAdapter:
 
     format = "lightgbm"
     trust = Trust.SAFE
+    device_kinds = ("cpu",)
     extra = "lightgbm"
 
     def runtime_version(self) -> str:
@@ -63,7 +65,7 @@ class LightgbmAdapter:
 
     def detect(self, artifact: Path) -> bool:
         try:
-            with _model_file(artifact).open("rb") as file:
+            with find_model_file("lightgbm", artifact, _SUFFIXES).open("rb") as file:
                 return looks_like_lightgbm(file.read(_DETECT_BYTES))
         except (BadArtifact, OSError):
             return False
@@ -71,7 +73,7 @@ class LightgbmAdapter:
     def estimate(self, artifact: Path, options: LoadOptions) -> Size:
         """From the leaf counts in the file."""
         _output_of(options)
-        content = _content(artifact)
+        content = read_model_file("lightgbm", artifact, _SUFFIXES)
         facts, freed_bytes = _passed.facts_of(content, _facts), len(content)
         del content
         heap_freed(freed_bytes)
@@ -80,7 +82,7 @@ class LightgbmAdapter:
     def prepare(self, artifact: Path, into: Path, options: LoadOptions) -> bool:
         """The checked text, without what prediction does not need."""
         _output_of(options)
-        checked = read_model(_content(artifact))
+        checked = read_model(read_model_file("lightgbm", artifact, _SUFFIXES))
         if checked.facts.handed_over_as_is:
             return False
         (into / PREPARED_NAME).write_bytes(checked.text)
@@ -89,7 +91,7 @@ class LightgbmAdapter:
     def load(self, artifact: Path, options: LoadOptions) -> LoadedModel:
         lightgbm = _lightgbm()
         output = _output_of(options)
-        content = _content(artifact)
+        content = read_model_file("lightgbm", artifact, _SUFFIXES)
         facts = _passed.facts_of(content, _facts)
         text = content if facts.handed_over_as_is else read_model(content).text
         try:
@@ -198,32 +200,6 @@ def _output_of(options: LoadOptions) -> str | None:
     if output not in (None, "labels", "values"):
         raise BadArtifact(f"parameter predict is {output!r}; allowed are labels and values; correct the spec")
     return output
-
-
-def _model_file(artifact: Path) -> Path:
-    """The model file itself, or the only one in a directory."""
-    if artifact.is_dir():
-        files = [path for path in sorted(artifact.iterdir()) if path.suffix in _SUFFIXES and path.is_file()]
-        if len(files) != 1:
-            raise BadArtifact(
-                f"lightgbm: directory {artifact.name!r} holds {len(files)} model files "
-                f"({', '.join(_SUFFIXES)}); exactly one is needed; point the URI at the file"
-            )
-        return files[0]
-    if not artifact.is_file():
-        raise BadArtifact(f"lightgbm: artifact {artifact.name!r} is not there; check the URI, then register again")
-    return artifact
-
-
-def _content(artifact: Path) -> bytes:
-    path = _model_file(artifact)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise LoadFailed(f"lightgbm: artifact {path.name!r} cannot be read: {error.strerror}; try again") from error
-    if not content:
-        raise BadArtifact(f"lightgbm: artifact {path.name!r} is empty; upload the model file again")
-    return content
 
 
 def _lightgbm() -> Any:

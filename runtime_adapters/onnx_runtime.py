@@ -119,6 +119,7 @@ class OnnxAdapter:
 
     format = "onnx"
     trust = Trust.SAFE
+    device_kinds = ("cpu", "cuda")
     extra = "onnx"
 
     def runtime_version(self) -> str:

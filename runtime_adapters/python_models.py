@@ -56,6 +56,7 @@ class PythonModels:
 
     format = "python"
     trust = Trust.RUNS_CODE
+    device_kinds = ("cpu", "cuda")
     extra = ""
 
     def runtime_version(self) -> str:

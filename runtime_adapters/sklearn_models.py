@@ -55,6 +55,7 @@ from runtime_adapters.datatypes import DTYPE_OF, datatype_of
 from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelRaised, UntrustedArtifact
 from runtime_adapters.frameworks import missing_runtime
 from runtime_adapters.heap_churn import heap_freed
+from runtime_adapters.model_file import find_model_file
 from runtime_adapters.sklearn_allowlist import TRUSTED_NAMES
 from runtime_adapters.sklearn_archive import ESTIMATOR_BYTES, ArchiveFacts, check_archive, is_skops
 from runtime_adapters.sklearn_bounds import check_estimator, objects_within
@@ -79,6 +80,7 @@ class SklearnAdapter:
 
     format = "sklearn"
     trust = Trust.SAFE
+    device_kinds = ("cpu",)
     extra = "sklearn"
 
     def runtime_version(self) -> str:
@@ -87,14 +89,14 @@ class SklearnAdapter:
 
     def detect(self, artifact: Path) -> bool:
         try:
-            return is_skops(_model_file(artifact, (".skops",), "sklearn"))
+            return is_skops(find_model_file("sklearn", artifact, (".skops",)))
         except BadArtifact:
             return False
 
     def estimate(self, artifact: Path, options: LoadOptions) -> Size:
         """Arrays as long as in the file, objects by the length of their description."""
         _check_options(options, "sklearn")
-        return Size(host_bytes=check_archive(_model_file(artifact, (".skops",), "sklearn")).resident_bytes)
+        return Size(host_bytes=check_archive(find_model_file("sklearn", artifact, (".skops",))).resident_bytes)
 
     def prepare(self, artifact: Path, into: Path, options: LoadOptions) -> bool:
         """A skops file is its own best form."""
@@ -103,7 +105,7 @@ class SklearnAdapter:
     def load(self, artifact: Path, options: LoadOptions) -> LoadedModel:
         sklearn, skops = _sklearn(), _skops()
         _check_options(options, "sklearn")
-        path = _model_file(artifact, (".skops",), "sklearn")
+        path = find_model_file("sklearn", artifact, (".skops",))
         facts = check_archive(path)
         if facts.sklearn_version not in (None, sklearn.__version__):
             _LOG.warning(
@@ -133,6 +135,7 @@ class PickleAdapter:
 
     format = "pickle"
     trust = Trust.RUNS_CODE
+    device_kinds = ("cpu",)
     extra = "sklearn"
 
     def runtime_version(self) -> str:
@@ -140,7 +143,7 @@ class PickleAdapter:
 
     def detect(self, artifact: Path) -> bool:
         try:
-            path = _model_file(artifact, _PICKLE_SUFFIXES, "pickle")
+            path = find_model_file("pickle", artifact, _PICKLE_SUFFIXES)
             if path.suffix not in _PICKLE_SUFFIXES:
                 return False
             with path.open("rb") as file:
@@ -152,7 +155,7 @@ class PickleAdapter:
     def estimate(self, artifact: Path, options: LoadOptions) -> Size:
         """The length of the pickle: its arrays are most of it. A compressed one is read through for that."""
         _check_options(options, "pickle")
-        path = _model_file(artifact, _PICKLE_SUFFIXES, "pickle")
+        path = find_model_file("pickle", artifact, _PICKLE_SUFFIXES)
         return Size(host_bytes=ESTIMATOR_BYTES + _unpacked_bytes(path))
 
     def prepare(self, artifact: Path, into: Path, options: LoadOptions) -> bool:
@@ -161,7 +164,7 @@ class PickleAdapter:
 
     def load(self, artifact: Path, options: LoadOptions) -> LoadedModel:
         _check_options(options, "pickle")
-        path = _model_file(artifact, _PICKLE_SUFFIXES, "pickle")
+        path = find_model_file("pickle", artifact, _PICKLE_SUFFIXES)
         if not options.trusted:
             raise UntrustedArtifact(
                 "pickle: loading a pickle or joblib file runs code from it, and its storage prefix is not trusted; "
@@ -407,21 +410,6 @@ def _check_options(options: LoadOptions, format_name: str) -> None:
     refuse_unknown_parameters(options.parameters)
     if options.device.kind != "cpu":
         raise BadArtifact(f"{format_name}: scikit-learn runs on the CPU only, not on {options.device}; load on the CPU")
-
-
-def _model_file(artifact: Path, suffixes: tuple[str, ...], format_name: str) -> Path:
-    """The model file itself, or the only one in a directory."""
-    if artifact.is_dir():
-        files = [path for path in sorted(artifact.iterdir()) if path.suffix in suffixes and path.is_file()]
-        if len(files) != 1:
-            raise BadArtifact(
-                f"{format_name}: directory {artifact.name!r} holds {len(files)} model files ({', '.join(suffixes)}); "
-                "exactly one is needed; point the URI at the file"
-            )
-        return files[0]
-    if not artifact.is_file():
-        raise BadArtifact(f"{format_name}: artifact {artifact.name!r} is not there; check the URI, then register again")
-    return artifact
 
 
 def _load_error(error: Exception) -> BadArtifact | LoadFailed:

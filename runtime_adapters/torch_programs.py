@@ -92,6 +92,7 @@ class TorchPrograms:
 
     format = "torch"
     trust = Trust.RUNS_CODE
+    device_kinds = ("cpu", "cuda")
     extra = "torch"
 
     def runtime_version(self) -> str:

@@ -44,6 +44,7 @@ from runtime_adapters.base import (
 from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelRaised
 from runtime_adapters.frameworks import missing_runtime
 from runtime_adapters.heap_churn import heap_freed
+from runtime_adapters.model_file import find_model_file, read_model_file
 from runtime_adapters.passed_checks import PassedChecks
 from runtime_adapters.validation import refuse_unknown_parameters
 from runtime_adapters.xgboost_format import XgboostFacts, looks_like_xgboost, read_model
@@ -62,6 +63,7 @@ class XgboostAdapter:
 
     format = "xgboost"
     trust = Trust.SAFE
+    device_kinds = ("cpu", "cuda")
     extra = "xgboost"
 
     def runtime_version(self) -> str:
@@ -69,7 +71,7 @@ class XgboostAdapter:
 
     def detect(self, artifact: Path) -> bool:
         try:
-            with _model_file(artifact).open("rb") as file:
+            with find_model_file("xgboost", artifact, _SUFFIXES).open("rb") as file:
                 return looks_like_xgboost(file.read(_DETECT_BYTES))
         except (BadArtifact, OSError):
             return False
@@ -77,7 +79,7 @@ class XgboostAdapter:
     def estimate(self, artifact: Path, options: LoadOptions) -> Size:
         """From the node counts in the file."""
         _output_of(options)
-        content = _content(artifact)
+        content = read_model_file("xgboost", artifact, _SUFFIXES)
         facts, freed_bytes = _passed.facts_of(content, _facts), len(content)
         del content
         heap_freed(freed_bytes)
@@ -86,7 +88,7 @@ class XgboostAdapter:
     def prepare(self, artifact: Path, into: Path, options: LoadOptions) -> bool:
         """JSON becomes UBJ; UBJ is as good as it gets."""
         _output_of(options)
-        content = _content(artifact)
+        content = read_model_file("xgboost", artifact, _SUFFIXES)
         checked = read_model(content)
         if checked.facts.handed_over_as_is:
             return False
@@ -101,7 +103,7 @@ class XgboostAdapter:
                 f"xgboost {xgboost.__version__} on this pod is built without CUDA, so {options.device} cannot be used; "
                 "install the package xgboost in place of xgboost-cpu, or load on the CPU"
             )
-        content = _content(artifact)
+        content = read_model_file("xgboost", artifact, _SUFFIXES)
         facts, ubj = _checked(content)
         device = "cpu" if options.device.kind == "cpu" else str(options.device)
         # Reading a file knows nothing of the Booster's own `nthread`: each loading thread would start an OpenMP team,
@@ -266,32 +268,6 @@ def _output_of(options: LoadOptions) -> str | None:
     if output not in (None, "labels", "values"):
         raise BadArtifact(f"parameter predict is {output!r}; allowed are labels and values; correct the spec")
     return output
-
-
-def _model_file(artifact: Path) -> Path:
-    """The model file itself, or the only one in a directory."""
-    if artifact.is_dir():
-        files = [path for path in sorted(artifact.iterdir()) if path.suffix in _SUFFIXES and path.is_file()]
-        if len(files) != 1:
-            raise BadArtifact(
-                f"xgboost: directory {artifact.name!r} holds {len(files)} model files "
-                f"({', '.join(_SUFFIXES)}); exactly one is needed; point the URI at the file"
-            )
-        return files[0]
-    if not artifact.is_file():
-        raise BadArtifact(f"xgboost: artifact {artifact.name!r} is not there; check the URI, then register again")
-    return artifact
-
-
-def _content(artifact: Path) -> bytes:
-    path = _model_file(artifact)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise LoadFailed(f"xgboost: artifact {path.name!r} cannot be read: {error.strerror}; try again") from error
-    if not content:
-        raise BadArtifact(f"xgboost: artifact {path.name!r} is empty; upload the model file again")
-    return content
 
 
 def _xgboost() -> Any:

@@ -12,7 +12,7 @@ import pytest
 
 from mesh.resident import Resident
 from mesh.running import HANDOVER_S, INLINE_BYTES_MAX, Runner
-from runtime_adapters.base import Size
+from runtime_adapters.base import CPU, Size
 
 QUICK_S, SLOW_S = HANDOVER_S / 10, HANDOVER_S * 10
 
@@ -59,6 +59,7 @@ def resident(model: Model, pins: Pins, run_s: float = SLOW_S, *, isolated: bool 
         checker=nothing,
         meter=nothing,
         artifact=nothing,
+        device=CPU,
         size=Size(1),
         estimated_bytes=1,
         declared_bytes=None,
