@@ -43,7 +43,9 @@ def test_per_model_series_are_there_when_asked_for_and_leave_with_the_model() ->
     assert 'model="going"' not in text_of(telemetry)
     assert 'model="staying"' in text_of(telemetry)
     telemetry.meter("onnx", "default", "going").answered(0.001, cold=False)  # registered again: counted from nothing
-    assert 'hexcomb_request_seconds_count{format="onnx",model="going",outcome="hit",tenant="default"} 1.0' in text_of(telemetry)
+    assert 'hexcomb_request_seconds_count{format="onnx",model="going",outcome="hit",tenant="default"} 1.0' in text_of(
+        telemetry
+    )
 
 
 def test_samples_are_computed_at_each_scrape_with_the_type_that_their_name_says() -> None:
