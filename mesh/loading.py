@@ -53,6 +53,7 @@ from mesh.telemetry import Telemetry
 from placement.records import ModelRecord
 from runtime_adapters import errors as adapter_errors
 from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchRequest
+from runtime_adapters.artifacts.locations import parse_location
 from runtime_adapters.base import CPU, Device, LoadedModel, LoadOptions, ModelMetadata, RuntimeAdapter, Size, Trust
 from runtime_adapters.errors import AdapterError, BadArtifact, MissingRuntime, UntrustedArtifact
 from runtime_adapters.isolation import Cancellation, estimate_isolated, load_isolated
@@ -369,8 +370,9 @@ class Loading:
         )
         isolated = record.spec.isolation == "process" or format_name in ALWAYS_ISOLATED
         if adapter.trust is Trust.RUNS_CODE and not isolated and not artifact.trusted:
+            shown = parse_location(record.spec.uri).shown  # a signed URL's query is a secret
             raise UntrustedArtifact(
-                f"format {format_name!r} can run code when it loads, and {record.spec.uri!r} is under no "
+                f"format {format_name!r} can run code when it loads, and {shown!r} is under no "
                 "trusted prefix: mark its prefix with --trusted-prefixes, register it with isolation=process, or "
                 "convert it to ONNX"
             )

@@ -67,8 +67,9 @@ class Models:
         isolated = spec.isolation == "process" or spec.format in ALWAYS_ISOLATED
         if adapter is not None and adapter.trust is Trust.RUNS_CODE and not trusted and not isolated:
             raise InvalidSpec(
-                f"format {spec.format!r} can run code when it loads, and {spec.uri!r} is under no trusted prefix: "
-                "start the server with --trusted-prefixes, register with isolation=process, or convert it to ONNX"
+                f"format {spec.format!r} can run code when it loads, and {location.shown!r} is under no trusted "
+                "prefix: start the server with --trusted-prefixes, register with isolation=process, or convert it to "
+                "ONNX"
             )
 
     async def register(self, tenant: str, entries: Sequence[Registration]) -> list[Registered | PlacementError]:

@@ -9,6 +9,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from mesh.loading import HOST_MEMORY, Loading, Refused
 from mesh.settings import Settings
 from mesh.telemetry import Telemetry
 from placement.records import ModelRecord, ModelSpec
-from runtime_adapters.artifacts.fetch import ArtifactStore
-from runtime_adapters.base import CPU
+from runtime_adapters.artifacts.fetch import ArtifactStore, FetchRequest
+from runtime_adapters.base import CPU, Trust
+from runtime_adapters.errors import UntrustedArtifact
 from runtime_adapters.fake import FakeAdapter, FakeSpec, write_fake_artifact
 
 CAPACITY_BYTES = 1_000_000
@@ -426,3 +428,17 @@ async def test_closing_leaves_alone_what_still_runs_in_this_process(pod: Pod) ->
     await pod.loading.close(LONG_S)
     assert (pod.adapter.count("unload", "busy"), pod.adapter.count("unload", "idle")) == (0, 1)
     held.let_go()
+
+
+async def test_an_untrusted_artifact_is_named_without_the_signature_of_its_url(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = pod.register("m")
+    monkeypatch.setattr(pod.adapter, "trust", Trust.RUNS_CODE, raising=False)
+    record = pod.records[model.key]
+    artifact = await pod.artifacts.fetch(FetchRequest(uri=record.spec.uri))
+    signed = replace(record, spec=ModelSpec(uri="https://store.example/m.json?X-Amz-Signature=hunter2", format="fake"))
+    with pytest.raises(UntrustedArtifact, match=r"store\.example/m\.json") as refused:
+        await pod.loading._stage(signed, artifact, "fake")
+    assert "hunter2" not in str(refused.value)
+    pod.artifacts.release(artifact)
