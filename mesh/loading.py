@@ -56,7 +56,7 @@ from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchReque
 from runtime_adapters.artifacts.locations import parse_location
 from runtime_adapters.base import CPU, Device, LoadedModel, LoadOptions, ModelMetadata, RuntimeAdapter, Size, Trust
 from runtime_adapters.errors import AdapterError, BadArtifact, MissingRuntime, UntrustedArtifact
-from runtime_adapters.isolation import Cancellation, estimate_isolated, load_isolated
+from runtime_adapters.isolation import Cancellation, IsolatedModel, estimate_isolated, load_isolated
 from runtime_adapters.memory import MEASURED_MIN_BYTES, MemoryProbe, corrected_size
 from runtime_adapters.registry import adapter_for, detect_format
 from runtime_adapters.validation import InputChecker
@@ -519,8 +519,11 @@ class Loading:
         for task in list(self._running.values()):
             task.cancel()
         leaving = [resident for copy_id, resident in self._residents.items() if copy_id not in self._running]
-        # Each process may take its time to end, and is told to even in the middle of a run. Within this process a
-        # run that outlived the grace may still use its model; the others go one by one: there can be thousands.
+        # Each process may take its time to end, unless a run has outlived the grace: then it is killed. Within this
+        # process such a run may still use its model; the others go one by one: there can be thousands.
+        for resident in leaving:
+            if resident.copy.pins and isinstance(resident.model, IsolatedModel):
+                resident.model.kill("the pod stops")
         isolated = [resident.model for resident in leaving if resident.turn is not None]
         idle = [resident.model for resident in leaving if resident.turn is None and not resident.copy.pins]
         unloads = [_in_thread("unload", model.unload) for model in isolated]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from cache.events import SetPinned
-from cache.types import ModelKey
+from cache.types import ModelKey, RefusalKind
 from mesh.generations import key_of
 from mesh.loading import ALWAYS_ISOLATED, Loading, Refused
 from mesh.serving import Serving, wanted
@@ -172,6 +172,10 @@ class Models:
         try:
             await self.ensure_loaded(record, None)
         except Refused as refused:
+            now = self._registry.model(alias.tenant, alias.target)
+            if refused.refusal.kind is RefusalKind.GONE and now is not None and now.generation != record.generation:
+                await self._transition(alias, pause_s)  # the target has another spec by now
+                return
             log.warning("alias %s/%s stays on %s: %s", alias.tenant, alias.id, alias.active, refused)
             failed = await self._registry.fail_transition(alias.tenant, alias.id, alias.target, str(refused))
             name = (alias.tenant, alias.id)

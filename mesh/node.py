@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -212,7 +213,11 @@ class Node:
         await self.http.stop()
         await self.loading.close(_LAST_UNLOADS_S)
         self.runner.close()
-        await self.artifacts.close()
+        try:
+            async with asyncio.timeout(_LAST_FILES_S):
+                await self.artifacts.close()
+        except TimeoutError:
+            log.warning("a thread that fetches or prepares did not end within %g s and is left", _LAST_FILES_S)
         await self.registry.close()
         await self._store.close()
         log.info("stopped")
@@ -220,6 +225,10 @@ class Node:
 
 _LAST_UNLOADS_S = 5.0
 """At the end: how long copies in subprocesses may take to leave before they are killed."""
+_LAST_FILES_S = 15.0
+"""At the end: how long fetches may take to stop; a server that says nothing is given up after ten seconds."""
+_LAST_THREADS_S = 3.0
+"""After the end: how long a thread that nobody can stop, in a model's run or a preparation, may hold up the exit."""
 
 
 def chosen_device(settings: Settings) -> Device:
@@ -305,5 +314,22 @@ def serve(settings: Settings) -> int:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    uvloop.run(run_until_stopped(settings))
+
+    async def pod() -> None:
+        await run_until_stopped(settings)
+        _exit_within(_LAST_THREADS_S)
+
+    uvloop.run(pod())
     return 0
+
+
+def _exit_within(limit_s: float) -> None:
+    """The pod has stopped. Python waits at its end for threads of pools, whatever they do; not for ever here."""
+
+    def leave() -> None:
+        time.sleep(limit_s)
+        log.warning("threads still ran %g s after the stop and are ended", limit_s)
+        logging.shutdown()
+        os._exit(0)
+
+    threading.Thread(target=leave, name="hexcomb-exit", daemon=True).start()

@@ -170,6 +170,10 @@ class IsolatedModel:
         shared_bytes = link.requests.resident_bytes() + link.responses.resident_bytes()
         return Size(process_bytes(link.child.pid) + shared_bytes, device_bytes=link.device_bytes)
 
+    def kill(self, because: str) -> None:
+        """End the process even in the middle of a run, which then raises ModelCrashed. `unload` has still to follow."""
+        self._link.child.kill(because)
+
     def unload(self) -> None:
         with self._link.turn:
             if self._unloaded:

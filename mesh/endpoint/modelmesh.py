@@ -207,7 +207,7 @@ def _storage_key(key: str) -> str | None:
         return key or None
     try:
         described = json.loads(key)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidSpec(f"modelInfo.key begins like a JSON object but is none: {error}") from error
     if described.get("storage_params"):
         raise InvalidSpec(

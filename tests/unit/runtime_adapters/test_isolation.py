@@ -162,6 +162,18 @@ def test_a_run_that_hangs_ends_the_copy_even_if_it_holds_the_gil(load: Load) -> 
     assert not model.alive
 
 
+def test_a_run_can_be_ended_from_another_thread_so_that_a_pod_that_stops_does_not_wait_for_it(load: Load) -> None:
+    model = load("def predict(self, inputs): time.sleep(600)")
+    with ThreadPoolExecutor(1) as threads:
+        run = threads.submit(model.infer, _X)
+        while not run.running():
+            time.sleep(0.001)
+        model.kill("the pod stops")
+        with pytest.raises(ModelCrashed, match="the pod stops"):
+            run.result(20)
+    model.unload()
+
+
 def test_what_a_model_started_ends_with_it(load: Load, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     model = load(
