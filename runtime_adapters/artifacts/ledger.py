@@ -100,6 +100,8 @@ class DiskLedger:
     def plan_room(self, needed_bytes: int) -> Room | NoRoom:
         """Which entries must leave so that `needed_bytes` can be reserved, all of them at once."""
         missing_bytes = self.used_bytes + needed_bytes - self.capacity_bytes
+        if missing_bytes <= 0:
+            return Room(())  # the usual case, and no reason to sort ten thousand entries on the event loop
         victims: list[str] = []
         for entry in sorted(self._entries.values(), key=_eviction_order):
             if missing_bytes <= 0:

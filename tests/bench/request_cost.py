@@ -94,8 +94,8 @@ def _measure_endpoint(bench: Reporter, endpoint: str, body: bytes) -> tuple[list
     with grpc.insecure_channel(endpoint) as channel:
         call = channel.unary_unary(messages.MODEL_INFER.path)
         call(body, timeout=120)  # cold: loads the model
-        one_by_one_ms = _timed(lambda: call(body, timeout=60), bench.choose(3000, 300))
-    rate = asyncio.run(_rate(endpoint, body, bench.choose(6000, 600)))
+        one_by_one_ms = _timed(lambda: call(body, timeout=60), bench.choose(2000, 300))
+    rate = asyncio.run(_rate(endpoint, body, bench.choose(3000, 600)))
     return one_by_one_ms, rate
 
 
