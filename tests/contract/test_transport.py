@@ -308,6 +308,16 @@ async def test_a_message_over_the_limit_is_refused_and_the_server_goes_on(start,
     assert await channel.unary_unary("/test.Echo/echo")(bytes(15 * MIB)) == bytes(15 * MIB)
 
 
+async def test_a_compressed_message_is_measured_as_it_is_unpacked(start, dial, server):
+    channel = dial((await start()).addresses[0].address)
+    echo = channel.unary_unary("/test.Echo/echo")
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await echo(bytes(100 * MIB), compression=grpc.Compression.Gzip)
+    assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert not server.calls
+    assert await echo(bytes(MIB), compression=grpc.Compression.Gzip) == bytes(MIB)
+
+
 async def test_a_response_may_be_larger_than_a_request(start, dial):
     channel = dial((await start()).addresses[0].address)
     assert len(await channel.unary_unary("/test.Echo/grow")(b"%d" % (64 * MIB))) == 64 * MIB
