@@ -349,6 +349,9 @@ def make_all(bench: Reporter, tiny_count: int) -> None:
     known = adapters()
     recipes = [recipe for recipe in _RECIPES if recipe.quick or not bench.quick]
     models = bench.cache_dir / "models" / _digest([Path(__file__)])
+    for stale in (bench.cache_dir / "models").glob("*"):
+        if stale != models:
+            shutil.rmtree(stale, ignore_errors=True)
     steps = len(recipes) + 1
     made: list[BenchModel] = []
     for number, recipe in enumerate(recipes):
