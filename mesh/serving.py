@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from math import isfinite
 
@@ -110,7 +110,7 @@ class Serving:
         name: str,
         version: str,
         deadline_s: float | None,
-        decode: Callable[[], Tensors],
+        decode: Callable[[], Awaitable[Tensors]],
     ) -> Answer:
         """Run one request. `decode` is called once; what it raises is the caller's business.
 
@@ -122,7 +122,7 @@ class Serving:
         cold = resident is None
         if cold:
             # A malformed request must not cost a load: read it first.
-            tensors = decode()
+            tensors = await decode()
             self.misses += 1
             record, resident = await self._wait(tenant, name, version, record, deadline_s)
             self._telemetry.queue_wait_seconds.observe(time.perf_counter() - began)
@@ -132,7 +132,7 @@ class Serving:
         meter = resident.meter
         try:
             if not cold:
-                tensors = decode()
+                tensors = await decode()
             try:
                 outputs = await self._run(resident, tensors)
             except ModelCrashed as crash:
