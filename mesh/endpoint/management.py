@@ -6,6 +6,7 @@ show in `mesh.status`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, cast
 
@@ -150,6 +151,7 @@ class ManagementEndpoint:
             after = page.next_after or ""
             if not after:
                 break
+            await asyncio.sleep(0)  # a filter that fits few of many models must not hold up other calls
         response.next_page_token = after
         return response.SerializeToString()
 
