@@ -116,9 +116,23 @@ class V2Endpoint:
 def _name(call: Call, in_message: str) -> str:
     """The model that is asked for: ModelMesh's headers first, then the message."""
     if call.metadata:
-        name = call.metadata_value(messages.MODEL_ID_METADATA) or call.metadata_value(messages.VMODEL_ID_METADATA)
+        name = _header(call, messages.MODEL_ID_METADATA) or _header(call, messages.VMODEL_ID_METADATA)
         if name:
             return name
     if not in_message:
         raise InvalidMessage("model_name is empty; name a registered model")
     return in_message
+
+
+def _header(call: Call, key: str) -> str | None:
+    """ModelMesh's headers have a binary form beside the plain one, for names that are not ASCII."""
+    plain = call.metadata_value(key)
+    if plain:
+        return plain
+    binary = next((value for name, value in reversed(call.metadata) if name == f"{key}-bin"), None)
+    if not isinstance(binary, bytes):
+        return None
+    try:
+        return binary.decode()
+    except UnicodeDecodeError:
+        raise InvalidMessage(f"metadata {key}-bin is not valid UTF-8") from None

@@ -1,4 +1,4 @@
-"""Where a request is decoded: at once when that is quick, on a thread when every other call would wait for it."""
+"""Which model a request names, and where it is decoded: on a thread when every other call would wait for it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import pytest
 from mesh.endpoint import v2
 from mesh.endpoint.access import Access
 from mesh.serving import Answer, Tensors
-from mesh.transport.base import Call
+from mesh.transport.base import Call, Metadata
+from mesh.wire.errors import InvalidMessage
 from mesh.wire.messages import MODEL_INFER
+from mesh.wire.peek import peek
 from mesh.wire.tensors import decode_request, encode_request
 from placement.records import ModelRecord, ModelSpec
 
@@ -21,9 +23,13 @@ from placement.records import ModelRecord, ModelSpec
 class Echo:
     """Answers with the request's own tensors."""
 
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
     async def infer(
         self, tenant: str, name: str, version: str, deadline_s: float | None, decode: Callable[[], Awaitable[Tensors]]
     ) -> Answer:
+        self.asked.append(name)
         tensors = await decode()
         record = ModelRecord(tenant, name, ModelSpec(uri="file:///m.onnx"), 1, 0.0, 0.0)
         return Answer(tensors.inputs, (), record, cold=False)
@@ -45,3 +51,31 @@ async def test_only_small_requests_are_decoded_on_the_loop(
     body = encode_request("m", {"x": np.array([b""] * elements, dtype=object)})
     assert await endpoint.model_infer(Call(MODEL_INFER.path, body))
     assert [thread == threading.get_ident() for thread in threads] == [on_the_loop]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "asked", "shown"),
+    [
+        ((), "m", "m"),
+        ((("mm-model-id", "other"),), "other", "other"),
+        ((("mm-vmodel-id", "alias"),), "alias", "alias"),
+        ((("mm-model-id-bin", "modèle".encode()),), "modèle", "modèle"),
+        ((("mm-vmodel-id-bin", "modèle".encode()), ("mm-model-id", "other")), "other", "other"),
+    ],
+)
+async def test_modelmesh_headers_name_the_model_before_the_message_does(
+    metadata: Metadata, asked: str, shown: str
+) -> None:
+    echo: Any = Echo()
+    endpoint = v2.V2Endpoint(echo, Access(), lambda: "")
+    reply = await endpoint.model_infer(Call(MODEL_INFER.path, encode_request("m", {"x": np.zeros(1)}), metadata))
+    assert isinstance(reply, bytes)
+    assert echo.asked == [asked]
+    assert peek(reply).model_name == shown
+
+
+async def test_a_header_that_is_no_text_is_refused() -> None:
+    echo: Any = Echo()
+    endpoint = v2.V2Endpoint(echo, Access(), lambda: "")
+    with pytest.raises(InvalidMessage, match="mm-model-id-bin"):
+        await endpoint.model_infer(Call(MODEL_INFER.path, encode_request("m", {}), (("mm-model-id-bin", b"\xff"),)))
