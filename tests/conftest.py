@@ -2,6 +2,8 @@
 
 What a machine or its kernel cannot give is the one good reason: a GPU, Landlock, the right to mount. Such a skip says
 so in its words.
+
+Servers that tests start are on this machine: a proxy that the environment names is not asked for them.
 """
 
 from __future__ import annotations
@@ -11,6 +13,9 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+
+for _name in ("no_proxy", "NO_PROXY"):
+    os.environ[_name] = ",".join(filter(None, (os.environ.get(_name), "127.0.0.1", "localhost", "::1")))
 
 OF_THE_MACHINE = ("CUDA", "this kernel", "this machine", "this C library", "mounting")
 

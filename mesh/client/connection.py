@@ -6,6 +6,7 @@ honoured and a test can read the rule; message limits are the server's to keep.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,9 +45,9 @@ class BlockingConnection:
         self._endpoint = endpoint
         self._rpc_error = grpc.RpcError
         if tls is None:
-            self._channel = grpc.insecure_channel(endpoint, _OPTIONS)
+            self._channel = grpc.insecure_channel(endpoint, _options(endpoint))
         else:
-            self._channel = grpc.secure_channel(endpoint, _credentials(tls), _OPTIONS)
+            self._channel = grpc.secure_channel(endpoint, _credentials(tls), _options(endpoint))
         self._callables: dict[str, Callable[..., bytes]] = {}
 
     def call(self, path: str, body: bytes, metadata: Metadata, timeout_s: float) -> bytes:
@@ -73,9 +74,9 @@ class AsyncConnection:
         self._endpoint = endpoint
         self._rpc_error = grpc.RpcError
         if tls is None:
-            self._channel = grpc.aio.insecure_channel(endpoint, _OPTIONS)
+            self._channel = grpc.aio.insecure_channel(endpoint, _options(endpoint))
         else:
-            self._channel = grpc.aio.secure_channel(endpoint, _credentials(tls), _OPTIONS)
+            self._channel = grpc.aio.secure_channel(endpoint, _credentials(tls), _options(endpoint))
         self._callables: dict[str, Callable[..., Any]] = {}
 
     async def call(self, path: str, body: bytes, metadata: Metadata, timeout_s: float) -> bytes:
@@ -91,6 +92,19 @@ class AsyncConnection:
 
     async def close(self) -> None:
         await self._channel.close()
+
+
+def _options(endpoint: str) -> list[tuple[str, int]]:
+    # gRPC would ask the proxy in `http_proxy` even for this machine, which is not the proxy's machine.
+    return [*_OPTIONS, ("grpc.enable_http_proxy", 0)] if _is_loopback(endpoint) else _OPTIONS
+
+
+def _is_loopback(endpoint: str) -> bool:
+    host = endpoint.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _credentials(tls: ClientTls) -> Any:

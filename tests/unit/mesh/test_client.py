@@ -318,3 +318,16 @@ def test_importing_the_client_does_not_import_grpc():
     program = "import sys, mesh.client; assert 'grpc' not in sys.modules, 'grpc came along'"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+async def test_a_pod_on_this_machine_is_not_asked_for_through_a_proxy(
+    pod: CannedPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    pod.answers[messages.SERVER_LIVE.path] = inference_pb2.ServerLiveResponse(live=True)
+    for endpoint in (pod.endpoint, pod.endpoint.replace("127.0.0.1", "localhost")):
+        async with AsyncClient(endpoint, retry=RetryPolicy(attempts_max=1)) as client:
+            assert await client.server_live(timeout_s=10)
