@@ -57,6 +57,14 @@ class Place(NamedTuple):
         return f"{self.tier}:{self.device}" if self.device else self.tier
 
 
+def shown(count_bytes: int) -> str:
+    """A number of bytes for a person: `104,862,412 B` is `100.0 MiB`."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if abs(count_bytes) >= size:
+            return f"{count_bytes / size:,.1f} {unit}"
+    return f"{count_bytes} B"
+
+
 @dataclass(frozen=True, slots=True, eq=True)
 class Bytes:
     """An immutable vector of bytes, one component per place; a place that is not named holds zero.
@@ -115,7 +123,7 @@ class Bytes:
         return next((count for known, count in self.components if known == place), 0)
 
     def __str__(self) -> str:
-        return " + ".join(f"{count:,} B on {place}" for place, count in self.components) or "0 B"
+        return " + ".join(f"{shown(count)} on {place}" for place, count in self.components) or "0 B"
 
     def at_least(self, other: Bytes) -> Bytes:
         """The larger of both, place by place."""

@@ -69,6 +69,8 @@ HOST_MEMORY = Place("device", "cpu")
 """Where a copy's RAM and mapped pages are counted: the device tier of a CPU pod."""
 ALWAYS_ISOLATED = frozenset({"python"})
 """Formats whose models are somebody's Python code: they never run inside the pod."""
+SLOW_RUN_S = 0.01
+"""A first run longer than this needs no second one to tell that the model belongs on a worker thread."""
 _PROFILES_MAX = 100_000
 """Models whose measured size and metadata are remembered after their copy left."""
 
@@ -600,7 +602,9 @@ def _load_isolated_and_measure(
 
 
 def _measured(model: LoadedModel, size: Size, load_s: float, first_run_s: float) -> _Loaded:
-    """A second run tells what a run costs; the first one paid for lazy set-up."""
+    """A second run tells what a run costs, since the first paid for lazy set-up; a slow model is asked once only."""
+    if first_run_s > SLOW_RUN_S:
+        return _Loaded(model, size, run_s=first_run_s, load_s=load_s, warm_up_s=first_run_s)
     began = time.perf_counter()
     model.warm_up()
     return _Loaded(model, size, run_s=time.perf_counter() - began, load_s=load_s, warm_up_s=first_run_s)

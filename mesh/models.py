@@ -18,14 +18,14 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from cache.events import SetPinned
+from cache.events import Forgive, SetPinned
 from cache.types import ModelKey, RefusalKind
 from mesh.generations import key_of
 from mesh.loading import ALWAYS_ISOLATED, Loading, Refused
 from mesh.serving import Serving, wanted
 from placement.errors import InvalidSpec, NotFound, PlacementError
 from placement.records import AliasRecord, AliasState, ModelRecord, ModelSpec
-from placement.registration import Registered, Registration
+from placement.registration import Outcome, Registered, Registration
 from placement.registry import Registry
 from runtime_adapters.artifacts.locations import SourcePolicy, parse_location
 from runtime_adapters.base import Trust
@@ -88,8 +88,12 @@ class Models:
         for (index, _), result in zip(accepted, written, strict=True):
             results[index] = result
         for result in results:
-            if isinstance(result, Registered) and result.record.spec.pinned:
-                self.keep_loaded(result.record)
+            if isinstance(result, Registered):
+                if result.outcome is Outcome.UNCHANGED:
+                    # Said again by somebody who may have mended what was wrong: worth another try.
+                    self._loading.send(Forgive(key_of(result.record)))
+                if result.record.spec.pinned:
+                    self.keep_loaded(result.record)
         return [result for result in results if result is not None]
 
     async def unregister(self, tenant: str, model_ids: Sequence[str]) -> list[bool | PlacementError]:

@@ -88,8 +88,12 @@ class Serving:
         try:
             resolved = self._registry.resolve(tenant, name, random.random())
         except NotFound as error:
+            if self._registry.alias(tenant, name) is not None:
+                raise UnknownModel(str(error)) from None
             # Triton's wording first, because clients match on it.
-            raise UnknownModel(f"Request for unknown model: '{name[:200]}' is not found; {error}") from None
+            raise UnknownModel(
+                f"Request for unknown model: '{name[:200]}' is not found (tenant {tenant!r}); register it first"
+            ) from None
         record = self._generations.serving(resolved.record)
         if version and version != str(record.generation):
             raise UnknownModel(
@@ -186,6 +190,7 @@ class Serving:
         known = self._loading.metadata(key_of(record))
         if known is not None:
             return record, known
+        self.misses += 1  # the client waits for a load, though for no prediction yet
         resident = await self.lease(record, deadline_s)
         try:
             return record, resident.model.metadata

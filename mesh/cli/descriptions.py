@@ -81,24 +81,28 @@ def model_details(model: Any, now_s: float) -> list[tuple[str, str]]:
     ]
     for copy in model.copies:
         measured = "measured" if copy.measured else "estimated"
+        behind = f"generation {copy.generation}, " if copy.generation != model.generation else ""
         used = f", used {show_age(now_s - copy.last_used_ms / 1000)} ago" if copy.last_used_ms else ""
         took = f", loaded in {copy.load_s * 1000:.1f} ms" if copy.load_s else ""
         lines.append(
             (
                 f"copy on {copy.pod}",
-                f"{state_name(copy.state)} on {copy.device or '?'}, {show_size(copy_bytes(copy))} {measured}"
+                f"{behind}{state_name(copy.state)} on {copy.device or '?'}, {show_size(copy_bytes(copy))} {measured}"
                 f"{took}{used}, {copy.requests_in_flight} in flight",
             )
         )
     if model.HasField("failure"):
         failure = model.failure
         again = (
-            "not tried again until the spec changes"
+            "not tried again until it is registered again"
             if failure.permanent
             else (f"tried again in {max(0.0, failure.retry_at_ms / 1000 - now_s):.0f} s")
         )
         lines.append(
-            ("failure", f"{failure.message} ({again}; {failure.attempts} tries, on {failure.pod or 'this pod'})")
+            (
+                "failure",
+                f"{failure.message} ({again}; {failure.attempts} {'try' if failure.attempts == 1 else 'tries'}, on {failure.pod or 'this pod'})",
+            )
         )
     return lines
 

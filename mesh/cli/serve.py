@@ -55,10 +55,11 @@ def _serve(**given: Any) -> int:
     from mesh.node import CannotStart, serve
     from mesh.transport.base import CannotListen
     from placement.errors import PlacementError
+    from runtime_adapters.errors import AdapterError
 
     try:
         return serve(settings)
-    except (CannotStart, CannotListen, PlacementError) as error:
+    except (CannotStart, CannotListen, PlacementError, AdapterError) as error:
         raise Failure(str(error)) from error
     except OSError as error:
         if error.filename is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from mesh.endpoint.access import Access
@@ -182,7 +183,8 @@ class ManagementEndpoint:
                 StatusCode.NOT_FOUND, f"pod {wanted[:100]!r} is not known here; this pool has {self._pod_name!r} only"
             )
         response = hexcomb_pb2.PodStatusResponse()
-        _put_pod(self._pod_report(), response.pods.add())
+        report = self._pod_report()
+        _put_pod(replace(report, requests_in_flight=report.requests_in_flight - 1), response.pods.add())  # but this one
         return response.SerializeToString()
 
     def _describe(self, status: ModelStatus, into: hexcomb_pb2.ModelDescription) -> None:
