@@ -93,6 +93,7 @@ def model_details(model: Any, now_s: float) -> list[tuple[str, str]]:
         )
     if model.HasField("failure"):
         failure = model.failure
+        tries = "1 try" if failure.attempts == 1 else f"{failure.attempts} tries"
         again = (
             "not tried again until it is registered again"
             if failure.permanent
@@ -101,7 +102,7 @@ def model_details(model: Any, now_s: float) -> list[tuple[str, str]]:
         lines.append(
             (
                 "failure",
-                f"{failure.message} ({again}; {failure.attempts} {'try' if failure.attempts == 1 else 'tries'}, on {failure.pod or 'this pod'})",
+                f"{failure.message} ({again}; {tries}, on {failure.pod or 'this pod'})",
             )
         )
     return lines

@@ -98,6 +98,8 @@ def _run_one(name: str, quick: bool, progress: Progress, outcome: _Outcome) -> N
             if process.poll() is None:
                 process.terminate()
                 process.wait()
+        total = progress.tasks[task].total or 1
+        progress.update(task, total=total, completed=total, remark="")
         if process.returncode:
             stderr.seek(0)
             outcome.failed.append(f"{name}: {stderr.read()[-_STDERR_SHOWN_CHARACTERS:].strip()}")

@@ -43,7 +43,7 @@ def run(bench: Reporter) -> None:
 
 
 def _churn_adapters(bench: Reporter, models: list[BenchModel]) -> None:
-    operations = bench.choose(OPERATIONS, 200)
+    operations = bench.choose(OPERATIONS, 100)
     first_of = {model.format: model for model in reversed(models)}
     for model in first_of.values():
         _in_thread(lambda model=model: _load_and_run(model).unload())
@@ -86,7 +86,7 @@ def _churn_adapters(bench: Reporter, models: list[BenchModel]) -> None:
 
 
 def _churn_pod(bench: Reporter, models: list[BenchModel]) -> None:
-    requests = bench.choose(OPERATIONS, 200)
+    requests = bench.choose(OPERATIONS, 100)
     rows = {model.name: sample_inputs(_metadata(model)) for model in models if model.format != "python"}
     models = [model for model in models if model.name in rows]
     sizes = [model.file_bytes for model in models]

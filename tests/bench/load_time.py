@@ -44,7 +44,7 @@ def _measure(bench: Reporter, model: BenchModel, elsewhere: Executor) -> None:
         loaded.unload()
         elsewhere.submit(default, model.artifact).result()
     load_ms, warm_ms, unload_ms, default_ms = [], [], [], []
-    until_s = time.perf_counter() + _BUDGET_S / (4 if bench.quick else 1)
+    until_s = time.perf_counter() + _BUDGET_S / bench.choose(1, 8)
     while len(load_ms) < _RUNS_LEAST or (time.perf_counter() < until_s and len(load_ms) < _RUNS_MOST):
         gc.collect()
         began = time.perf_counter()

@@ -36,7 +36,7 @@ _WARM_UP = 200
 def run(bench: Reporter) -> None:
     """Hand-over, echo, then each model."""
     models = read_models(bench.cache_dir)
-    chosen = [models[name] for name in _MODELS if name in models]
+    chosen = [models[name] for name in _MODELS if name in models][:: bench.choose(1, 2)]
     steps = len(chosen) + 2
     bench.progress(0, steps, "hand-over")
     _measure_handover(bench)

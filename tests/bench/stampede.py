@@ -35,6 +35,7 @@ def run(bench: Reporter) -> None:
     """A round per model, twice in thorough mode."""
     models = read_models(bench.cache_dir)
     chosen = [models[name] for name in _MODELS if name in models]
+    chosen = chosen[:: bench.choose(1, 3)]
     rounds = bench.choose(2, 1)
     loads_most, errors_total, done = 0, 0, 0
     waits_ms: list[float] = []
