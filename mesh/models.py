@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from math import isinf
 from typing import Any
 
 from cache.events import Forgive, SetPinned
@@ -25,7 +26,7 @@ from mesh.loading import ALWAYS_ISOLATED, Loading, Refused
 from mesh.serving import Serving, wanted
 from placement.errors import InvalidSpec, NotFound, PlacementError
 from placement.records import AliasRecord, AliasState, ModelRecord, ModelSpec
-from placement.registration import Outcome, Registered, Registration
+from placement.registration import Registered, Registration
 from placement.registry import Registry
 from runtime_adapters.artifacts.locations import SourcePolicy, parse_location
 from runtime_adapters.base import Trust
@@ -89,8 +90,10 @@ class Models:
             results[index] = result
         for result in results:
             if isinstance(result, Registered):
-                if result.outcome is Outcome.UNCHANGED:
-                    # Said again by somebody who may have mended what was wrong: worth another try.
+                failure = self._loading.failure(key_of(result.record))
+                if failure is not None and isinf(failure.retry_at_s):
+                    # Said again by somebody who may have mended what was wrong: worth another try. What is tried again
+                    # by itself keeps its pause, so that a controller's loop cannot shorten it.
                     self._loading.send(Forgive(key_of(result.record)))
                 if result.record.spec.pinned:
                     self.keep_loaded(result.record)

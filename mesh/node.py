@@ -122,7 +122,11 @@ class Node:
         self.transport = GrpcioTransport(
             self._routes(access, name),
             listen_addresses(settings),
-            TransportLimits(message_bytes_max=int(settings.message_size_max), calls_max=settings.calls_concurrent_max),
+            TransportLimits(
+                message_bytes_max=int(settings.message_size_max),
+                calls_max=settings.calls_concurrent_max,
+                bytes_in_flight_max=int(settings.bytes_in_flight_max),
+            ),
         )
         self.pod = PodView(
             name,

@@ -129,6 +129,11 @@ class Settings(BaseSettings):
     calls_concurrent_max: int = Field(
         10_000, ge=1, description="Calls in the pod at a time; further ones are answered RESOURCE_EXHAUSTED."
     )
+    bytes_in_flight_max: ByteSize = Field(
+        ByteSize(1024 * MIB),
+        description="Bytes of all gRPC requests in the pod at a time; further ones are answered RESOURCE_EXHAUSTED. "
+        "Decoded, a request may take several times its bytes.",
+    )
     waiters_per_model_max: int = Field(
         2_000, ge=1, description="Requests that may wait for one cold model; further ones are shed with a retry hint."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from mesh.cli.connection import Target, connected, target_options
-from mesh.cli.output import print_json, print_table
+from mesh.cli.output import print_json, print_line, print_table
 
 
 def build_command() -> click.Command:
@@ -24,5 +24,9 @@ def pods(target: Target, pod: str) -> None:
 
     if target.as_json:
         print_json({"pods": [to_json(one) for one in found]})
+    elif len(found) == 1:
+        # One pod reads better down than across: the line would be wider than most terminals.
+        for heading, value in zip(pod_headings(), pod_row(found[0]), strict=True):
+            print_line(f"{heading:<12}{value}")
     else:
         print_table(pod_headings(), [pod_row(one) for one in found], numbers=POD_NUMBERS)

@@ -24,6 +24,8 @@ from starlette.routing import Route
 from mesh.transport.base import CannotListen
 
 _STOP_TIMEOUT_S = 5
+_CONNECTIONS_MAX = 256
+"""Probes and scrapers; beyond it uvicorn answers 503."""
 
 
 def build_app(registry: CollectorRegistry, ready: Callable[[], str]) -> Starlette:
@@ -69,6 +71,7 @@ class HttpFront:
                 lifespan="off",
                 log_level="warning",
                 access_log=False,
+                limit_concurrency=_CONNECTIONS_MAX,
                 server_header=False,
                 timeout_graceful_shutdown=_STOP_TIMEOUT_S,
             )

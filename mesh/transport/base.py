@@ -11,8 +11,9 @@ What every transport promises (tests/contract/test_transport.py is this list as 
   anything else, with INTERNAL and a message without its story, which goes to the log.
 * When the client cancels, goes away, or its deadline passes, the handler's task is cancelled, once. Work that the
   handler left on a thread can ask `call.abandoned()` instead.
-* Calls above `limits.calls_max` are refused at once with RESOURCE_EXHAUSTED and a retry hint; none waits unseen in
-  a queue of the transport's own, none is answered CANCELLED for lack of room.
+* Calls above `limits.calls_max`, or whose messages together exceed `limits.bytes_in_flight_max`, are refused at once
+  with RESOURCE_EXHAUSTED and a retry hint; none waits unseen in a queue of the transport's own, none is answered
+  CANCELLED for lack of room.
 * A message above `limits.message_bytes_max` is refused with RESOURCE_EXHAUSTED before it lies in memory whole, and
   the transport goes on.
 * `stop` refuses new calls with UNAVAILABLE, lets those that run finish for at most `grace_s`, and ends the rest with
@@ -167,6 +168,8 @@ class TransportLimits:
     """A response; above it no protobuf parser reads the message."""
     calls_max: int = 4096
     """Calls in flight on all addresses. Beyond it, refusing at once is kinder than a queue nobody sees."""
+    bytes_in_flight_max: int = 1024 * 1024 * 1024
+    """Requests of all calls in flight together. Decoded, a request may take several times its bytes."""
     shed_retry_after_s: float = 0.1
     """The hint on a call that was refused for want of room."""
     metadata_bytes_max: int = 16 * 1024

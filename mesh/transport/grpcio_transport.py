@@ -84,6 +84,7 @@ class GrpcioTransport:
         self._refusing = False
         self._ending = False
         self._calls_shed = 0
+        self._bytes_in_flight = 0
 
     @property
     def name(self) -> str:
@@ -166,7 +167,7 @@ class GrpcioTransport:
         response_bytes_max = self._limits.response_bytes_max
 
         async def serve(body: bytes, context: grpc.aio.ServicerContext) -> bytes | None:
-            task = self._admit()
+            task = self._admit(len(body))
             if isinstance(task, TransportError):
                 await _refuse(context, task)
                 return None
@@ -189,7 +190,7 @@ class GrpcioTransport:
             except Exception as failure:
                 error = _as_transport_error(path, failure)
             finally:
-                self._leave(task)
+                self._leave(task, len(body))
             await _refuse(context, error)
             return None
 
@@ -217,7 +218,7 @@ class GrpcioTransport:
 
         return serve
 
-    def _admit(self) -> asyncio.Task[Any] | TransportError:
+    def _admit(self, body_bytes: int = 0) -> asyncio.Task[Any] | TransportError:
         """Count the call that the current task serves, or say why there is no room for it."""
         if self._refusing:
             return TransportError(
@@ -230,13 +231,23 @@ class GrpcioTransport:
                 f"{self._limits.calls_max} calls are in flight on this pod, its limit; try again shortly",
                 self._limits.shed_retry_after_s,
             )
+        if self._running and self._bytes_in_flight + body_bytes > self._limits.bytes_in_flight_max:
+            self._calls_shed += 1
+            return TransportError(
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"requests of {self._bytes_in_flight} bytes are in flight on this pod, near its limit of "
+                f"{self._limits.bytes_in_flight_max}; try again shortly",
+                self._limits.shed_retry_after_s,
+            )
+        self._bytes_in_flight += body_bytes
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
         self._idle.clear()
         return task
 
-    def _leave(self, task: asyncio.Task[Any]) -> None:
+    def _leave(self, task: asyncio.Task[Any], body_bytes: int = 0) -> None:
+        self._bytes_in_flight -= body_bytes
         self._running.discard(task)
         if not self._running:
             self._idle.set()

@@ -298,6 +298,21 @@ async def test_calls_above_the_limit_are_refused_at_once_with_a_hint_and_the_oth
     assert await channel.unary_unary("/test.Echo/echo")(b"room again") == b"room again"
 
 
+async def test_calls_whose_messages_are_too_much_together_are_refused_and_one_alone_never_is(start, dial, server):
+    transport = await start(limits=TransportLimits(bytes_in_flight_max=1000))
+    channel = dial(transport.addresses[0].address)
+    held = channel.unary_unary("/test.Echo/hold")(bytes(900))
+    await server.wait_entered(1)
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await channel.unary_unary("/test.Echo/echo")(bytes(101))
+    assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert ("retry-after-ms", "100") in tuple(failure.value.trailing_metadata())
+    assert await channel.unary_unary("/test.Echo/echo")(bytes(100)) == bytes(100)
+    server.release.set()
+    assert await held == bytes(900)
+    assert await channel.unary_unary("/test.Echo/echo")(bytes(2000)) == bytes(2000)
+
+
 async def test_a_message_over_the_limit_is_refused_and_the_server_goes_on(start, dial, server):
     transport = await start()
     channel = dial(transport.addresses[0].address)
