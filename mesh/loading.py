@@ -15,15 +15,12 @@ Deliberately absent: who may ask, names, aliases, protobuf.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from cachetools import LRUCache
 
@@ -47,32 +44,24 @@ from cache.failures import FailureRecord
 from cache.machine import EVICTED_FOR, CacheMachine
 from cache.types import Bytes, Failure, FailureKind, ModelKey, Place, Refusal, WantedModel
 from mesh.heap import HeapTrimmer
+from mesh.measured_load import MeasuredLoad, load_and_measure, load_isolated_and_measure
 from mesh.resident import Resident
 from mesh.settings import Settings
+from mesh.staging import REMEMBERED_MAX, Staged, Staging
 from mesh.telemetry import Telemetry
+from mesh.threads import in_thread
 from placement.records import ModelRecord
 from runtime_adapters import errors as adapter_errors
-from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchRequest
-from runtime_adapters.artifacts.locations import parse_location
-from runtime_adapters.base import CPU, Device, LoadedModel, LoadOptions, ModelMetadata, RuntimeAdapter, Size, Trust
-from runtime_adapters.errors import AdapterError, BadArtifact, MissingRuntime, UntrustedArtifact
-from runtime_adapters.isolation import Cancellation, IsolatedModel, estimate_isolated, load_isolated
-from runtime_adapters.memory import MEASURED_MIN_BYTES, MemoryProbe, corrected_size
-from runtime_adapters.registry import adapter_for, detect_format
+from runtime_adapters.artifacts.fetch import ArtifactStore
+from runtime_adapters.base import Device, LoadedModel, ModelMetadata, Size
+from runtime_adapters.errors import AdapterError, BadArtifact, MissingRuntime
+from runtime_adapters.isolation import Cancellation, IsolatedModel
 from runtime_adapters.validation import InputChecker
 
 log = logging.getLogger("hexcomb.loading")
 
-T = TypeVar("T")
-
 HOST_MEMORY = Place("device", "cpu")
 """Where a copy's RAM and mapped pages are counted: the device tier of a CPU pod."""
-ALWAYS_ISOLATED = frozenset({"python"})
-"""Formats whose models are somebody's Python code: they never run inside the pod."""
-SLOW_RUN_S = 0.01
-"""A first run longer than this needs no second one to tell that the model belongs on a worker thread."""
-_PROFILES_MAX = 100_000
-"""Models whose measured size and metadata are remembered after their copy left."""
 
 
 class Refused(Exception):
@@ -81,24 +70,6 @@ class Refused(Exception):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)
         self.refusal = refusal
-
-
-_NO_SIZE = Size(0)
-
-
-@dataclass(slots=True)
-class _Staged:
-    """An artifact on disk, ready to be loaded, and what was found out about it."""
-
-    record: ModelRecord
-    artifact: Artifact
-    path: Path
-    variant: str
-    """Which prepared form `path` may be; empty: none was made."""
-    adapter: RuntimeAdapter
-    options: LoadOptions
-    isolated: bool
-    estimate: Size = _NO_SIZE
 
 
 class _Overdue(Exception):
@@ -116,15 +87,6 @@ class Counts:
     loads: int = 0
     load_failures: int = 0
     unloads: int = 0
-
-
-@dataclass(slots=True)
-class _Loaded:
-    model: LoadedModel
-    size: Size
-    run_s: float
-    load_s: float
-    warm_up_s: float
 
 
 class Loading:
@@ -151,14 +113,12 @@ class Loading:
         self._on_loaded = on_loaded
         self._clock = clock
         self._residents: dict[int, Resident] = {}
-        self._staged: dict[int, _Staged] = {}
+        self._staged: dict[int, Staged] = {}
         self._running: dict[int, asyncio.Task[None]] = {}
         self._waiters: dict[int, asyncio.Future[Resident]] = {}
         self._waiter_ids = iter(range(1, 1 << 62))
-        self._profiles: LRUCache[tuple[str, str, str], Size] = LRUCache(maxsize=_PROFILES_MAX)
-        self._metadata: LRUCache[ModelKey, ModelMetadata] = LRUCache(maxsize=_PROFILES_MAX)
-        self._found: LRUCache[ModelKey, _Staged] = LRUCache(maxsize=_PROFILES_MAX)
-        self._formats: LRUCache[ModelKey, str] = LRUCache(maxsize=_PROFILES_MAX)
+        self._metadata: LRUCache[ModelKey, ModelMetadata] = LRUCache(maxsize=REMEMBERED_MAX)
+        self._staging = Staging(artifacts, settings, telemetry, device, clock)
         self._heap = HeapTrimmer()
         self._tick: asyncio.TimerHandle | None = None
         self._closed = False
@@ -200,13 +160,13 @@ class Loading:
 
     def format_of(self, key: ModelKey) -> str:
         """The format that was declared or detected; empty while it is not known."""
-        return self._formats.get(key, "")
+        return self._staging.format_of(key)
 
     def forget(self, key: ModelKey) -> None:
         """This generation is new to the registry. One of the same number may have been here before: a model that was
         unregistered long ago begins at 1 again, and must not be loaded from its predecessor's files."""
-        for memory in (self._found, self._metadata, self._formats):
-            memory.pop(key, None)
+        self._staging.forget(key)
+        self._metadata.pop(key, None)
 
     def failure(self, key: ModelKey) -> FailureRecord | None:
         """What keeps this generation from being loaded, if anything does."""
@@ -302,104 +262,20 @@ class Loading:
     # Fetch --------------------------------------------------------------------------------------------------
 
     async def _fetch(self, key: ModelKey, copy_id: int) -> Event:
-        format_name = self.format_of(key)
-        artifact: Artifact | None = None
         try:
-            if (again := await self._stage_again(key)) is not None:
-                self._staged[copy_id] = again
-                return Fetched(copy_id, self._bytes(again.estimate))
-            record = self._record_of(key)
-            if record is None:
-                return FetchFailed(copy_id, Failure(FailureKind.PERMANENT, f"model {key.model_id!r} is not registered"))
-            format_name = record.spec.format or ""
-            began = self._clock()
-            artifact = await self._artifacts.fetch(
-                FetchRequest(
-                    uri=record.spec.uri,
-                    storage_key=record.spec.storage_key,
-                    checksum=record.spec.checksum,
-                    tenant=key.tenant,
-                    deadline_s=self._clock() + self._settings.fetch_timeout_s,
-                )
-            )
-            self._telemetry.load_stage(format_name or "unknown", "fetch", self._clock() - began)
-            format_name = format_name or await _in_thread("detect", detect_format, artifact.path)
-            staged = await self._stage(record, artifact, format_name)
-            size = staged.estimate = await self._expected_size(staged)
+            staged = await self._staging.stage_again(key)
+            if staged is None:
+                record = self._record_of(key)
+                if record is None:
+                    gone = f"model {key.model_id!r} is not registered"
+                    return FetchFailed(copy_id, Failure(FailureKind.PERMANENT, gone))
+                staged = await self._staging.stage(key, record)
         except asyncio.CancelledError:
-            if artifact is not None:
-                self._artifacts.release(artifact)
             return FetchFailed(copy_id, Failure(FailureKind.TRANSIENT, "cancelled: nobody waits for it any more"))
         except Exception as error:  # every failure of a fetch becomes the cache's event
-            if artifact is not None:
-                self._artifacts.release(artifact)
-            failure = self._failure(key, "fetch", format_name, error)
-            return FetchFailed(copy_id, failure)
-        self._formats[key] = format_name
-        self._found[key] = self._staged[copy_id] = staged
-        return Fetched(copy_id, self._bytes(size))
-
-    async def _stage_again(self, key: ModelKey) -> _Staged | None:
-        """What this generation was loaded from last time, if this disk still has it.
-
-        A generation is one content: a file that was changed under its URI shows when the model is registered anew
-        (or when the disk tier has dropped the old content), not at some eviction in between.
-        """
-        found = self._found.get(key)
-        artifact = None if found is None else self._artifacts.hold_again(found.artifact)
-        if found is None or artifact is None:
-            return None
-        path = artifact.path
-        if found.variant:
-            # Made once more if the disk tier has dropped it: its content is still the one of this generation.
-            make = partial(found.adapter.prepare, artifact.path, options=found.options)
-            try:
-                path = await self._artifacts.prepare(artifact, found.variant, make) or artifact.path
-            except BaseException:
-                self._artifacts.release(artifact)
-                raise
-        estimate = self._profiles.get(self._profile_key(found), found.estimate)
-        return replace(found, artifact=artifact, path=path, estimate=estimate)
-
-    async def _stage(self, record: ModelRecord, artifact: Artifact, format_name: str) -> _Staged:
-        adapter = adapter_for(format_name)
-        options = LoadOptions(
-            model_id=record.id,
-            device=self._device if self._device.kind in adapter.device_kinds else CPU,
-            threads=self._settings.model_threads,
-            trusted=artifact.trusted,
-            parameters=record.spec.parameters,
-        )
-        isolated = record.spec.isolation == "process" or format_name in ALWAYS_ISOLATED
-        if adapter.trust is Trust.RUNS_CODE and not isolated and not artifact.trusted:
-            shown = parse_location(record.spec.uri).shown  # a signed URL's query is a secret
-            raise UntrustedArtifact(
-                f"format {format_name!r} can run code when it loads, and {shown!r} is under no "
-                "trusted prefix: mark its prefix with --trusted-prefixes, register it with isolation=process, or "
-                "convert it to ONNX"
-            )
-        path, variant = artifact.path, ""
-        if not isolated:
-            began = self._clock()
-            version = await _in_thread("version", adapter.runtime_version)
-            variant = f"{format_name}-{version}"
-            prepared = await self._artifacts.prepare(
-                artifact, variant, lambda into: adapter.prepare(artifact.path, into, options)
-            )
-            self._telemetry.load_stage(format_name, "prepare", self._clock() - began)
-            path = prepared or artifact.path
-        return _Staged(record, artifact, path, variant, adapter, options, isolated)
-
-    async def _expected_size(self, staged: _Staged) -> Size:
-        known = self._profiles.get(self._profile_key(staged))
-        if known is not None:
-            return known
-        estimate = await _in_thread("estimate", staged.adapter.estimate, staged.path, staged.options)
-        return estimate_isolated(staged.adapter.format, estimate) if staged.isolated else estimate
-
-    def _profile_key(self, staged: _Staged) -> tuple[str, str, str]:
-        where = "process" if staged.isolated else str(staged.options.device)
-        return (staged.artifact.content_hash, staged.adapter.format, where)
+            return FetchFailed(copy_id, self._failure(key, "fetch", self.format_of(key), error))
+        self._staged[copy_id] = staged
+        return Fetched(copy_id, self._bytes(staged.estimate))
 
     # Load ---------------------------------------------------------------------------------------------------
 
@@ -429,14 +305,14 @@ class Loading:
             return LoadFailed(copy_id, failure)
         self._telemetry.load_stage(format_name, "load", loaded.load_s)
         self._telemetry.load_stage(format_name, "warm_up", loaded.warm_up_s)
-        self._profiles[self._profile_key(staged)] = loaded.size
+        self._staging.measured(staged, loaded.size)
         self._metadata[key] = loaded.model.metadata
         self._residents[copy_id] = resident
         self.counts.loads += 1
         asyncio.get_running_loop().call_soon(self._on_loaded, key)
         return Loaded(copy_id, self._bytes(loaded.size))
 
-    def _resident(self, key: ModelKey, copy_id: int, staged: _Staged, loaded: _Loaded) -> Resident:
+    def _resident(self, key: ModelKey, copy_id: int, staged: Staged, loaded: MeasuredLoad) -> Resident:
         format_name = staged.adapter.format
         return Resident(
             copy=self._cache.copy(copy_id),
@@ -456,9 +332,9 @@ class Loading:
             unpin=self._unpin,
         )
 
-    async def _load_here(self, key: ModelKey, copy_id: int, staged: _Staged, timeout_s: float) -> _Loaded:
+    async def _load_here(self, key: ModelKey, copy_id: int, staged: Staged, timeout_s: float) -> MeasuredLoad:
         ends_s = self._clock() + timeout_s
-        thread = _in_thread("load", _load_and_measure, staged)
+        thread = in_thread("load", load_and_measure, staged)
         cancelled = False
         try:
             done, _ = await asyncio.wait([thread], timeout=timeout_s)
@@ -477,9 +353,9 @@ class Loading:
         await _free_late_result(thread)
         raise error
 
-    async def _load_isolated(self, staged: _Staged, timeout_s: float) -> _Loaded:
+    async def _load_isolated(self, staged: Staged, timeout_s: float) -> MeasuredLoad:
         cancellation = Cancellation()
-        thread = _in_thread("load", _load_isolated_and_measure, staged, timeout_s, self._settings, cancellation)
+        thread = in_thread("load", load_isolated_and_measure, staged, timeout_s, self._settings, cancellation)
         try:
             return await asyncio.shield(thread)
         except asyncio.CancelledError:
@@ -494,7 +370,7 @@ class Loading:
         resident = self._residents[copy_id]
         began = self._clock()
         try:
-            await _in_thread("unload", resident.model.unload)
+            await in_thread("unload", resident.model.unload)
         except Exception as error:  # the cache keeps the bytes counted and asks again
             log.exception("unloading %s failed", key)
             return UnloadFailed(copy_id, f"{type(error).__name__}: {error}")
@@ -528,8 +404,8 @@ class Loading:
                 resident.model.kill("the pod stops")
         isolated = [resident.model for resident in leaving if resident.turn is not None]
         idle = [resident.model for resident in leaving if resident.turn is None and not resident.copy.pins]
-        unloads = [_in_thread("unload", model.unload) for model in isolated]
-        unloads.append(_in_thread("unload", _unload_all, idle))
+        unloads = [in_thread("unload", model.unload) for model in isolated]
+        unloads.append(in_thread("unload", _unload_all, idle))
         waits = [*unloads, *self._running.values()]
         await asyncio.wait(waits, timeout=grace_s)
         for unload in unloads:
@@ -568,49 +444,7 @@ def _unload_all(models: Iterable[LoadedModel]) -> None:
             log.exception("the last unload of a copy failed")
 
 
-def _load_and_measure(staged: _Staged) -> _Loaded:
-    # What is too small to be measured is not worth the milliseconds of a trim.
-    with MemoryProbe(settled=staged.estimate.host_bytes >= MEASURED_MIN_BYTES) as probe:
-        load_began = time.perf_counter()
-        model = staged.adapter.load(staged.path, staged.options)
-        load_s = time.perf_counter() - load_began
-        warm_began = time.perf_counter()
-        model.warm_up()
-        warm_up_s = time.perf_counter() - warm_began
-    return _measured(model, corrected_size(model.size(), probe.grown_bytes), load_s, warm_up_s)
-
-
-def _load_isolated_and_measure(
-    staged: _Staged, timeout_s: float, settings: Settings, cancellation: Cancellation
-) -> _Loaded:
-    began = time.perf_counter()
-    model = load_isolated(
-        staged.adapter.format,
-        staged.path,
-        staged.options,
-        load_timeout_s=timeout_s,
-        infer_timeout_s=settings.run_timeout_s,
-        memory_limit_bytes=int(settings.isolated_memory_max),
-        jailed=not staged.artifact.trusted,
-        require_jail=not settings.allow_unjailed,
-        cancellation=cancellation,
-    )
-    load_s = time.perf_counter() - began
-    began = time.perf_counter()
-    model.warm_up()
-    return _measured(model, model.size(), load_s, time.perf_counter() - began)
-
-
-def _measured(model: LoadedModel, size: Size, load_s: float, first_run_s: float) -> _Loaded:
-    """A second run tells what a run costs, since the first paid for lazy set-up; a slow model is asked once only."""
-    if first_run_s > SLOW_RUN_S:
-        return _Loaded(model, size, run_s=first_run_s, load_s=load_s, warm_up_s=first_run_s)
-    began = time.perf_counter()
-    model.warm_up()
-    return _Loaded(model, size, run_s=time.perf_counter() - began, load_s=load_s, warm_up_s=first_run_s)
-
-
-async def _free_late_result(thread: asyncio.Future[_Loaded]) -> None:
+async def _free_late_result(thread: asyncio.Future[MeasuredLoad]) -> None:
     """A load that nobody waits for has ended: free what it made."""
     if thread.cancelled() or thread.exception() is not None:
         return
@@ -620,40 +454,13 @@ async def _free_late_result(thread: asyncio.Future[_Loaded]) -> None:
 async def _free(model: LoadedModel) -> None:
     """Unload what never came to serve."""
     try:
-        await _in_thread("unload-late", model.unload)
+        await in_thread("unload-late", model.unload)
     except Exception:
         log.exception("freeing what a load has made in vain failed")
 
 
-def _took_too_long(staged: _Staged, timeout_s: float) -> adapter_errors.LoadFailed:
+def _took_too_long(staged: Staged, timeout_s: float) -> adapter_errors.LoadFailed:
     return adapter_errors.LoadFailed(
         f"model {staged.options.model_id!r} did not load within {timeout_s:g} s (load_timeout_s); it runs inside the "
         "pod and cannot be killed: register it with isolation=process, or raise load_timeout_s"
     )
-
-
-def _in_thread(name: str, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
-    """Run on a thread of its own: a load that hangs must not use up a pool that other loads need."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
-
-    def run() -> None:
-        result: T | None = None
-        problem: BaseException | None = None
-        try:
-            result = work(*arguments)
-        except BaseException as error:
-            problem = error
-        with contextlib.suppress(RuntimeError):  # the loop was closed while the thread ran
-            loop.call_soon_threadsafe(settle, result, problem)
-
-    threading.Thread(target=run, name=f"hexcomb-{name}", daemon=True).start()
-    return future

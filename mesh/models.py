@@ -22,8 +22,9 @@ from typing import Any
 from cache.events import Forgive, SetPinned
 from cache.types import ModelKey, RefusalKind
 from mesh.generations import key_of
-from mesh.loading import ALWAYS_ISOLATED, Loading, Refused
+from mesh.loading import Loading, Refused
 from mesh.serving import Serving, wanted
+from mesh.staging import ALWAYS_ISOLATED
 from placement.errors import InvalidSpec, NotFound, PlacementError
 from placement.records import AliasRecord, AliasState, ModelRecord, ModelSpec
 from placement.registration import Registered, Registration

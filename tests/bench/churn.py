@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from mesh.client.async_client import AsyncClient
@@ -46,7 +47,7 @@ def _churn_adapters(bench: Reporter, models: list[BenchModel]) -> None:
     operations = bench.choose(OPERATIONS, 100)
     first_of = {model.format: model for model in reversed(models)}
     for model in first_of.values():
-        _in_thread(lambda model=model: _load_and_run(model).unload())
+        _in_thread(partial(_load_run_unload, model))
     start_bytes = _settled_bytes()
     peak_bytes = start_bytes
     choose = random.Random(5)
@@ -54,19 +55,19 @@ def _churn_adapters(bench: Reporter, models: list[BenchModel]) -> None:
     began = time.perf_counter()
     done = 0
     while done < operations:
-        lanes = []
+        lanes: list[tuple[list[Any] | None, Future[Any]]] = []
         for lane in held:
             if len(lane) >= _RESIDENT_PER_LANE or (lane and choose.random() < 0.5):
                 lanes.append((None, _begin(lane.pop(choose.randrange(len(lane))).unload)))
             else:
                 model = choose.choice(models)
-                lanes.append((lane, _begin(lambda model=model: _load_and_run(model))))
-        for lane, outcome in lanes:
+                lanes.append((lane, _begin(partial(_load_and_run, model))))
+        for into, outcome in lanes:
             loaded = outcome.result()
-            if lane is not None:
-                lane.append(loaded)
+            if into is not None:
+                into.append(loaded)
             done += 1
-        del lanes, loaded, outcome
+        del lanes, loaded, outcome, into
         peak_bytes = max(peak_bytes, resident_bytes())
         bench.progress(done, 2 * operations, "adapters")
     seconds = time.perf_counter() - began
@@ -167,6 +168,10 @@ def _load_and_run(model: BenchModel) -> Any:
     loaded = model.load()
     loaded.warm_up()
     return loaded
+
+
+def _load_run_unload(model: BenchModel) -> None:
+    _load_and_run(model).unload()
 
 
 def _begin(work: Callable[[], Any]) -> Future[Any]:

@@ -43,7 +43,10 @@ def _measure(bench: Reporter, model: BenchModel, elsewhere: Executor) -> None:
         loaded.warm_up()
         loaded.unload()
         elsewhere.submit(default, model.artifact).result()
-    load_ms, warm_ms, unload_ms, default_ms = [], [], [], []
+    load_ms: list[float] = []
+    warm_ms: list[float] = []
+    unload_ms: list[float] = []
+    default_ms: list[float] = []
     until_s = time.perf_counter() + _BUDGET_S / bench.choose(1, 8)
     while len(load_ms) < _RUNS_LEAST or (time.perf_counter() < until_s and len(load_ms) < _RUNS_MOST):
         gc.collect()

@@ -1,0 +1,71 @@
+"""One load, as it runs on its thread: load, warm up, and find out what it takes and what a run costs.
+
+Everything here blocks. Deliberately absent: when to load, and what happens to the result.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from mesh.settings import Settings
+from mesh.staging import Staged
+from runtime_adapters.base import LoadedModel, Size
+from runtime_adapters.isolation import Cancellation, load_isolated
+from runtime_adapters.memory import MEASURED_MIN_BYTES, MemoryProbe, corrected_size
+
+SLOW_RUN_S = 0.01
+"""A first run longer than this needs no second one to tell that the model belongs on a worker thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredLoad:
+    """A model that is loaded and warm. Times in seconds; `run_s` is one run."""
+
+    model: LoadedModel
+    size: Size
+    run_s: float
+    load_s: float
+    warm_up_s: float
+
+
+def load_and_measure(staged: Staged) -> MeasuredLoad:
+    # What is too small to be measured is not worth the milliseconds of a trim.
+    with MemoryProbe(settled=staged.estimate.host_bytes >= MEASURED_MIN_BYTES) as probe:
+        load_began = time.perf_counter()
+        model = staged.adapter.load(staged.path, staged.options)
+        load_s = time.perf_counter() - load_began
+        warm_began = time.perf_counter()
+        model.warm_up()
+        warm_up_s = time.perf_counter() - warm_began
+    return _measured(model, corrected_size(model.size(), probe.grown_bytes), load_s, warm_up_s)
+
+
+def load_isolated_and_measure(
+    staged: Staged, timeout_s: float, settings: Settings, cancellation: Cancellation
+) -> MeasuredLoad:
+    began = time.perf_counter()
+    model = load_isolated(
+        staged.adapter.format,
+        staged.path,
+        staged.options,
+        load_timeout_s=timeout_s,
+        infer_timeout_s=settings.run_timeout_s,
+        memory_limit_bytes=int(settings.isolated_memory_max),
+        jailed=not staged.artifact.trusted,
+        require_jail=not settings.allow_unjailed,
+        cancellation=cancellation,
+    )
+    load_s = time.perf_counter() - began
+    began = time.perf_counter()
+    model.warm_up()
+    return _measured(model, model.size(), load_s, time.perf_counter() - began)
+
+
+def _measured(model: LoadedModel, size: Size, load_s: float, first_run_s: float) -> MeasuredLoad:
+    """A second run tells what a run costs, since the first paid for lazy set-up; a slow model is asked once only."""
+    if first_run_s > SLOW_RUN_S:
+        return MeasuredLoad(model, size, run_s=first_run_s, load_s=load_s, warm_up_s=first_run_s)
+    began = time.perf_counter()
+    model.warm_up()
+    return MeasuredLoad(model, size, run_s=time.perf_counter() - began, load_s=load_s, warm_up_s=first_run_s)

@@ -1,0 +1,170 @@
+"""From a registration to an artifact on this disk that is ready to be loaded: fetch, detect, prepare, estimate.
+
+A generation is one content: what its first fetch found is what it is loaded from after every eviction, as long as this
+disk has it. A file that was changed under its URI shows when the model is registered anew, not at some eviction in
+between.
+
+What is staged holds the artifact; whoever gets it gives it back to the artifact store. Owned by the event loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from cachetools import LRUCache
+
+from cache.types import ModelKey
+from mesh.settings import Settings
+from mesh.telemetry import Telemetry
+from mesh.threads import in_thread
+from placement.records import ModelRecord
+from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchRequest
+from runtime_adapters.artifacts.locations import parse_location
+from runtime_adapters.base import CPU, Device, LoadOptions, RuntimeAdapter, Size, Trust
+from runtime_adapters.errors import UntrustedArtifact
+from runtime_adapters.isolation import estimate_isolated
+from runtime_adapters.registry import adapter_for, detect_format
+
+ALWAYS_ISOLATED = frozenset({"python"})
+"""Formats whose models are somebody's Python code: they never run inside the pod."""
+REMEMBERED_MAX = 100_000
+"""Models whose artifact, format and measured size are remembered after their copy left."""
+
+_NO_SIZE = Size(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """An artifact on disk, ready to be loaded, and what was found out about it."""
+
+    record: ModelRecord
+    artifact: Artifact
+    path: Path
+    variant: str
+    """Which prepared form `path` may be; empty: none was made."""
+    adapter: RuntimeAdapter
+    options: LoadOptions
+    isolated: bool
+    estimate: Size = _NO_SIZE
+
+
+class Staging:
+    """Stages artifacts, and remembers what was found out about them."""
+
+    def __init__(
+        self,
+        artifacts: ArtifactStore,
+        settings: Settings,
+        telemetry: Telemetry,
+        device: Device,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._artifacts = artifacts
+        self._settings = settings
+        self._telemetry = telemetry
+        self._device = device
+        self._clock = clock
+        self._found: LRUCache[ModelKey, Staged] = LRUCache(maxsize=REMEMBERED_MAX)
+        self._formats: LRUCache[ModelKey, str] = LRUCache(maxsize=REMEMBERED_MAX)
+        self._sizes: LRUCache[tuple[str, str, str], Size] = LRUCache(maxsize=REMEMBERED_MAX)
+
+    async def stage(self, key: ModelKey, record: ModelRecord) -> Staged:
+        """Fetch and prepare. Raises BadArtifact (for good) or LoadFailed (for now); nothing is held then."""
+        format_name = record.spec.format or ""
+        began = self._clock()
+        artifact = await self._artifacts.fetch(
+            FetchRequest(
+                uri=record.spec.uri,
+                storage_key=record.spec.storage_key,
+                checksum=record.spec.checksum,
+                tenant=key.tenant,
+                deadline_s=self._clock() + self._settings.fetch_timeout_s,
+            )
+        )
+        try:
+            self._telemetry.load_stage(format_name or "unknown", "fetch", self._clock() - began)
+            format_name = format_name or await in_thread("detect", detect_format, artifact.path)
+            self._formats[key] = format_name
+            staged = await self._prepare(record, artifact, format_name)
+            staged = replace(staged, estimate=await self._expected_size(staged))
+        except BaseException:
+            self._artifacts.release(artifact)
+            raise
+        self._found[key] = staged
+        return staged
+
+    def format_of(self, key: ModelKey) -> str:
+        """The format that was declared or detected; empty while it is not known."""
+        return self._formats.get(key, "")
+
+    def forget(self, key: ModelKey) -> None:
+        """This generation is new to the registry; one of the same number may have been here before."""
+        self._found.pop(key, None)
+        self._formats.pop(key, None)
+
+    def measured(self, staged: Staged, size: Size) -> None:
+        """What a copy was measured to take: the expectation of the next one of this content."""
+        self._sizes[_profile_of(staged)] = size
+
+    async def stage_again(self, key: ModelKey) -> Staged | None:
+        """What this generation was loaded from last time, if this disk still has it."""
+        found = self._found.get(key)
+        artifact = None if found is None else self._artifacts.hold_again(found.artifact)
+        if found is None or artifact is None:
+            return None
+        path = artifact.path
+        if found.variant:
+            # Made once more if the disk tier has dropped it: its content is still the one of this generation.
+            make = partial(found.adapter.prepare, artifact.path, options=found.options)
+            try:
+                path = await self._artifacts.prepare(artifact, found.variant, make) or artifact.path
+            except BaseException:
+                self._artifacts.release(artifact)
+                raise
+        estimate = self._sizes.get(_profile_of(found), found.estimate)
+        return replace(found, artifact=artifact, path=path, estimate=estimate)
+
+    async def _prepare(self, record: ModelRecord, artifact: Artifact, format_name: str) -> Staged:
+        adapter = adapter_for(format_name)
+        options = LoadOptions(
+            model_id=record.id,
+            device=self._device if self._device.kind in adapter.device_kinds else CPU,
+            threads=self._settings.model_threads,
+            trusted=artifact.trusted,
+            parameters=record.spec.parameters,
+        )
+        isolated = record.spec.isolation == "process" or format_name in ALWAYS_ISOLATED
+        if adapter.trust is Trust.RUNS_CODE and not isolated and not artifact.trusted:
+            shown = parse_location(record.spec.uri).shown  # a signed URL's query is a secret
+            raise UntrustedArtifact(
+                f"format {format_name!r} can run code when it loads, and {shown!r} is under no "
+                "trusted prefix: mark its prefix with --trusted-prefixes, register it with isolation=process, or "
+                "convert it to ONNX"
+            )
+        path, variant = artifact.path, ""
+        if not isolated:
+            began = self._clock()
+            version = await in_thread("version", adapter.runtime_version)
+            variant = f"{format_name}-{version}"
+            prepared = await self._artifacts.prepare(
+                artifact, variant, lambda into: adapter.prepare(artifact.path, into, options)
+            )
+            self._telemetry.load_stage(format_name, "prepare", self._clock() - began)
+            path = prepared or artifact.path
+        return Staged(record, artifact, path, variant, adapter, options, isolated)
+
+    async def _expected_size(self, staged: Staged) -> Size:
+        known = self._sizes.get(_profile_of(staged))
+        if known is not None:
+            return known
+        estimate = await in_thread("estimate", staged.adapter.estimate, staged.path, staged.options)
+        return estimate_isolated(staged.adapter.format, estimate) if staged.isolated else estimate
+
+
+def _profile_of(staged: Staged) -> tuple[str, str, str]:
+    where = "process" if staged.isolated else str(staged.options.device)
+    return (staged.artifact.content_hash, staged.adapter.format, where)
