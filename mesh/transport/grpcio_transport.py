@@ -297,7 +297,15 @@ async def _refuse(context: grpc.aio.ServicerContext, error: TransportError) -> N
     if error.retry_after_s is not None:
         retry_after_ms = str(max(0, round(error.retry_after_s * 1000)))
         trailers = ((RETRY_AFTER_METADATA, retry_after_ms), (_PUSHBACK_METADATA, retry_after_ms))
-    await context.abort(_grpc_code(error.status), _sendable(error.message), trailers)
+    try:
+        await context.abort(_grpc_code(error.status), _sendable(error.message), trailers)
+    except Exception as raised:
+        import grpc.aio
+
+        if isinstance(raised, grpc.aio.AbortError):
+            raise  # how abort ends a handler once its status is sent
+        # Not sent: the client left in this very moment, which is no error of anybody's.
+        raise asyncio.CancelledError from raised
 
 
 def _sendable(message: str) -> str:
