@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections import Counter
@@ -89,7 +90,7 @@ def run_demo(options: DemoOptions, console: Console, *, quiet: bool = False) -> 
     """Raises DemoFailed, TrainingFailed, ServerFailed, HexcombError, KeyboardInterrupt."""
     started_s = time.monotonic()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_sigterm_interrupts())
+        stack.enter_context(_interrupts())
         models = _train(options, console, quiet)
         training_s = time.monotonic() - started_s
         models_bytes = sum(sizes := [_estimate_bytes(model) for model in models])
@@ -274,6 +275,7 @@ def _run_requests(plan: Plan, on_progress: Any) -> dict[str, Any]:
                 if "outcome" in said:
                     outcome: dict[str, Any] = said["outcome"]
                     return outcome
+                _raise_if_interrupted()
                 on_progress(said["answered"])
             process.wait()
             stderr.seek(0)
@@ -300,19 +302,32 @@ def _read_evictions(server: DemoServer) -> Counter[str]:
     return Counter({name: int(float(count)) for name, count in _EVICTIONS.findall(text)})
 
 
+_interrupted = threading.Event()
+"""Set by Ctrl-C and SIGTERM. The exception alone is not enough: Python drops one that comes up inside a finaliser."""
+
+
+def _raise_if_interrupted() -> None:
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
+def _interrupts() -> Iterator[None]:
     """SIGTERM ends the demo as Ctrl-C does: through every `finally`."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        _interrupted.set()
         raise KeyboardInterrupt
 
+    _interrupted.clear()
+    numbers = (signal.SIGINT, signal.SIGTERM)
     try:
-        before = signal.signal(signal.SIGTERM, interrupt)
+        before = [signal.signal(number, interrupt) for number in numbers]
     except ValueError:  # not the main thread: whoever runs us has the signals
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
