@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -87,9 +88,16 @@ def test_an_interrupted_demo_leaves_nothing_running(cache: Path, outcome: dict[s
     process = subprocess.Popen(
         _demo(cache, "--requests", "1000000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    children = _wait_for_children(process.pid, 2)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    children: list[psutil.Process] = []
+    try:
+        children = _wait_for_children(process.pid, 2)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    except BaseException:
+        for left in [process, *children]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
+        raise
     assert process.returncode == 130
     assert "interrupted" in errors
     assert "Traceback" not in errors
