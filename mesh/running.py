@@ -22,7 +22,7 @@ from mesh.resident import Resident
 from runtime_adapters.base import Array, Tensors
 
 HANDOVER_S = 60e-6
-"""Loop -> thread -> loop: 30 µs at the median and 59 at the 99th percentile (`make bench`, request_cost)."""
+"""Loop -> thread -> loop: 30 to 62 µs at the median of several runs on two cores (`make bench`, request_cost)."""
 INLINE_BYTES_MAX = 4096
 """Requests larger than this always go to a thread: the mean run time was learned on small ones."""
 _WEIGHT = 0.2
