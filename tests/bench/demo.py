@@ -38,7 +38,7 @@ def run(bench: Reporter) -> None:
         f"{found['capacity_bytes'] / 2**20:.0f} MiB)",
     )
     bench.figure("wrong answers", found["wrong"], "answers", bar=0.0, note=f"of {found['requests']:,}")
-    bench.figure("errors", found["errors"], "errors", bar=0.0)
+    bench.figure("errors", found["errors"], "errors", bar=0.0, note="; ".join(map(str, found["failures"][:2]))[:300])
     bench.figure("the whole demo", seconds, "s", bar=TOTAL_BAR_S, note=f"training {found['training_s']:.0f} s of it")
     bench.figure("warm, p50", found["warm_p50_ms"], "ms", note=f"p99 {found['warm_p99_ms']:.1f}, 8 in flight")
     bench.figure(
