@@ -284,10 +284,14 @@ class Loading:
         format_name = staged.adapter.format
         timeout_s = staged.record.spec.load_timeout_s or self._settings.load_timeout_s
         try:
-            if staged.isolated:
-                loaded = await self._load_isolated(staged, timeout_s)
-            else:
-                loaded = await self._load_here(key, copy_id, staged, timeout_s)
+            try:
+                loaded = await self._load_once(key, copy_id, staged, timeout_s)
+            except AdapterError as error:
+                if not self._staging.has_loaded(staged):
+                    raise
+                # The same bytes have loaded before, so the fault is not theirs: frameworks have races of their own.
+                log.warning("load of %s is tried once more: %s", key, error)
+                loaded = await self._load_once(key, copy_id, staged, timeout_s)
             try:
                 resident = self._resident(key, copy_id, staged, loaded)
             except Exception:
@@ -311,6 +315,11 @@ class Loading:
         self.counts.loads += 1
         asyncio.get_running_loop().call_soon(self._on_loaded, key)
         return Loaded(copy_id, self._bytes(loaded.size))
+
+    async def _load_once(self, key: ModelKey, copy_id: int, staged: Staged, timeout_s: float) -> MeasuredLoad:
+        if staged.isolated:
+            return await self._load_isolated(staged, timeout_s)
+        return await self._load_here(key, copy_id, staged, timeout_s)
 
     def _resident(self, key: ModelKey, copy_id: int, staged: Staged, loaded: MeasuredLoad) -> Resident:
         format_name = staged.adapter.format

@@ -110,6 +110,10 @@ class Staging:
         """What a copy was measured to take: the expectation of the next one of this content."""
         self._sizes[_profile_of(staged)] = size
 
+    def has_loaded(self, staged: Staged) -> bool:
+        """Whether this very content was loaded before, as this format and in this place."""
+        return _profile_of(staged) in self._sizes
+
     async def stage_again(self, key: ModelKey) -> Staged | None:
         """What this generation was loaded from last time, if this disk still has it."""
         found = self._found.get(key)

@@ -27,7 +27,7 @@ from mesh.telemetry import Telemetry
 from placement.records import ModelRecord, ModelSpec
 from runtime_adapters.artifacts.fetch import ArtifactStore, FetchRequest
 from runtime_adapters.base import CPU, Trust
-from runtime_adapters.errors import UntrustedArtifact
+from runtime_adapters.errors import BadArtifact, UntrustedArtifact
 from runtime_adapters.fake import FakeAdapter, FakeSpec, write_fake_artifact
 
 CAPACITY_BYTES = 1_000_000
@@ -442,3 +442,19 @@ async def test_an_untrusted_artifact_is_named_without_the_signature_of_its_url(
         await pod.loading._staging._prepare(signed, artifact, "fake")
     assert "hunter2" not in str(refused.value)
     pod.artifacts.release(artifact)
+
+
+async def test_content_that_has_loaded_before_is_tried_once_more_at_once(pod: Pod) -> None:
+    model = pod.register("m", FakeSpec(size_bytes=1000))
+    await pod.load(model)
+    pod.loading.send(EvictRequest(model.key))
+    failures = iter([BadArtifact("two loads met in the framework")])
+
+    def fail_once(model_id: str) -> None:
+        for failure in failures:
+            raise failure
+
+    pod.adapter.on("load", fail_once)
+    await pod.load(model)
+    assert pod.adapter.count("load", "m") == 3
+    assert pod.loading.counts.load_failures == 0
