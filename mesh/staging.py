@@ -75,6 +75,8 @@ class Staging:
     async def stage(self, key: ModelKey, record: ModelRecord) -> Staged:
         """Fetch and prepare. Raises BadArtifact (for good) or LoadFailed (for now); nothing is held then."""
         format_name = record.spec.format or ""
+        if format_name:
+            self._formats[key] = format_name
         began = self._clock()
         artifact = await self._artifacts.fetch(
             FetchRequest(
