@@ -40,9 +40,9 @@ from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed
 from runtime_adapters.frameworks import missing_runtime
 from runtime_adapters.heap_churn import heap_freed
 from runtime_adapters.lightgbm_format import LightgbmFacts, looks_like_lightgbm, read_model
-from runtime_adapters.model_file import find_model_file, read_model_file
+from runtime_adapters.model_file import read_beginning, read_model_file
 from runtime_adapters.passed_checks import PassedChecks
-from runtime_adapters.validation import refuse_unknown_parameters
+from runtime_adapters.validation import choice_parameter, refuse_unknown_parameters
 
 PREPARED_NAME = "model.txt"
 _SUFFIXES = (".txt", ".model", ".lgb", ".lightgbm")
@@ -64,11 +64,7 @@ class LightgbmAdapter:
         return f"lightgbm-{_lightgbm().__version__}"
 
     def detect(self, artifact: Path) -> bool:
-        try:
-            with find_model_file("lightgbm", artifact, _SUFFIXES).open("rb") as file:
-                return looks_like_lightgbm(file.read(_DETECT_BYTES))
-        except (BadArtifact, OSError):
-            return False
+        return looks_like_lightgbm(read_beginning(artifact, _SUFFIXES, _DETECT_BYTES))
 
     def estimate(self, artifact: Path, options: LoadOptions) -> Size:
         """From the leaf counts in the file."""
@@ -196,10 +192,7 @@ def _output_of(options: LoadOptions) -> str | None:
     refuse_unknown_parameters(options.parameters, ("predict",))
     if options.device.kind != "cpu":
         raise BadArtifact(f"lightgbm predicts on the CPU only, not on {options.device}; load on the CPU")
-    output = options.parameters.get("predict")
-    if output not in (None, "labels", "values"):
-        raise BadArtifact(f"parameter predict is {output!r}; allowed are labels and values; correct the spec")
-    return output
+    return choice_parameter(options.parameters, "predict", ("labels", "values"))
 
 
 def _lightgbm() -> Any:

@@ -26,6 +26,15 @@ def find_model_file(format_name: str, artifact: Path, suffixes: Sequence[str]) -
     return artifact
 
 
+def read_beginning(artifact: Path, suffixes: Sequence[str], bytes_max: int) -> bytes:
+    """For detection: the file's first bytes; none where there is no such file, or it cannot be read."""
+    try:
+        with find_model_file("detection", artifact, suffixes).open("rb") as file:
+            return file.read(bytes_max)
+    except (BadArtifact, OSError):
+        return b""
+
+
 def read_model_file(format_name: str, artifact: Path, suffixes: Sequence[str]) -> bytes:
     """Its bytes. Raises BadArtifact (nothing there, empty) and LoadFailed (not readable now)."""
     path = find_model_file(format_name, artifact, suffixes)

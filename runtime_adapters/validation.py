@@ -141,6 +141,14 @@ def refuse_unknown_parameters(parameters: Mapping[str, str], allowed: Sequence[s
         raise BadArtifact(f"parameters: this format does not know {_shown(unknown)}; {takes}; correct the spec")
 
 
+def choice_parameter(parameters: Mapping[str, str], name: str, allowed: Sequence[str]) -> str | None:
+    """A spec's parameter that takes one of a few words; None where it is not given. Raises BadArtifact."""
+    given = parameters.get(name)
+    if given is not None and given not in allowed:
+        raise BadArtifact(f"parameter {name} is {given!r}; allowed are {' and '.join(allowed)}; correct the spec")
+    return given
+
+
 class _CompiledInput:
     """One input's questions."""
 

@@ -44,9 +44,9 @@ from runtime_adapters.base import (
 from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelRaised
 from runtime_adapters.frameworks import missing_runtime
 from runtime_adapters.heap_churn import heap_freed
-from runtime_adapters.model_file import find_model_file, read_model_file
+from runtime_adapters.model_file import read_beginning, read_model_file
 from runtime_adapters.passed_checks import PassedChecks
-from runtime_adapters.validation import refuse_unknown_parameters
+from runtime_adapters.validation import choice_parameter, refuse_unknown_parameters
 from runtime_adapters.xgboost_format import XgboostFacts, looks_like_xgboost, read_model
 
 PREPARED_NAME = "model.ubj"
@@ -70,11 +70,7 @@ class XgboostAdapter:
         return f"xgboost-{_xgboost().__version__}"
 
     def detect(self, artifact: Path) -> bool:
-        try:
-            with find_model_file("xgboost", artifact, _SUFFIXES).open("rb") as file:
-                return looks_like_xgboost(file.read(_DETECT_BYTES))
-        except (BadArtifact, OSError):
-            return False
+        return looks_like_xgboost(read_beginning(artifact, _SUFFIXES, _DETECT_BYTES))
 
     def estimate(self, artifact: Path, options: LoadOptions) -> Size:
         """From the node counts in the file."""
@@ -264,10 +260,7 @@ def _size(facts: XgboostFacts, device: Device) -> Size:
 
 def _output_of(options: LoadOptions) -> str | None:
     refuse_unknown_parameters(options.parameters, ("predict",))
-    output = options.parameters.get("predict")
-    if output not in (None, "labels", "values"):
-        raise BadArtifact(f"parameter predict is {output!r}; allowed are labels and values; correct the spec")
-    return output
+    return choice_parameter(options.parameters, "predict", ("labels", "values"))
 
 
 def _xgboost() -> Any:
