@@ -32,11 +32,6 @@ ALIASES = "aliases/"
 REFERENCES = "references/"
 TOMBSTONES = "tombstones/"
 COPIES = "copies/"
-PARKED = "parked/"
-PODS = "pods/"
-FAILURES = "failures/"
-PROFILES = "profiles/"
-LEADER = "leader"
 
 DEFAULT_TENANT = "default"
 
@@ -116,26 +111,6 @@ def copies_prefix(tenant: str, model_id: str) -> str:
 def copy_key(tenant: str, model_id: str, pod: str) -> str:
     """Where the pod says that it loads or serves the model."""
     return copies_prefix(tenant, model_id) + encode_part(pod)
-
-
-def parked_key(tenant: str, model_id: str, pod: str) -> str:
-    """Where the pod says that it holds the model on its host or disk tier."""
-    return f"{PARKED}{encode_part(tenant)}/{encode_part(model_id)}/{encode_part(pod)}"
-
-
-def failure_key(tenant: str, model_id: str, pod: str) -> str:
-    """Where the pod says that it failed to load the model."""
-    return f"{FAILURES}{encode_part(tenant)}/{encode_part(model_id)}/{encode_part(pod)}"
-
-
-def pod_key(pod: str) -> str:
-    """Where a pod describes itself."""
-    return PODS + encode_part(pod)
-
-
-def profile_key(content_hash: str, platform: str) -> str:
-    """Where a content's measured sizes and times lie, per CPU and runtime version."""
-    return f"{PROFILES}{encode_part(content_hash)}/{encode_part(platform)}"
 
 
 def split_name_key(key: str) -> tuple[str, str]:

@@ -34,12 +34,8 @@ class ResidentSetWatch:
 
     @property
     def peak_bytes(self) -> int:
-        """The largest sample since the start, or since `forget_peak`."""
+        """The largest sample since the start."""
         return self._peak_bytes
-
-    def forget_peak(self) -> None:
-        """Begin a new peak."""
-        self._peak_bytes = 0
 
     def now_bytes(self) -> int:
         """One sample; 0 when the process has gone."""

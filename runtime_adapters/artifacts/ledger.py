@@ -136,13 +136,6 @@ class DiskLedger:
         """Make one reservation of two."""
         self._reserved[into.number] += self._reserved.pop(other.number)
 
-    def shrink(self, reservation: Reservation, to_bytes: int) -> None:
-        """Give back what a reservation does not need; to grow, reserve more and merge."""
-        held = self._reserved[reservation.number]
-        kept = min(held, to_bytes)
-        self._reserved[reservation.number] = kept
-        self._reserved_bytes -= held - kept
-
     def cancel(self, reservation: Reservation) -> None:
         """Give all of it back: nothing of what was written for it is on disk any more."""
         self._reserved_bytes -= self._reserved.pop(reservation.number)
