@@ -1,0 +1,188 @@
+"""The nouns of placement's decisions: a pod, a copy, a failure, as the pool knows them, and the whole in one picture.
+
+Every pod publishes what it holds under keys of its own (`placement.pool_records` has the JSON), every pod follows all
+of them, and each decision in this package is a function of the picture that comes of it. A picture never changes; the
+next one shares what stayed the same. Two pods with the same picture come to the same decision: nothing here depends
+on the order of a mapping, on chance, or on who asks, but for the arguments that say so.
+
+Times: `..._s` that a pod publishes are durations, or seconds of Unix time where the name ends in `_at_s`. Clocks of pods
+differ by minutes, so no decision compares two pods' Unix times; `now_s` is the deciding pod's own monotonic clock.
+
+Deliberately absent: what a request path needs of its own pod (the cache knows that at once), and who is reachable
+(`healthy` pods are an argument: each pod sees its own network).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+
+class ModelName(NamedTuple):
+    """A model's name in the pool. Its generations are numbers beside it."""
+
+    tenant: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.tenant}/{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class BusyModel:
+    """One of the models that a pod ran most in the last seconds, as that pod measured it."""
+
+    name: ModelName
+    rate_per_s: float
+    """Requests per second that ran here."""
+    in_flight: float
+    """Mean number of requests that ran or waited for their run."""
+    queue_delay_s: float
+    """Mean wait before a run."""
+    run_s: float
+    """Mean run."""
+    concurrency: int
+    """Runs that this copy takes at a time: 1 in a subprocess, else what the pod's threads allow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """What a pod says of itself, on its lease, every second or when something changed."""
+
+    id: str
+    incarnation: str
+    """Drawn at each start: tells a restarted pod from the one before it."""
+    address: str
+    """HOST:PORT where other pods reach its gRPC endpoint."""
+    version: str = ""
+    zone: str = ""
+    labels: frozenset[str] = frozenset()
+    """Words, as ModelMesh's MM_LABELS: `gpu`, `disk=ssd`."""
+    formats: frozenset[str] = frozenset()
+    """Formats that it can load; empty: not said, any."""
+    capacity_bytes: int = 0
+    free_bytes: int = 0
+    """Not reserved, resident or on its way out."""
+    pinned_bytes: int = 0
+    """Never evicted for another."""
+    eviction_age_s: float = 0.0
+    """How long ago its longest unused copy was used; 0 when it has none."""
+    loads_queued: int = 0
+    """Models on their way in, running loads included."""
+    load_wait_s: float = 0.0
+    """When a load that comes now would begin, by its own estimate."""
+    requests_in_flight: int = 0
+    queue_delay_s: float = 0.0
+    rate_per_s: float = 0.0
+    busy: tuple[BusyModel, ...] = ()
+    """Hottest first, bounded (`membership.BUSY_MODELS_MAX`)."""
+    ready: bool = False
+    draining: bool = False
+    why_unready: str = ""
+    started_at_s: float = 0.0
+    loads: int = 0
+    load_failures: int = 0
+    """Since the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What one pod has of one model. `servable` and `loading` are generations; 0: none.
+
+    Both are set while a newer generation comes in beside the one that serves.
+    """
+
+    pod: str
+    servable: int
+    loading: int
+    size_bytes: int
+    """Of the servable generation; of the loading one, as far as known, while there is no other."""
+    since_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailure:
+    """A pod could not load a generation of a model."""
+
+    pod: str
+    generation: int
+    permanent: bool
+    message: str
+    failed_at_s: float
+    retry_after_s: float
+    """From when it was published; meaningless when permanent."""
+
+
+class Verdict(Enum):
+    """What the pool does with a model that was there when pods died."""
+
+    SUSPECT = "suspect"
+    """Seen at one death: loads and runs alone in a subprocess from now on if it was running, as before if loading."""
+    QUARANTINED = "quarantined"
+    """Seen at two: no pod loads it until its spec changes or somebody releases it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A pod's process ended without a word while it loaded or ran this model."""
+
+    pod: str
+    incarnation: str
+    doing: str
+    """`loading` or `running`."""
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """Deaths that a generation was seen at. Not on a lease: it outlives the pods."""
+
+    generation: int
+    verdict: Verdict
+    deaths: tuple[Death, ...]
+
+    @property
+    def isolate(self) -> bool:
+        """Whether the model may only run in a process of its own."""
+        return any(death.doing == "running" for death in self.deaths)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """Every pod and every copy, as of a revision of the store."""
+
+    revision: int = 0
+    pods: Mapping[str, Pod] = field(default_factory=dict)
+    copies: Mapping[ModelName, tuple[Copy, ...]] = field(default_factory=dict)
+    """In the order of pod ids."""
+    failures: Mapping[ModelName, tuple[LoadFailure, ...]] = field(default_factory=dict)
+    suspicions: Mapping[ModelName, Suspicion] = field(default_factory=dict)
+
+    def holders(self, name: ModelName, generation: int) -> tuple[Copy, ...]:
+        """Copies that serve this generation."""
+        return tuple(copy for copy in self.copies.get(name, ()) if copy.servable == generation)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What must be known of a model to find it a place; from its spec and from what was measured before."""
+
+    name: ModelName
+    generation: int
+    size_bytes: int
+    """Declared, else last measured, else the mean of the pool's copies."""
+    format: str = ""
+    """Empty: not known yet."""
+    priority: int = 0
+    pinned: bool = False
+    copies_min: int = 0
+    copies_max: int | None = None
+    labels_required: frozenset[str] = frozenset()
+    """A pod must have all of these."""
+    labels_preferred: frozenset[str] = frozenset()
+    load_s: float = 1.0
+    """Seconds of a load from the remote tier."""
+    on_disk: frozenset[str] = frozenset()
+    """Pods whose disk has the artifact."""
