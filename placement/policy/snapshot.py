@@ -5,7 +5,7 @@ of them, and each decision in this package is a function of the picture that com
 next one shares what stayed the same. Two pods with the same picture come to the same decision: nothing here depends
 on the order of a mapping, on chance, or on who asks, but for the arguments that say so.
 
-Times: `..._s` that a pod publishes are durations, or seconds of Unix time where the name ends in `_at_s`. Clocks of pods
+Times: `..._s` that a pod publishes are durations, or seconds of Unix time where the name ends in `_at_s`. Pods' clocks
 differ by minutes, so no decision compares two pods' Unix times; `now_s` is the deciding pod's own monotonic clock.
 
 Deliberately absent: what a request path needs of its own pod (the cache knows that at once), and who is reachable
