@@ -105,6 +105,14 @@ class CacheMachine:
         """False once nothing of the copy is left here, nor on its way in."""
         return copy_id in self._state.copies
 
+    def take_changed(self) -> Sequence[ModelKey]:
+        """Models whose copies changed their states since the last time this was asked; for whoever publishes them."""
+        changed = self._state.changed
+        if not changed:
+            return ()
+        self._state.changed = {}
+        return tuple(changed)
+
     # -- events ---------------------------------------------------------------------------------------------------
 
     def handle(self, event: Event, now_s: float) -> list[Command]:

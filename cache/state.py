@@ -56,6 +56,8 @@ class PodState:
         self.evictions_total = 0
         self.replan = False
         """Something changed that may let a fetch or a load start."""
+        self.changed: dict[ModelKey, None] = {}
+        """Models with a copy that was added or moved since somebody last asked."""
         self._copies_made = 0
         self._departed: LRUCache[int, tuple[ModelKey, tuple[StoryLine, ...]]] = LRUCache(maxsize=DEPARTED_STORIES_MAX)
 
@@ -66,6 +68,7 @@ class PodState:
         self.copies[copy.copy_id] = copy
         self.by_state[copy.state][copy.copy_id] = copy
         self.current[copy.key] = copy
+        self.changed[copy.key] = None
         self.replan = True
         return copy
 
@@ -83,6 +86,7 @@ class PodState:
         copy.since_s = self.now_s
         copy.blocked = copy.blocked_since_s = None
         copy.changed()
+        self.changed[copy.key] = None
         self.replan = True
 
         if state is CopyState.SERVABLE:

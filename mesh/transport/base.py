@@ -40,6 +40,11 @@ RETRY_AFTER_METADATA = "retry-after-ms"
 """Trailing metadata of an error that may pass: try again after so many milliseconds."""
 
 
+ANSWERED_METADATA = "hexcomb-answered"
+"""Trailing metadata of every error that a handler or the transport gave. An error without it comes from the network:
+nobody knows whether the call was carried out."""
+
+
 class StatusCode(IntEnum):
     """How a call ended: gRPC's codes and numbers, without gRPC's package."""
 
@@ -63,13 +68,23 @@ class StatusCode(IntEnum):
 
 
 class TransportError(Exception):
-    """What a handler raises to answer a call with an error. The message goes to the client as it is."""
+    """What a handler raises to answer a call with an error. The message goes to the client as it is.
 
-    def __init__(self, status: StatusCode, message: str, retry_after_s: float | None = None) -> None:
+    `trailers`: further trailing metadata of the answer, for callers that are pods themselves.
+    """
+
+    def __init__(
+        self,
+        status: StatusCode,
+        message: str,
+        retry_after_s: float | None = None,
+        trailers: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.retry_after_s = retry_after_s
+        self.trailers = trailers
 
     def __str__(self) -> str:
         return f"{self.status.name}: {self.message}"
@@ -180,6 +195,31 @@ class TransportLimits:
     """Close the connection when that ping is not answered."""
     client_ping_interval_min_s: float = 10.0
     """Clients that ping more often than this are told to go away; load balancers use 10 s to 60 s."""
+
+
+class LineBroken(Exception):
+    """No answer: the peer cannot be reached, or went away. `sent`: it may have begun to work on the call."""
+
+    def __init__(self, message: str, *, sent: bool) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+class Line(Protocol):
+    """The calling side of the seam: a connection to one peer, that heals itself."""
+
+    async def call(self, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None) -> Reply:
+        """One unary call, body untouched. `deadline_s` is on this process's `time.monotonic()`.
+
+        Raises TransportError with the peer's own answer, LineBroken when there was none. Cancelling the caller
+        cancels the call at the peer.
+        """
+
+    async def close(self) -> None: ...
+
+
+Dial = Callable[[str], Line]
+"""HOST:PORT -> a line; connects when it is first used."""
 
 
 class Transport(Protocol):

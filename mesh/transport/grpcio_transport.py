@@ -30,6 +30,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mesh.transport.base import (
+    ANSWERED_METADATA,
     RETRY_AFTER_METADATA,
     Call,
     CannotListen,
@@ -293,10 +294,10 @@ def _as_transport_error(path: str, failure: Exception) -> TransportError:
 
 async def _refuse(context: grpc.aio.ServicerContext, error: TransportError) -> None:
     """Answer with an error: sets status and trailers, then raises grpc's own AbortError."""
-    trailers: tuple[tuple[str, str], ...] = ()
+    trailers = ((ANSWERED_METADATA, "1"), *error.trailers)
     if error.retry_after_s is not None:
         retry_after_ms = str(max(0, round(error.retry_after_s * 1000)))
-        trailers = ((RETRY_AFTER_METADATA, retry_after_ms), (_PUSHBACK_METADATA, retry_after_ms))
+        trailers = (*trailers, (RETRY_AFTER_METADATA, retry_after_ms), (_PUSHBACK_METADATA, retry_after_ms))
     try:
         await context.abort(_grpc_code(error.status), _sendable(error.message), trailers)
     except Exception as raised:

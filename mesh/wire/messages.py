@@ -80,6 +80,15 @@ LIST_MODELS = Method(_HEXCOMB + "ListModels", hexcomb_pb2.ListModelsRequest, hex
 DESCRIBE_MODEL = Method(_HEXCOMB + "DescribeModel", hexcomb_pb2.DescribeModelRequest, hexcomb_pb2.ModelDescription)
 POD_STATUS = Method(_HEXCOMB + "PodStatus", hexcomb_pb2.PodStatusRequest, hexcomb_pb2.PodStatusResponse)
 SET_PINNED = Method(_HEXCOMB + "SetPinned", hexcomb_pb2.SetPinnedRequest, hexcomb_pb2.ModelDescription)
+EXPLAIN = Method(_HEXCOMB + "Explain", hexcomb_pb2.ExplainRequest, hexcomb_pb2.Explanation)
+DRAIN_POD = Method(_HEXCOMB + "DrainPod", hexcomb_pb2.DrainPodRequest, hexcomb_pb2.DrainPodResponse)
+RELEASE_MODEL = Method(_HEXCOMB + "ReleaseModel", hexcomb_pb2.ReleaseModelRequest, hexcomb_pb2.ModelDescription)
+
+_POOL = "/hexcomb.v1.Pool/"
+PROBE = Method(_POOL + "Probe", hexcomb_pb2.ProbeRequest, hexcomb_pb2.ProbeResponse)
+ORDER = Method(_POOL + "Order", hexcomb_pb2.OrderRequest, hexcomb_pb2.OrderResponse)
+EXPORT_NAMES = Method(_POOL + "ExportNames", hexcomb_pb2.ExportNamesRequest, hexcomb_pb2.ExportNamesResponse)
+DIAL_BACK = Method(_POOL + "DialBack", hexcomb_pb2.DialBackRequest, hexcomb_pb2.DialBackResponse)
 
 _HEALTH = "/grpc.health.v1.Health/"
 HEALTH_CHECK = Method(_HEALTH + "Check", health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse)

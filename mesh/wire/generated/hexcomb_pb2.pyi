@@ -286,7 +286,7 @@ class RuntimeStatus(_message.Message):
     def __init__(self, format: _Optional[str] = ..., version: _Optional[str] = ..., available: bool = ..., message: _Optional[str] = ...) -> None: ...
 
 class PodDescription(_message.Message):
-    __slots__ = ("pod", "version", "addresses", "started_at_ms", "ready", "draining", "tiers", "runtimes", "models_registered", "models_resident", "models_loading", "loads_queued", "requests_in_flight", "requests_waiting", "hits", "misses", "loads", "load_failures", "evictions", "eviction_age_s", "rss_bytes")
+    __slots__ = ("pod", "version", "addresses", "started_at_ms", "ready", "draining", "tiers", "runtimes", "models_registered", "models_resident", "models_loading", "loads_queued", "requests_in_flight", "requests_waiting", "hits", "misses", "loads", "load_failures", "evictions", "eviction_age_s", "rss_bytes", "zone", "labels", "why_unready", "reachable", "leader", "store_away_since_ms", "requests_per_s", "queue_delay_s", "notices")
     POD_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
@@ -308,6 +308,15 @@ class PodDescription(_message.Message):
     EVICTIONS_FIELD_NUMBER: _ClassVar[int]
     EVICTION_AGE_S_FIELD_NUMBER: _ClassVar[int]
     RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ZONE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    WHY_UNREADY_FIELD_NUMBER: _ClassVar[int]
+    REACHABLE_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
+    STORE_AWAY_SINCE_MS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_DELAY_S_FIELD_NUMBER: _ClassVar[int]
+    NOTICES_FIELD_NUMBER: _ClassVar[int]
     pod: str
     version: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
@@ -329,10 +338,173 @@ class PodDescription(_message.Message):
     evictions: int
     eviction_age_s: float
     rss_bytes: int
-    def __init__(self, pod: _Optional[str] = ..., version: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., started_at_ms: _Optional[int] = ..., ready: bool = ..., draining: bool = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., runtimes: _Optional[_Iterable[_Union[RuntimeStatus, _Mapping]]] = ..., models_registered: _Optional[int] = ..., models_resident: _Optional[int] = ..., models_loading: _Optional[int] = ..., loads_queued: _Optional[int] = ..., requests_in_flight: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., loads: _Optional[int] = ..., load_failures: _Optional[int] = ..., evictions: _Optional[int] = ..., eviction_age_s: _Optional[float] = ..., rss_bytes: _Optional[int] = ...) -> None: ...
+    zone: str
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    why_unready: str
+    reachable: bool
+    leader: bool
+    store_away_since_ms: int
+    requests_per_s: float
+    queue_delay_s: float
+    notices: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, pod: _Optional[str] = ..., version: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., started_at_ms: _Optional[int] = ..., ready: bool = ..., draining: bool = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., runtimes: _Optional[_Iterable[_Union[RuntimeStatus, _Mapping]]] = ..., models_registered: _Optional[int] = ..., models_resident: _Optional[int] = ..., models_loading: _Optional[int] = ..., loads_queued: _Optional[int] = ..., requests_in_flight: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., loads: _Optional[int] = ..., load_failures: _Optional[int] = ..., evictions: _Optional[int] = ..., eviction_age_s: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., zone: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., why_unready: _Optional[str] = ..., reachable: bool = ..., leader: bool = ..., store_away_since_ms: _Optional[int] = ..., requests_per_s: _Optional[float] = ..., queue_delay_s: _Optional[float] = ..., notices: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PodStatusResponse(_message.Message):
     __slots__ = ("pods",)
     PODS_FIELD_NUMBER: _ClassVar[int]
     pods: _containers.RepeatedCompositeFieldContainer[PodDescription]
     def __init__(self, pods: _Optional[_Iterable[_Union[PodDescription, _Mapping]]] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("id", "here_only")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    HERE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    here_only: bool
+    def __init__(self, id: _Optional[str] = ..., here_only: bool = ...) -> None: ...
+
+class Candidate(_message.Message):
+    __slots__ = ("pod", "chosen", "estimate_s", "reasons")
+    POD_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_S_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    pod: str
+    chosen: bool
+    estimate_s: float
+    reasons: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, pod: _Optional[str] = ..., chosen: bool = ..., estimate_s: _Optional[float] = ..., reasons: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class HistoryLine(_message.Message):
+    __slots__ = ("at_ms", "pod", "text")
+    AT_MS_FIELD_NUMBER: _ClassVar[int]
+    POD_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    at_ms: int
+    pod: str
+    text: str
+    def __init__(self, at_ms: _Optional[int] = ..., pod: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+
+class Explanation(_message.Message):
+    __slots__ = ("model", "summary", "waits_for", "route", "candidates", "history", "suspicion")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
+    SUSPICION_FIELD_NUMBER: _ClassVar[int]
+    model: ModelDescription
+    summary: str
+    waits_for: str
+    route: str
+    candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
+    history: _containers.RepeatedCompositeFieldContainer[HistoryLine]
+    suspicion: str
+    def __init__(self, model: _Optional[_Union[ModelDescription, _Mapping]] = ..., summary: _Optional[str] = ..., waits_for: _Optional[str] = ..., route: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., history: _Optional[_Iterable[_Union[HistoryLine, _Mapping]]] = ..., suspicion: _Optional[str] = ...) -> None: ...
+
+class DrainPodRequest(_message.Message):
+    __slots__ = ("pod",)
+    POD_FIELD_NUMBER: _ClassVar[int]
+    pod: str
+    def __init__(self, pod: _Optional[str] = ...) -> None: ...
+
+class DrainPodResponse(_message.Message):
+    __slots__ = ("was_draining",)
+    WAS_DRAINING_FIELD_NUMBER: _ClassVar[int]
+    was_draining: bool
+    def __init__(self, was_draining: bool = ...) -> None: ...
+
+class ReleaseModelRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class ProbeRequest(_message.Message):
+    __slots__ = ("from_pod",)
+    FROM_POD_FIELD_NUMBER: _ClassVar[int]
+    from_pod: str
+    def __init__(self, from_pod: _Optional[str] = ...) -> None: ...
+
+class ProbeResponse(_message.Message):
+    __slots__ = ("pod", "incarnation", "draining")
+    POD_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    pod: str
+    incarnation: str
+    draining: bool
+    def __init__(self, pod: _Optional[str] = ..., incarnation: _Optional[str] = ..., draining: bool = ...) -> None: ...
+
+class ModelOrder(_message.Message):
+    __slots__ = ("kind", "tenant", "id", "generation", "reason")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        LOAD: _ClassVar[ModelOrder.Kind]
+        UNLOAD: _ClassVar[ModelOrder.Kind]
+    LOAD: ModelOrder.Kind
+    UNLOAD: ModelOrder.Kind
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    kind: ModelOrder.Kind
+    tenant: str
+    id: str
+    generation: int
+    reason: str
+    def __init__(self, kind: _Optional[_Union[ModelOrder.Kind, str]] = ..., tenant: _Optional[str] = ..., id: _Optional[str] = ..., generation: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class OrderRequest(_message.Message):
+    __slots__ = ("from_pod", "orders")
+    FROM_POD_FIELD_NUMBER: _ClassVar[int]
+    ORDERS_FIELD_NUMBER: _ClassVar[int]
+    from_pod: str
+    orders: _containers.RepeatedCompositeFieldContainer[ModelOrder]
+    def __init__(self, from_pod: _Optional[str] = ..., orders: _Optional[_Iterable[_Union[ModelOrder, _Mapping]]] = ...) -> None: ...
+
+class OrderResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ExportNamesRequest(_message.Message):
+    __slots__ = ("page_token",)
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_token: str
+    def __init__(self, page_token: _Optional[str] = ...) -> None: ...
+
+class StoredRecord(_message.Message):
+    __slots__ = ("key", "value")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    value: bytes
+    def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+
+class ExportNamesResponse(_message.Message):
+    __slots__ = ("records", "next_page_token")
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    records: _containers.RepeatedCompositeFieldContainer[StoredRecord]
+    next_page_token: str
+    def __init__(self, records: _Optional[_Iterable[_Union[StoredRecord, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class DialBackRequest(_message.Message):
+    __slots__ = ("address", "pod", "incarnation")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    POD_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    pod: str
+    incarnation: str
+    def __init__(self, address: _Optional[str] = ..., pod: _Optional[str] = ..., incarnation: _Optional[str] = ...) -> None: ...
+
+class DialBackResponse(_message.Message):
+    __slots__ = ("reached", "message")
+    REACHED_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    reached: bool
+    message: str
+    def __init__(self, reached: bool = ..., message: _Optional[str] = ...) -> None: ...

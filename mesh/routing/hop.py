@@ -1,0 +1,113 @@
+"""What a pod says to another beside a request that it forwards: one metadata entry.
+
+The message and the caller's own metadata travel untouched. The entry names the concrete model that the first pod
+resolved (an alias with weights must not be drawn twice), the generation and the revision of the registry at which it
+is known, so that a pod whose view lags can wait for it instead of answering "unknown".
+
+A forwarded request is never forwarded again: whoever cannot serve it answers `NotHere`, and the first pod goes on.
+The longest way of a request is therefore one hop at a time, from the pod that it came in at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from mesh.transport.base import Call, Metadata, StatusCode, TransportError
+from mesh.wire import messages
+
+FORWARD_METADATA = "hexcomb-forward"
+NOT_HERE_METADATA = "hexcomb-not-here"
+"""Trailer of a forwarded request that was not run; its value says why, in one word."""
+HOLDER_METADATA = "hexcomb-holder"
+"""Trailer beside it: a pod that holds or loads the model, as far as the answering pod knows."""
+PREVIOUS_ATTEMPTS_METADATA = "grpc-previous-rpc-attempts"
+"""gRPC's own count of a client's retries of one call."""
+
+_DROPPED = frozenset({FORWARD_METADATA, messages.TENANT_METADATA, "user-agent", "te", "content-type"})
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One forwarding."""
+
+    from_pod: str
+    model_id: str
+    generation: int
+    revision: int
+    """Of the registry's view in which the first pod found the model."""
+    load: bool
+    """Load the model if it is not here; else only a copy that is here, or on its way, may answer."""
+    claimed: bool = True
+    """`load` is the first copy, to be claimed; False: a further one, whatever copies there are."""
+    deaths: int = 0
+    """Pods that have died while they worked on this request."""
+
+
+def encode_hop(hop: Hop) -> str:
+    """The entry's value: ASCII."""
+    flags = ("l" if hop.load else "") + ("" if hop.claimed else "f")
+    return (
+        f"1;{quote(hop.from_pod, safe='')};{quote(hop.model_id, safe='')};{hop.generation};{hop.revision};"
+        f"{flags};{hop.deaths}"
+    )
+
+
+def hop_of(call: Call) -> Hop | None:
+    """The hop that brought this call; None for a client's. Raises TransportError for one that cannot be read."""
+    if not call.metadata:
+        return None
+    value = call.metadata_value(FORWARD_METADATA)
+    if value is None:
+        return None
+    parts = value.split(";")
+    try:
+        version, from_pod, model_id, generation, revision, flags, deaths = parts[:7]
+        if version != "1":
+            raise ValueError(version)
+        return Hop(
+            unquote(from_pod),
+            unquote(model_id),
+            int(generation),
+            int(revision),
+            "l" in flags,
+            "f" not in flags,
+            int(deaths),
+        )
+    except ValueError:
+        raise TransportError(
+            StatusCode.INVALID_ARGUMENT,
+            f"metadata {FORWARD_METADATA} is {value[:80]!r}, which no pod of this version writes; clients must not "
+            "send it",
+        ) from None
+
+
+def forwarded_metadata(call: Call, tenant: str, hop: Hop) -> Metadata:
+    """The caller's metadata, the tenant that it was found to have, and the hop."""
+    kept = tuple(
+        (key, value)
+        for key, value in call.metadata
+        if key not in _DROPPED and not key.startswith("grpc-") and not key.startswith(":")
+    )
+    return (*kept, (messages.TENANT_METADATA, tenant), (FORWARD_METADATA, encode_hop(hop)))
+
+
+def previous_attempts(call: Call) -> int:
+    """How often the client has tried this very call before."""
+    value = call.metadata_value(PREVIOUS_ATTEMPTS_METADATA) if call.metadata else None
+    return int(value) if value is not None and value.isdecimal() else 0
+
+
+def not_here(why: str, message: str, holder: str = "", retry_after_s: float | None = 0.1) -> TransportError:
+    """The answer to a forwarded request that this pod does not run. It has had no effect."""
+    trailers = ((NOT_HERE_METADATA, why),)
+    if holder:
+        trailers = (*trailers, (HOLDER_METADATA, quote(holder, safe="")))
+    return TransportError(StatusCode.UNAVAILABLE, message, retry_after_s, trailers)
+
+
+def why_not_here(error: TransportError) -> tuple[str, str] | None:
+    """(why, holder) of a `not_here` answer; None for any other."""
+    found = dict(error.trailers)
+    why = found.get(NOT_HERE_METADATA)
+    return None if why is None else (why, unquote(found.get(HOLDER_METADATA, "")))
