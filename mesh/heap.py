@@ -10,9 +10,10 @@ last one took. Whatever was freed is returned in the end: a timer stands in for 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
+from collections.abc import Callable
 
+from mesh.threads import InThread, in_thread
 from runtime_adapters.memory import trim
 
 FREED_MIN_BYTES = 2 << 20
@@ -26,7 +27,9 @@ TIME_SHARE_MAX = 0.02
 class HeapTrimmer:
     """Counts freed bytes and trims the heap. Owned by the event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, in_thread: InThread = in_thread) -> None:
+        self._clock = clock
+        self._in_thread = in_thread
         self._freed_bytes = 0
         self._pause_s = PAUSE_MIN_S
         self._timer: asyncio.TimerHandle | None = None
@@ -40,13 +43,11 @@ class HeapTrimmer:
     def _trim(self) -> None:
         self._timer = None
         self._freed_bytes = 0
-        threading.Thread(target=self._trim_and_time, name="hexcomb-trim", daemon=True).start()
+        began_s = self._clock()
+        self._in_thread("trim", trim).add_done_callback(lambda _: self._trimmed(self._clock() - began_s))
 
-    def _trim_and_time(self) -> None:
-        began_s = time.perf_counter()
-        trim()
-        # Read by the loop's next `freed`; one float, so no lock.
-        self._pause_s = max(PAUSE_MIN_S, (time.perf_counter() - began_s) / TIME_SHARE_MAX)
+    def _trimmed(self, took_s: float) -> None:
+        self._pause_s = max(PAUSE_MIN_S, took_s / TIME_SHARE_MAX)
 
     def close(self) -> None:
         """No more trimming."""

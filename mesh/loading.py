@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from cachetools import LRUCache
 
@@ -47,12 +47,12 @@ from mesh.heap import HeapTrimmer
 from mesh.measured_load import MeasuredLoad, load_and_measure, load_isolated_and_measure
 from mesh.resident import Resident
 from mesh.settings import Settings
-from mesh.staging import REMEMBERED_MAX, Staged, Staging
+from mesh.staging import REMEMBERED_MAX, Staged
 from mesh.telemetry import Telemetry
-from mesh.threads import in_thread
+from mesh.threads import InThread, in_thread
 from placement.records import ModelRecord
 from runtime_adapters import errors as adapter_errors
-from runtime_adapters.artifacts.fetch import ArtifactStore
+from runtime_adapters.artifacts.fetch import Artifact
 from runtime_adapters.base import Device, LoadedModel, ModelMetadata, Size
 from runtime_adapters.errors import AdapterError, BadArtifact, MissingRuntime
 from runtime_adapters.isolation import Cancellation, IsolatedModel
@@ -80,6 +80,31 @@ class _Overdue(Exception):
         self.failure = failure
 
 
+class Stages(Protocol):
+    """What brings artifacts to this pod: `mesh.staging.Staging`, or a simulated one."""
+
+    async def stage(self, key: ModelKey, record: ModelRecord) -> Staged:
+        """Fetch and prepare. Raises AdapterError; nothing is held then."""
+
+    async def stage_again(self, key: ModelKey) -> Staged | None:
+        """What this generation was loaded from last time, if it is still here."""
+
+    def release(self, artifact: Artifact) -> None:
+        """Let go of what `stage` or `stage_again` holds."""
+
+    def format_of(self, key: ModelKey) -> str:
+        """The format that was declared or detected; empty while it is not known."""
+
+    def forget(self, key: ModelKey) -> None:
+        """Another model of this name may have been here before."""
+
+    def measured(self, staged: Staged, size: Size) -> None:
+        """What a copy was measured to take."""
+
+    def has_loaded(self, staged: Staged) -> bool:
+        """Whether this very content was loaded before."""
+
+
 @dataclass(slots=True)
 class Counts:
     """What this pod has done since it started."""
@@ -96,30 +121,32 @@ class Loading:
         self,
         *,
         cache: CacheMachine,
-        artifacts: ArtifactStore,
+        staging: Stages,
         settings: Settings,
         telemetry: Telemetry,
         device: Device,
         record_of: Callable[[ModelKey], ModelRecord | None],
         on_loaded: Callable[[ModelKey], None],
         clock: Callable[[], float] = time.monotonic,
+        in_thread: InThread = in_thread,
     ) -> None:
+        """`clock` is the event loop's; `in_thread` runs what blocks."""
         self._cache = cache
-        self._artifacts = artifacts
+        self._staging = staging
         self._settings = settings
         self._telemetry = telemetry
         self._device = device
         self._record_of = record_of
         self._on_loaded = on_loaded
         self._clock = clock
+        self._in_thread = in_thread
         self._residents: dict[int, Resident] = {}
         self._staged: dict[int, Staged] = {}
         self._running: dict[int, asyncio.Task[None]] = {}
         self._waiters: dict[int, asyncio.Future[Resident]] = {}
         self._waiter_ids = iter(range(1, 1 << 62))
         self._metadata: LRUCache[ModelKey, ModelMetadata] = LRUCache(maxsize=REMEMBERED_MAX)
-        self._staging = Staging(artifacts, settings, telemetry, device, clock)
-        self._heap = HeapTrimmer()
+        self._heap = HeapTrimmer(clock, in_thread)
         self._tick: asyncio.TimerHandle | None = None
         self._closed = False
         self.counts = Counts()
@@ -202,7 +229,7 @@ class Loading:
         """Let go of artifacts whose load the cache has given up before it began: no command says so."""
         for copy_id in list(self._staged):
             if not self._cache.is_known(copy_id):
-                self._artifacts.release(self._staged.pop(copy_id).artifact)
+                self._staging.release(self._staged.pop(copy_id).artifact)
 
     def _pin(self, copy: Copy) -> None:
         copy.pin(self._clock())
@@ -295,16 +322,16 @@ class Loading:
             try:
                 resident = self._resident(key, copy_id, staged, loaded)
             except Exception:
-                await _free(loaded.model)
+                await self._free(loaded.model)
                 raise
         except _Overdue as late:  # the cache has heard of it; now the thread has come back
-            self._artifacts.release(staged.artifact)
+            self._staging.release(staged.artifact)
             return LoadFailed(copy_id, late.failure)
         except asyncio.CancelledError:
-            self._artifacts.release(staged.artifact)
+            self._staging.release(staged.artifact)
             return LoadFailed(copy_id, Failure(FailureKind.TRANSIENT, "cancelled: nobody waits for it any more"))
         except Exception as error:  # every failure of a load becomes the cache's event
-            self._artifacts.release(staged.artifact)
+            self._staging.release(staged.artifact)
             failure = self._failure(key, "load", format_name, error)
             return LoadFailed(copy_id, failure)
         self._telemetry.load_stage(format_name, "load", loaded.load_s)
@@ -343,7 +370,7 @@ class Loading:
 
     async def _load_here(self, key: ModelKey, copy_id: int, staged: Staged, timeout_s: float) -> MeasuredLoad:
         ends_s = self._clock() + timeout_s
-        thread = in_thread("load", load_and_measure, staged)
+        thread = self._in_thread("load", load_and_measure, staged)
         cancelled = False
         try:
             done, _ = await asyncio.wait([thread], timeout=timeout_s)
@@ -359,19 +386,32 @@ class Loading:
             error = _Overdue(failure)
             self.send(LoadOverdue(copy_id, failure))
             await asyncio.wait([thread])
-        await _free_late_result(thread)
+        await self._free_late_result(thread)
         raise error
 
     async def _load_isolated(self, staged: Staged, timeout_s: float) -> MeasuredLoad:
         cancellation = Cancellation()
-        thread = in_thread("load", load_isolated_and_measure, staged, timeout_s, self._settings, cancellation)
+        thread = self._in_thread("load", load_isolated_and_measure, staged, timeout_s, self._settings, cancellation)
         try:
             return await asyncio.shield(thread)
         except asyncio.CancelledError:
             cancellation.cancel()
             await asyncio.wait([thread])
-            await _free_late_result(thread)
+            await self._free_late_result(thread)
             raise
+
+    async def _free_late_result(self, thread: asyncio.Future[MeasuredLoad]) -> None:
+        """A load that nobody waits for has ended: free what it made."""
+        if thread.cancelled() or thread.exception() is not None:
+            return
+        await self._free(thread.result().model)
+
+    async def _free(self, model: LoadedModel) -> None:
+        """Unload what never came to serve."""
+        try:
+            await self._in_thread("unload-late", model.unload)
+        except Exception:
+            log.exception("freeing what a load has made in vain failed")
 
     # Unload -------------------------------------------------------------------------------------------------
 
@@ -379,12 +419,12 @@ class Loading:
         resident = self._residents[copy_id]
         began = self._clock()
         try:
-            await in_thread("unload", resident.model.unload)
+            await self._in_thread("unload", resident.model.unload)
         except Exception as error:  # the cache keeps the bytes counted and asks again
             log.exception("unloading %s failed", key)
             return UnloadFailed(copy_id, f"{type(error).__name__}: {error}")
         del self._residents[copy_id]
-        self._artifacts.release(resident.artifact)
+        self._staging.release(resident.artifact)
         self._heap.freed(resident.size.host_bytes)
         self._telemetry.unloaded(resident.format, self._clock() - began)
         if reason.startswith(EVICTED_FOR):
@@ -413,8 +453,8 @@ class Loading:
                 resident.model.kill("the pod stops")
         isolated = [resident.model for resident in leaving if resident.turn is not None]
         idle = [resident.model for resident in leaving if resident.turn is None and not resident.copy.pins]
-        unloads = [in_thread("unload", model.unload) for model in isolated]
-        unloads.append(in_thread("unload", _unload_all, idle))
+        unloads = [self._in_thread("unload", model.unload) for model in isolated]
+        unloads.append(self._in_thread("unload", _unload_all, idle))
         waits = [*unloads, *self._running.values()]
         await asyncio.wait(waits, timeout=grace_s)
         for unload in unloads:
@@ -451,21 +491,6 @@ def _unload_all(models: Iterable[LoadedModel]) -> None:
             model.unload()
         except Exception:
             log.exception("the last unload of a copy failed")
-
-
-async def _free_late_result(thread: asyncio.Future[MeasuredLoad]) -> None:
-    """A load that nobody waits for has ended: free what it made."""
-    if thread.cancelled() or thread.exception() is not None:
-        return
-    await _free(thread.result().model)
-
-
-async def _free(model: LoadedModel) -> None:
-    """Unload what never came to serve."""
-    try:
-        await in_thread("unload-late", model.unload)
-    except Exception:
-        log.exception("freeing what a load has made in vain failed")
 
 
 def _took_too_long(staged: Staged, timeout_s: float) -> adapter_errors.LoadFailed:

@@ -41,6 +41,7 @@ from mesh.pod import PodView, default_pod_name
 from mesh.running import Runner
 from mesh.serving import Serving
 from mesh.settings import Settings
+from mesh.staging import Staging
 from mesh.status import StatusView
 from mesh.telemetry import Telemetry
 from mesh.transport.base import ListenAddress, Routes, TransportLimits
@@ -103,7 +104,7 @@ class Node:
         )
         self.loading = Loading(
             cache=self.cache,
-            artifacts=self.artifacts,
+            staging=Staging(self.artifacts, settings, self.telemetry, device),
             settings=settings,
             telemetry=self.telemetry,
             device=device,

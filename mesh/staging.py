@@ -99,6 +99,10 @@ class Staging:
         self._found[key] = staged
         return staged
 
+    def release(self, artifact: Artifact) -> None:
+        """Let go of what `stage` or `stage_again` holds."""
+        self._artifacts.release(artifact)
+
     def format_of(self, key: ModelKey) -> str:
         """The format that was declared or detected; empty while it is not known."""
         return self._formats.get(key, "")

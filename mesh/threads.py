@@ -10,9 +10,15 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+
+
+class InThread(Protocol):
+    """`in_thread`, or what stands in for it where time is simulated."""
+
+    def __call__(self, name: str, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]: ...
 
 
 def in_thread(name: str, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:

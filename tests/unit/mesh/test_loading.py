@@ -23,6 +23,7 @@ from cache.machine import CacheMachine
 from cache.types import Bytes, CopyState, ModelKey, RefusalKind, WantedModel
 from mesh.loading import HOST_MEMORY, Loading, Refused
 from mesh.settings import Settings
+from mesh.staging import Staging
 from mesh.telemetry import Telemetry
 from placement.records import ModelRecord, ModelSpec
 from runtime_adapters.artifacts.fetch import ArtifactStore, FetchRequest
@@ -70,11 +71,12 @@ class Pod:
             )
         )
         self.artifacts = ArtifactStore(directory / "disk", capacity_bytes=100_000_000)
+        given, telemetry = Settings(**settings), Telemetry(CollectorRegistry())
         self.loading = Loading(
             cache=self.cache,
-            artifacts=self.artifacts,
-            settings=Settings(**settings),
-            telemetry=Telemetry(CollectorRegistry()),
+            staging=Staging(self.artifacts, given, telemetry, CPU),
+            settings=given,
+            telemetry=telemetry,
             device=CPU,
             record_of=self.records.get,
             on_loaded=self.servable.append,
