@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -64,6 +64,10 @@ HOST_MEMORY = Place("device", "cpu")
 """Where a copy's RAM and mapped pages are counted: the device tier of a CPU pod."""
 
 
+async def _no_wait(key: ModelKey) -> None:
+    """Nothing to wait for."""
+
+
 class Refused(Exception):
     """The cache gave this request no copy; `refusal` says why and when to come back."""
 
@@ -105,6 +109,18 @@ class Stages(Protocol):
         """Whether this very content was loaded before."""
 
 
+@dataclass(frozen=True, slots=True)
+class PoolHooks:
+    """What a pool wants to hear of, and to say about, the loads of this pod. Each does nothing for a pod alone."""
+
+    copies_changed: Callable[[Sequence[ModelKey]], None] = lambda keys: None
+    """Copies of these models have changed their states."""
+    before_load: Callable[[ModelKey], Awaitable[None]] = _no_wait
+    """Awaited before a model is fetched; bounded by whoever implements it."""
+    resident_changed: Callable[[Resident, bool], None] = lambda resident, here: None
+    """A copy in this process was loaded (True), or is about to leave (False)."""
+
+
 @dataclass(slots=True)
 class Counts:
     """What this pod has done since it started."""
@@ -127,6 +143,7 @@ class Loading:
         device: Device,
         record_of: Callable[[ModelKey], ModelRecord | None],
         on_loaded: Callable[[ModelKey], None],
+        hooks: PoolHooks | None = None,
         clock: Callable[[], float] = time.monotonic,
         in_thread: InThread = in_thread,
     ) -> None:
@@ -138,6 +155,7 @@ class Loading:
         self._device = device
         self._record_of = record_of
         self._on_loaded = on_loaded
+        self._hooks = hooks or PoolHooks()
         self._clock = clock
         self._in_thread = in_thread
         self._residents: dict[int, Resident] = {}
@@ -224,6 +242,8 @@ class Loading:
         self._carry_out(self._cache.handle(event, self._clock()))
         if self._staged:
             self._release_dropped()
+        if changed := self._cache.take_changed():
+            self._hooks.copies_changed(changed)
 
     def _release_dropped(self) -> None:
         """Let go of artifacts whose load the cache has given up before it began: no command says so."""
@@ -238,6 +258,8 @@ class Loading:
         commands = self._cache.unpin(copy, self._clock())
         if commands:
             self._carry_out(commands)
+            if changed := self._cache.take_changed():
+                self._hooks.copies_changed(changed)
 
     def _carry_out(self, commands: Iterable[Command]) -> None:
         for command in commands:
@@ -290,6 +312,7 @@ class Loading:
 
     async def _fetch(self, key: ModelKey, copy_id: int) -> Event:
         try:
+            await self._hooks.before_load(key)
             staged = await self._staging.stage_again(key)
             if staged is None:
                 record = self._record_of(key)
@@ -339,6 +362,7 @@ class Loading:
         self._staging.measured(staged, loaded.size)
         self._metadata[key] = loaded.model.metadata
         self._residents[copy_id] = resident
+        self._hooks.resident_changed(resident, True)
         self.counts.loads += 1
         asyncio.get_running_loop().call_soon(self._on_loaded, key)
         return Loaded(copy_id, self._bytes(loaded.size))

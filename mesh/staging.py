@@ -52,6 +52,11 @@ class Staged:
     estimate: Size = _NO_SIZE
 
 
+def never(key: ModelKey) -> bool:
+    """No model must be isolated: of a pod that has no pool to have learned it from."""
+    return False
+
+
 class Staging:
     """Stages artifacts, and remembers what was found out about them."""
 
@@ -62,12 +67,15 @@ class Staging:
         telemetry: Telemetry,
         device: Device,
         clock: Callable[[], float] = time.monotonic,
+        must_isolate: Callable[[ModelKey], bool] = never,
     ) -> None:
+        """`must_isolate`: whether a model may only run in a process of its own, whatever its spec says."""
         self._artifacts = artifacts
         self._settings = settings
         self._telemetry = telemetry
         self._device = device
         self._clock = clock
+        self._must_isolate = must_isolate
         self._found: LRUCache[ModelKey, Staged] = LRUCache(maxsize=REMEMBERED_MAX)
         self._formats: LRUCache[ModelKey, str] = LRUCache(maxsize=REMEMBERED_MAX)
         self._sizes: LRUCache[tuple[str, str, str], Size] = LRUCache(maxsize=REMEMBERED_MAX)
@@ -123,6 +131,8 @@ class Staging:
     async def stage_again(self, key: ModelKey) -> Staged | None:
         """What this generation was loaded from last time, if this disk still has it."""
         found = self._found.get(key)
+        if found is not None and found.isolated != self._isolates(found.record, found.adapter.format):
+            return None  # what kept it apart has come, or gone, since
         artifact = None if found is None else self._artifacts.hold_again(found.artifact)
         if found is None or artifact is None:
             return None
@@ -138,6 +148,11 @@ class Staging:
         estimate = self._sizes.get(_profile_of(found), found.estimate)
         return replace(found, artifact=artifact, path=path, estimate=estimate)
 
+    def _isolates(self, record: ModelRecord, format_name: str) -> bool:
+        if record.spec.isolation == "process" or format_name in ALWAYS_ISOLATED:
+            return True
+        return self._must_isolate(ModelKey(record.tenant, record.id, record.generation))
+
     async def _prepare(self, record: ModelRecord, artifact: Artifact, format_name: str) -> Staged:
         adapter = adapter_for(format_name)
         options = LoadOptions(
@@ -147,7 +162,7 @@ class Staging:
             trusted=artifact.trusted,
             parameters=record.spec.parameters,
         )
-        isolated = record.spec.isolation == "process" or format_name in ALWAYS_ISOLATED
+        isolated = self._isolates(record, format_name)
         if adapter.trust is Trust.RUNS_CODE and not isolated and not artifact.trusted:
             shown = parse_location(record.spec.uri).shown  # a signed URL's query is a secret
             raise UntrustedArtifact(

@@ -100,7 +100,7 @@ def previous_attempts(call: Call) -> int:
 
 def not_here(why: str, message: str, holder: str = "", retry_after_s: float | None = 0.1) -> TransportError:
     """The answer to a forwarded request that this pod does not run. It has had no effect."""
-    trailers = ((NOT_HERE_METADATA, why),)
+    trailers: tuple[tuple[str, str], ...] = ((NOT_HERE_METADATA, why),)
     if holder:
         trailers = (*trailers, (HOLDER_METADATA, quote(holder, safe="")))
     return TransportError(StatusCode.UNAVAILABLE, message, retry_after_s, trailers)

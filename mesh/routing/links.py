@@ -1,0 +1,112 @@
+"""This pod's lines to the others: one for each, counted, bounded, and cut when its pod is found dead.
+
+A call that waits for a pod which has stopped answering must not wait for the client's deadline. When the probes find a
+pod down, `cut` ends every call to it at once, as a broken line, and the router asks another pod: inference has no
+effects, so asking twice is safe.
+
+Deliberately absent: who is down (`probes`), what to do then (`router`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mesh.transport.base import Dial, Line, LineBroken, Metadata, Reply, StatusCode, TransportError
+from placement.policy.snapshot import Pod
+
+
+@dataclass(slots=True)
+class _Link:
+    address: str
+    line: Line
+    in_flight: int = 0
+    calls: set[asyncio.Task[Any]] = field(default_factory=set)
+    cut: set[asyncio.Task[Any]] = field(default_factory=set)
+    """Calls that `cut` has cancelled and that have not noticed yet."""
+
+
+class Links:
+    """Lines to peers. Belongs to the event loop."""
+
+    def __init__(self, dial: Dial, own_pod: str, calls_per_pod_max: int) -> None:
+        """`calls_per_pod_max`: forwarded calls to one pod at a time; beyond it the pod counts as full."""
+        self._dial = dial
+        self._own_pod = own_pod
+        self._calls_per_pod_max = calls_per_pod_max
+        self._links: dict[str, _Link] = {}
+        self._in_flight: dict[str, int] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def in_flight(self) -> Mapping[str, int]:
+        """Calls in flight by pod: a live view, for choosing."""
+        return self._in_flight
+
+    def follow(self, pods: Iterable[Pod]) -> None:
+        """These are the pods now: new ones are dialled, those that left or moved are hung up."""
+        present = {pod.id: pod.address for pod in pods if pod.id != self._own_pod and pod.address}
+        for pod_id, link in list(self._links.items()):
+            if present.get(pod_id) != link.address:
+                self._hang_up(pod_id)
+        for pod_id, address in present.items():
+            if pod_id not in self._links:
+                self._links[pod_id] = _Link(address, self._dial(address))
+                self._in_flight[pod_id] = 0
+
+    def _hang_up(self, pod_id: str) -> None:
+        self.cut(pod_id)
+        link = self._links.pop(pod_id)
+        self._in_flight.pop(pod_id, None)
+        task = asyncio.get_running_loop().create_task(link.line.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def call(
+        self, pod_id: str, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None
+    ) -> Reply:
+        """One call to a pod. Raises LineBroken, TransportError (its answer, or RESOURCE_EXHAUSTED: it is full)."""
+        link = self._links.get(pod_id)
+        if link is None:
+            raise LineBroken(f"pod {pod_id!r} has left the pool", sent=False)
+        if link.in_flight >= self._calls_per_pod_max:
+            raise TransportError(
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"{link.in_flight} calls to pod {pod_id!r} are in flight, the limit; try again shortly",
+                0.1,
+            )
+        task = asyncio.current_task()
+        assert task is not None
+        link.in_flight += 1
+        self._in_flight[pod_id] = link.in_flight
+        link.calls.add(task)
+        try:
+            return await link.line.call(path, body, metadata, deadline_s)
+        except asyncio.CancelledError:
+            if task in link.cut and task.uncancel() == 0:
+                raise LineBroken(f"pod {pod_id!r} at {link.address} does not answer any more", sent=True) from None
+            raise
+        finally:
+            link.cut.discard(task)
+            link.calls.discard(task)
+            link.in_flight -= 1
+            if self._links.get(pod_id) is link:
+                self._in_flight[pod_id] = link.in_flight
+
+    def cut(self, pod_id: str) -> None:
+        """End every call to this pod: LineBroken for those who wait."""
+        link = self._links.get(pod_id)
+        if link is None:
+            return
+        for task in link.calls - link.cut:
+            link.cut.add(task)
+            task.cancel()
+
+    async def close(self) -> None:
+        """Hang up everywhere."""
+        for pod_id in list(self._links):
+            self._hang_up(pod_id)
+        if self._closing:
+            await asyncio.gather(*self._closing, return_exceptions=True)
