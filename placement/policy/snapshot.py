@@ -115,6 +115,18 @@ class LoadFailure:
     """From when it was published; meaningless when permanent."""
 
 
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What a pod is about to do with a model, written before it does it and not on its lease: it tells of a death."""
+
+    pod: str
+    incarnation: str
+    generation: int
+    doing: str
+    """`loading` or `running`."""
+    at_s: float
+
+
 class Verdict(Enum):
     """What the pool does with a model that was there when pods died."""
 
@@ -159,6 +171,11 @@ class PoolView:
     """In the order of pod ids."""
     failures: Mapping[ModelName, tuple[LoadFailure, ...]] = field(default_factory=dict)
     suspicions: Mapping[ModelName, Suspicion] = field(default_factory=dict)
+    fading: Mapping[str, float] = field(default_factory=dict)
+    """Pods whose lease ran out, and when on this pod's monotonic clock. They are kept with their copies for a while:
+    the store may have been away from them, or they from it, while they serve on. Whether they answer, probes tell."""
+    unconfirmed: Mapping[str, frozenset[ModelName]] = field(default_factory=dict)
+    """Of each fading pod, the copies that it has not published again yet."""
 
     def holders(self, name: ModelName, generation: int) -> tuple[Copy, ...]:
         """Copies that serve this generation."""
