@@ -177,7 +177,9 @@ class Loading:
         if copy is None:
             return None
         copy.pin(self._clock())
-        return self._residents[copy.copy_id]
+        resident = self._residents[copy.copy_id]
+        resident.recorder[resident.recorder_slot] = 1
+        return resident
 
     async def wait_servable(
         self, wanted: WantedModel, deadline_s: float | None, *, background: bool = False
@@ -292,6 +294,7 @@ class Loading:
             # The caller left in this very turn of the loop; its Cancel finds nothing, so the pin is ours to return.
             asyncio.get_running_loop().call_soon(resident.let_go)
         else:
+            resident.recorder[resident.recorder_slot] = 1
             waiter.set_result(resident)
 
     def _wake_at(self, at_s: float) -> None:

@@ -7,7 +7,7 @@ and the copy stays until the thread is done with the model.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from dataclasses import dataclass, field
 
 from cache.copies import Copy
@@ -15,6 +15,10 @@ from mesh.telemetry import RequestMeter
 from runtime_adapters.artifacts.fetch import Artifact
 from runtime_adapters.base import Device, LoadedModel, Size
 from runtime_adapters.validation import InputChecker
+
+
+RUN_MEAN_WEIGHT = 0.2
+"""Of the newest run in the mean."""
 
 
 @dataclass(slots=True)
@@ -42,11 +46,28 @@ class Resident:
     """Of a copy in a subprocess: whose run it is. None for copies in this process, which run several at a time."""
     pin: Callable[[Copy], None] = field(repr=False)
     unpin: Callable[[Copy], None] = field(repr=False)
+    recorder: MutableSequence[int] = field(default_factory=lambda: bytearray(1), repr=False)
+    """Where it is noted that the copy is in use (`mesh.flight_recorder`), and at which position."""
+    recorder_slot: int = 0
+    runs: int = 0
+    queued_total_s: float = 0.0
+    run_total_s: float = 0.0
+    """Since the load: how many requests ran, how long they waited for their runs, and ran."""
 
     def hold(self) -> None:
         """Keep the copy from being unloaded until `let_go`."""
         self.pin(self.copy)
+        self.recorder[self.recorder_slot] = 1
 
     def let_go(self) -> None:
         """Give back one `hold`."""
+        if self.copy.pins == 1:
+            self.recorder[self.recorder_slot] = 0
         self.unpin(self.copy)
+
+    def ran(self, queued_s: float, run_s: float) -> None:
+        """One more run. Its mean is what `running` decides by."""
+        self.runs += 1
+        self.queued_total_s += queued_s
+        self.run_total_s += run_s
+        self.run_s += RUN_MEAN_WEIGHT * (run_s - self.run_s)

@@ -25,7 +25,6 @@ HANDOVER_S = 60e-6
 """Loop -> thread -> loop: 30 to 62 µs at the median of several runs on two cores (`make bench`, request_cost)."""
 INLINE_BYTES_MAX = 4096
 """Requests larger than this always go to a thread: the mean run time was learned on small ones."""
-_WEIGHT = 0.2
 
 
 class Runner:
@@ -49,7 +48,7 @@ class Runner:
         """Run here and now, on the event loop's thread."""
         began = time.perf_counter()
         result = resident.model.infer(inputs, outputs)
-        resident.run_s += _WEIGHT * (time.perf_counter() - began - resident.run_s)
+        resident.ran(0.0, time.perf_counter() - began)
         return result
 
     async def run_in_thread(self, resident: Resident, inputs: Tensors, outputs: Sequence[str]) -> dict[str, Array]:
@@ -87,7 +86,7 @@ class Runner:
             job.cancel()  # without effect once it has begun
             raise
         self._observe_queue_s(queued_s)
-        resident.run_s += _WEIGHT * (run_s - resident.run_s)
+        resident.ran(queued_s, run_s)
         return result
 
     def close(self) -> None:

@@ -65,10 +65,79 @@ class Settings(BaseSettings):
     )
     store: str = Field(
         "embedded",
-        description="Where registrations live: `embedded`, an SQLite file in the data directory. (etcd, for several "
-        "pods, is not built yet.)",
+        description="Where registrations live: `embedded`, an SQLite file in the data directory (one pod), or "
+        "etcd://[USER:PASSWORD@]HOST:PORT[,HOST:PORT]/PREFIX (many pods; etcds:// for TLS).",
     )
-    pod_name: str = Field("", description="Name of this pod in status and metrics; empty: host name and pid.")
+    store_connection: Path | None = Field(
+        None,
+        description="ModelMesh's `etcd_connection` JSON file (endpoints, userid, password, root_prefix, certificates), "
+        "in place of --store.",
+    )
+    store_ca: Path | None = Field(None, description="PEM file of the authority that signed etcd's certificate.")
+    store_certificate: Path | None = Field(None, description="PEM file of this pod's certificate for etcd.")
+    store_key: Path | None = Field(None, description="PEM file of that certificate's private key.")
+    store_password_file: Path | None = Field(
+        None, description="File with etcd's password, for a --store whose address names the user only."
+    )
+
+    # The pool (with --store etcd://...) -------------------------------------------------------------------------
+    pod_name: str = Field(
+        "",
+        description="Name of this pod in the pool, status and metrics; unique. Empty: host name and pid. A pod that "
+        "restarts under its old name takes over from its predecessor.",
+    )
+    advertise_address: str = Field(
+        "",
+        description="HOST:PORT where other pods reach this one. Empty: the address it listens on, or this host's own "
+        "when it listens on all.",
+    )
+    zone: str = Field("", description="Failure zone of this pod: further copies of a model go to other zones first.")
+    labels: Words = Field(
+        (), description="Labels of this pod (comma separated), which models may require or prefer: `gpu`, `disk=ssd`."
+    )
+    type_constraints: Path | None = Field(
+        None,
+        description='JSON file: {"<format>": {"required": [..], "preferred": [..]}, "_default": {..}}, the labels that '
+        "models of a format need (ModelMesh's type constraints).",
+    )
+    lease_ttl_s: float = Field(
+        10.0, ge=1, le=300, description="A pod that is silent for so long has its copies given up by the store."
+    )
+    probe_interval_s: float = Field(
+        0.5, gt=0, description="How often pods ask one another whether they are there; two failures put one out."
+    )
+    probe_timeout_s: float = Field(0.6, gt=0, description="A probe without an answer for so long has failed.")
+    claim_timeout_s: float = Field(
+        0.5, gt=0, description="Longest wait for the store before a cold model is loaded without its consent."
+    )
+    forwards_per_pod_max: int = Field(
+        4_000, ge=1, description="Requests forwarded to one pod at a time; beyond it the pod counts as full."
+    )
+    route_attempts_max: int = Field(
+        8, ge=1, le=64, description="Pods that one request is tried on before its last error is the answer."
+    )
+    drain_grace_s: float = Field(
+        60.0,
+        ge=0,
+        description="On SIGTERM in a pool: seconds for hot models to become servable elsewhere and for clients to "
+        "leave, before `stop_grace_s` begins.",
+    )
+    drain_quiet_s: float = Field(
+        1.0, ge=0, description="A draining pod that no client has called for so long has nothing left to wait for."
+    )
+    drain_recent_s: float = Field(
+        300.0, ge=0, description="Models used within so many seconds are handed over by a draining pod; others reload."
+    )
+    bootstrap_trials: int = Field(
+        3,
+        ge=0,
+        le=100,
+        description="Hot models that a new pod of a running pool loads before it is ready, so that a release that "
+        "cannot load stops itself; 0: none.",
+    )
+    bootstrap_timeout_s: float = Field(
+        60.0, gt=0, description="Longest time for those trial loads; what is not loaded then does not count."
+    )
 
     # Capacities -------------------------------------------------------------------------------------------------
     capacity: ByteSize = Field(
@@ -192,7 +261,7 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line shown.")
 
-    @field_validator("tenant_ports", "trusted_prefixes", "file_prefixes", "http_hosts", mode="before")
+    @field_validator("labels", "tenant_ports", "trusted_prefixes", "file_prefixes", "http_hosts", mode="before")
     @classmethod
     def _split_words(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -211,8 +280,18 @@ class Settings(BaseSettings):
     @field_validator("store")
     @classmethod
     def _check_store(cls, value: str) -> str:
-        if value != "embedded":
-            raise ValueError(f"{value!r} is not available; use `embedded` (one pod)")
+        if value != "embedded" and not value.startswith(("etcd://", "etcds://")):
+            raise ValueError(
+                f"{value[:80]!r} is not a store; use `embedded` (one pod) or etcd://HOST:PORT/PREFIX (many pods)"
+            )
+        return value
+
+    @field_validator("advertise_address")
+    @classmethod
+    def _check_advertise_address(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if value and (not host or not port.isdecimal() or not 0 < int(port) <= 65535):
+            raise ValueError(f"{value[:80]!r} is not HOST:PORT")
         return value
 
     @model_validator(mode="after")
@@ -223,6 +302,11 @@ class Settings(BaseSettings):
                 "port could register models. Listen on 127.0.0.1, or say --insecure if the network is closed"
             )
         return self
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether this pod shares its models with others."""
+        return self.store != "embedded" or self.store_connection is not None
 
     @property
     def is_loopback(self) -> bool:
