@@ -2,7 +2,7 @@
 
 An order is accepted or not, quickly; what comes of it shows in the copies and failures that the pod publishes, like
 everything else that it does. So nothing waits here, an order that is lost is given again by the next turn that still
-wants it, and one that is given twice does no harm. A pod's own leader orders through the same seam.
+wants it, and one that is given twice does no harm. Orders to the leader's own pod go through the same seam.
 
 The mesh carries this over gRPC, the simulator over a fake network; `placement.fake_peers` is the fake that ships.
 """
