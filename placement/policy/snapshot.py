@@ -201,5 +201,7 @@ class ModelFacts:
     labels_preferred: frozenset[str] = frozenset()
     load_s: float = 1.0
     """Seconds of a load from the remote tier."""
+    disk_load_s: float = 0.2
+    """Seconds of a load from a pod's own disk; counts as `load_s` where that is less."""
     on_disk: frozenset[str] = frozenset()
     """Pods whose disk has the artifact."""
