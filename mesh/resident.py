@@ -16,7 +16,6 @@ from runtime_adapters.artifacts.fetch import Artifact
 from runtime_adapters.base import Device, LoadedModel, Size
 from runtime_adapters.validation import InputChecker
 
-
 RUN_MEAN_WEIGHT = 0.2
 """Of the newest run in the mean."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,9 @@ def resident(model: Model, pins: Pins, run_s: float = SLOW_S, *, isolated: bool 
         return change
 
     nothing: Any = None
+    unused: Any = SimpleNamespace(pins=0)
     return Resident(
-        copy=nothing,
+        copy=unused,
         model=model,  # type: ignore[arg-type]
         format="fake",
         checker=nothing,
