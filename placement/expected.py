@@ -4,8 +4,8 @@ Between an order and its copy in the view lie some milliseconds; a decision that
 the same load again, or send ten models to the one pod that has room for one. So decisions of a turn look at the view
 with the orders laid over it, and each decision is laid over it in turn: the plan is made as a whole.
 
-A load that is expected counts as loading, takes its bytes and its place in the pod's queue. A copy that is expected to
-go is gone, but its bytes are not free before the pod says so.
+A load that is expected counts as loading, and as promised: bytes and seconds that its pod does not show yet. A copy
+that is expected to go is gone, but its bytes are not free before the pod says so.
 
 Laying over costs what is laid over, never a copy of 100,000 entries.
 """
@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from placement.policy.snapshot import Copy, ModelName, Pod, PoolView
+from placement.policy.obstacles import NOTHING, Promised
+from placement.policy.snapshot import Copy, ModelName, PoolView
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -66,12 +67,13 @@ class Overlaid(Mapping[K, V]):
 
 
 class ExpectedPool:
-    """A view with orders laid over it. `view` shows each of them at once; it is for the planning turn only."""
+    """A view with orders laid over it. `view` and `promised` show each at once; for the planning turn only."""
 
     def __init__(self, view: PoolView) -> None:
         self._copies: Overlaid[ModelName, tuple[Copy, ...]] = Overlaid(view.copies)
-        self._pods: Overlaid[str, Pod] = Overlaid(view.pods)
-        self.view = replace(view, copies=self._copies, pods=self._pods)
+        self._promised: dict[str, Promised] = {}
+        self.view = replace(view, copies=self._copies)
+        self.promised: Mapping[str, Promised] = self._promised
 
     def load(self, pod_id: str, name: ModelName, generation: int, size_bytes: int, load_s: float) -> None:
         """The pod will load this. What it has or does already stays as it is."""
@@ -86,17 +88,8 @@ class ExpectedPool:
         )
         others = (copy for copy in copies if copy.pod != pod_id)
         self._copies.lay(name, tuple(sorted((*others, expected), key=lambda copy: copy.pod)))
-        pod: Pod | None = self._pods.get(pod_id)
-        if pod is not None:
-            self._pods.lay(
-                pod_id,
-                replace(
-                    pod,
-                    free_bytes=max(0, pod.free_bytes - size_bytes),
-                    loads_queued=pod.loads_queued + 1,
-                    load_wait_s=pod.load_wait_s + load_s,
-                ),
-            )
+        before = self._promised.get(pod_id, NOTHING)
+        self._promised[pod_id] = Promised(before.bytes + size_bytes, before.loads + 1, before.load_s + load_s)
 
     def unload(self, pod_id: str, name: ModelName) -> None:
         """The pod will let go of its copy."""
