@@ -78,6 +78,10 @@ class MemoryStore:
         self._check_open()
         return self._history.watch(prefixes, from_revision)
 
+    def batch_from(self, prefixes: tuple[str, ...], from_revision: int) -> WatchBatch:
+        """What a watch would deliver next, without waiting: for who carries batches himself. Raises Compacted."""
+        return self._history.batch_from(prefixes, from_revision)
+
     async def grant_lease(self, ttl_s: float) -> int:
         """See KeyValueStore."""
         await self._enter()
