@@ -2,15 +2,18 @@
 
 A pod says what it is about to do with a model before it does it (an intent, which outlives the pod), and withdraws
 that when it is done. If the pod's process ends without a word, what it left was being done when it died. That is
-evidence, not proof: the pod may have been killed, with innocent models on board. So the pool asks twice for what it
-can only learn by losing a pod, and isolates at once where isolation answers the question for nothing:
+evidence, not proof: the pod may have been killed, with innocent models on board. So the pool acts on the second death:
 
 * being loaded at one death: suspect; its loads go on as before. At the deaths of two incarnations: quarantined, no
-  third pod tries. A load that succeeds and serves for a while afterwards clears what loading was blamed for.
-* running at a death: from now on it runs (and loads) in a process of its own, which cannot take a pod along. If that
-  process crashes `crashes_max` times within `crashes_within_s` on one pod, the model is quarantined. Serving well does
-  not clear this: one bad request an hour would cost one pod an hour.
+  third pod tries.
+* running at one death: suspect, and named in its status. Everything in use is named then, hundreds of models when a
+  pod is killed from outside, and a process of its own costs each of them tens of megabytes. At the deaths of two
+  incarnations: from now on it loads and runs in a process of its own, which cannot take a pod along. If that process
+  crashes `crashes_max` times within `crashes_within_s` on one pod, the model is quarantined.
 * isolated, and on board of a pod that dies anyway: not blamed, it could not have done that.
+
+Serving for a while after a death clears what that death was blamed on: quickly for loading, which succeeded since;
+slowly for running, since the one bad request may come again. What is isolated stays isolated.
 
 A suspicion is about one generation: a new spec begins without one, and an operator may release a model by hand.
 
@@ -19,10 +22,10 @@ Deliberately absent: comparing the clocks of two pods. Crashes are counted per i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from placement.policy.snapshot import Death, Suspicion, Verdict
+from placement.policy.snapshot import Death, Intent, PoolView, Suspicion, Verdict
 
 LOADING = "loading"
 RUNNING = "running"
@@ -39,10 +42,13 @@ class QuarantineLimits:
     crashes_max: int = 3
     crashes_within_s: float = 60.0
     """So many crashes of an isolated model's process so close together end its service."""
-    clears_after_s: float = 30.0
-    """Servable for so long, a model did not kill its pod by being loaded."""
-    deaths_kept_max: int = 8
-    """Of one suspicion: enough for a verdict and for its reader."""
+    loading_clears_after_s: float = 30.0
+    """Servable for so long since the last death, a model did not kill its pod by being loaded."""
+    running_clears_after_s: float = 600.0
+    """Servable for so long since the last death, a model that was running at one death is trusted again. Two pods
+    that are killed from outside within this isolate what was in use on both."""
+    crashes_kept_max: int = 8
+    """Enough for a verdict and for its reader."""
 
 
 LIMITS = QuarantineLimits()
@@ -72,6 +78,23 @@ def may_load(suspicion: Suspicion | None, generation: int) -> Allowed | Refused:
     return Allowed(isolated=suspicion.isolate)
 
 
+def deaths_told_by(intents: Iterable[Intent], view: PoolView) -> tuple[Death, ...]:
+    """The intents whose process has ended: its pod is gone, or another incarnation answers to the name.
+
+    A pod whose lease merely ran out is still in the view, and its intents tell nothing yet. One that said goodbye has
+    withdrawn them.
+    """
+    ended = (
+        intent
+        for intent in intents
+        if intent.pod not in view.pods or view.pods[intent.pod].incarnation != intent.incarnation
+    )
+    return tuple(
+        Death(intent.pod, intent.incarnation, intent.doing, intent.at_s)
+        for intent in sorted(ended, key=lambda intent: (intent.pod, intent.incarnation, intent.doing))
+    )
+
+
 def judge(
     before: Suspicion | None, generation: int, deaths: Sequence[Death], limits: QuarantineLimits = LIMITS
 ) -> Suspicion | None:
@@ -83,7 +106,7 @@ def judge(
     known = list(before.deaths) if before is not None and before.generation == generation else []
     verdict = before.verdict if before is not None and known else Verdict.SUSPECT
     for death in deaths:
-        isolated = any(earlier.doing == RUNNING for earlier in known)
+        isolated = Suspicion(generation, verdict, tuple(known)).isolate
         repeated = death.doing != CRASHED and any(
             (earlier.pod, earlier.incarnation, earlier.doing) == (death.pod, death.incarnation, death.doing)
             for earlier in known
@@ -95,11 +118,9 @@ def judge(
             verdict = Verdict.QUARANTINED
     if not known:
         return None
-    # The evidence of a verdict is at the end; what isolates must not be forgotten either.
-    first_running = next((death for death in known if death.doing == RUNNING), None)
-    kept = known[-limits.deaths_kept_max :]
-    if first_running is not None and first_running not in kept:
-        kept[0] = first_running
+    # Deaths of pods are few: after the verdict of two none is added. Crashes are many, and the last ones count.
+    crashes = [death for death in known if death.doing == CRASHED][-limits.crashes_kept_max :]
+    kept = [death for death in known if death.doing != CRASHED or death in crashes]
     return Suspicion(generation, verdict, tuple(kept))
 
 
@@ -108,9 +129,16 @@ def after_service(suspicion: Suspicion, served_s: float, limits: QuarantineLimit
 
     A quarantined model does not serve, and stays what it is.
     """
-    if suspicion.verdict is Verdict.QUARANTINED or served_s < limits.clears_after_s:
+    if suspicion.verdict is Verdict.QUARANTINED:
         return suspicion
-    remaining = tuple(death for death in suspicion.deaths if death.doing != LOADING)
+    cleared = set()
+    if served_s >= limits.loading_clears_after_s:
+        cleared.add(LOADING)
+    if served_s >= limits.running_clears_after_s and not suspicion.isolate:
+        cleared.add(RUNNING)
+    remaining = tuple(death for death in suspicion.deaths if death.doing not in cleared)
+    if remaining == suspicion.deaths:
+        return suspicion
     return Suspicion(suspicion.generation, suspicion.verdict, remaining) if remaining else None
 
 
@@ -131,11 +159,11 @@ def _condemned(deaths: Sequence[Death], limits: QuarantineLimits) -> bool:
 
 
 def _story(suspicion: Suspicion) -> str:
-    lost = sorted({death.pod for death in suspicion.deaths if death.doing == LOADING})
+    lost = sorted({(death.pod, death.incarnation) for death in suspicion.deaths if death.doing == LOADING})
     crashed = sorted({death.pod for death in suspicion.deaths if death.doing == CRASHED})
     parts = []
     if lost:
-        parts.append(f"pods {', '.join(lost)} died while loading it" if len(lost) > 1 else f"{lost[0]} died loading it")
+        parts.append(f"{len(lost)} pods died while loading it ({', '.join(pod for pod, _ in lost)})")
     if crashed:
-        parts.append(f"its own process crashed again and again on {', '.join(crashed)}")
+        parts.append(f"its own process crashed again and again (on {', '.join(crashed)})")
     return " and ".join(parts) or "it was there when pods died"

@@ -131,19 +131,20 @@ class Verdict(Enum):
     """What the pool does with a model that was there when pods died."""
 
     SUSPECT = "suspect"
-    """Seen at one death: loads and runs alone in a subprocess from now on if it was running, as before if loading."""
+    """Seen at a death. One proves nothing; seen running at two, it loads and runs in a process of its own."""
     QUARANTINED = "quarantined"
-    """Seen at two: no pod loads it until its spec changes or somebody releases it."""
+    """Seen loading at two deaths, or crashing again and again in its own process: no pod loads it until its spec
+    changes or somebody releases it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A pod's process ended without a word while it loaded or ran this model."""
+    """A pod's process ended without a word while it loaded or ran this model, or the model's own process did."""
 
     pod: str
     incarnation: str
     doing: str
-    """`loading` or `running`."""
+    """`loading` or `running`; `crashed`: its own process ended, and the pod lives."""
     at_s: float
 
 
@@ -157,8 +158,9 @@ class Suspicion:
 
     @property
     def isolate(self) -> bool:
-        """Whether the model may only run in a process of its own."""
-        return any(death.doing == "running" for death in self.deaths)
+        """Whether the model may only run in a process of its own: it was running when two pods died. At the first
+        death everything in use is named, hundreds of models at a `kill -9`, and isolating costs each one memory."""
+        return len({(death.pod, death.incarnation) for death in self.deaths if death.doing == "running"}) >= 2
 
 
 @dataclass(frozen=True, slots=True)
