@@ -1,0 +1,127 @@
+"""One turn's plan while it is made: what the leader sees, what it has decided so far, and the things that it can do.
+
+Every duty of the leader (`placement.duties`) adds to the same plan, and sees what the ones before it decided: an order
+is laid over the view at once, so a model is not placed twice, and a pod's room is not given away twice. Nothing is sent
+while the plan is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from dataclasses import dataclass, field
+
+from placement.expected import ExpectedPool
+from placement.heat import Heat
+from placement.orders import OrdersInFlight
+from placement.peers import LoadOrder, Order, UnloadOrder
+from placement.policy.load_choice import LoadChoice, choose_load_pod
+from placement.policy.no_pod import NoPod
+from placement.policy.snapshot import Copy, ModelFacts, ModelName, PoolView
+from placement.view import RegistryView
+
+CONSIDERED_KEPT = 5
+RULED_OUT_KEPT = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """An order that the turn will give."""
+
+    pod: str
+    order: Order
+    details: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unplaced:
+    """A copy that is wanted and has no place."""
+
+    name: ModelName
+    wanted_for: str
+    why: NoPod
+
+
+@dataclass(slots=True)
+class Planning:
+    """One turn. For the event loop; not kept beyond the turn."""
+
+    now_s: float
+    """The leader's own monotonic clock, the same for the whole turn."""
+    names: RegistryView
+    pool: ExpectedPool
+    healthy: Container[str]
+    heat: Heat
+    orders: OrdersInFlight
+    facts_of: Callable[[ModelName], ModelFacts | None]
+    """None for a model that is not registered."""
+    placements_max: int
+    planned: list[Planned] = field(default_factory=list)
+    unplaced: list[Unplaced] = field(default_factory=list)
+    placements: int = 0
+    """Loads ordered, and places sought in vain."""
+
+    @property
+    def view(self) -> PoolView:
+        """The pool as it will be, decisions of this turn included."""
+        return self.pool.view
+
+    @property
+    def exhausted(self) -> bool:
+        """No further load is to be planned in this turn."""
+        return self.placements >= self.placements_max
+
+    def standing(self, model: ModelFacts) -> tuple[Copy, ...]:
+        """Copies that serve or load this generation, on pods that are there."""
+        return tuple(
+            copy
+            for copy in self.view.copies.get(model.name, ())
+            if model.generation in (copy.servable, copy.loading) and copy.pod in self.view.pods
+        )
+
+    def serving(self, name: ModelName, generation: int) -> int:
+        """Copies that serve this generation now, on pods that are there."""
+        return sum(copy.pod in self.view.pods for copy in self.view.holders(name, generation))
+
+    def place(self, model: ModelFacts, reason: str) -> str | None:
+        """Order one more copy where the policy wants it; the pod, or None where there is no place."""
+        self.placements += 1
+        choice = choose_load_pod(
+            self.view,
+            model,
+            healthy=self.healthy,
+            excluded=self.orders.taken(model.name, self.now_s),
+            promised=self.pool.promised,
+        )
+        if isinstance(choice, NoPod):
+            self.unplaced.append(Unplaced(model.name, reason, choice))
+            return None
+        self._load(model, choice.pod, reason, choice)
+        return choice.pod
+
+    def load_on(self, model: ModelFacts, pod: str, reason: str) -> bool:
+        """Order a copy where a policy has already found its place. False: the pod has such an order, or had in vain."""
+        if pod in self.orders.taken(model.name, self.now_s):
+            return False
+        self.placements += 1
+        self._load(model, pod, reason, None)
+        return True
+
+    def unload(self, name: ModelName, generation: int, pod: str, reason: str) -> bool:
+        """Order a copy away. False: the pod was asked already, or did not do it lately."""
+        if not self.orders.may_unload(name, pod, self.now_s):
+            return False
+        self.planned.append(Planned(pod, UnloadOrder(name, generation, reason)))
+        self.pool.unload(pod, name)
+        return True
+
+    def _load(self, model: ModelFacts, pod: str, reason: str, choice: LoadChoice | None) -> None:
+        details = _details(choice) if choice is not None else ()
+        self.planned.append(Planned(pod, LoadOrder(model.name, model.generation, reason), details))
+        self.pool.load(pod, model.name, model.generation, model.size_bytes, model.load_s)
+
+
+def _details(choice: LoadChoice) -> tuple[str, ...]:
+    """What a person needs of a choice: who was considered, and examples of who was out. All of it would be too much."""
+    considered = (f"considered {candidate}" for candidate in choice.considered[1:CONSIDERED_KEPT])
+    out = (f"out {obstacle}" for obstacle in choice.ruled_out[:RULED_OUT_KEPT])
+    return (f"chosen {choice.considered[0]}", *considered, *out)
