@@ -84,6 +84,10 @@ class _Overdue(Exception):
         self.failure = failure
 
 
+_LOAD_MEAN_WEIGHT = 0.1
+"""Of the newest load in the mean."""
+
+
 class Stages(Protocol):
     """What brings artifacts to this pod: `mesh.staging.Staging`, or a simulated one."""
 
@@ -168,6 +172,8 @@ class Loading:
         self._tick: asyncio.TimerHandle | None = None
         self._closed = False
         self.counts = Counts()
+        self.mean_load_s = 0.0
+        """Of the last loads here, exponentially weighted."""
 
     # The request path ---------------------------------------------------------------------------------------
 
@@ -222,6 +228,15 @@ class Loading:
     def resident(self, copy_id: int) -> Resident | None:
         """The loaded side of a copy."""
         return self._residents.get(copy_id)
+
+    def every_resident(self) -> Iterable[Resident]:
+        """All loaded copies."""
+        return self._residents.values()
+
+    @property
+    def loads_concurrent_max(self) -> int:
+        """Loads at a time."""
+        return self._settings.loads_concurrent_max
 
     def size_totals(self) -> tuple[int, int, int]:
         """Bytes of all residents: declared by specs that do, estimated before their loads, measured after."""
@@ -367,6 +382,7 @@ class Loading:
         self._residents[copy_id] = resident
         self._hooks.resident_changed(resident, True)
         self.counts.loads += 1
+        self.mean_load_s += _LOAD_MEAN_WEIGHT * (loaded.load_s + loaded.warm_up_s - self.mean_load_s)
         asyncio.get_running_loop().call_soon(self._on_loaded, key)
         return Loaded(copy_id, self._bytes(loaded.size))
 

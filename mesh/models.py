@@ -51,7 +51,7 @@ class Models:
         self._policy = policy
         self._loading = loading
         self._serving = serving
-        self._background: set[asyncio.Task[Any]] = set()
+        self._background: dict[asyncio.Task[Any], None] = {}
         self._trying_again: set[tuple[str, str]] = set()
         """Aliases whose failed transition has its next try before it."""
         self._patient: set[ModelKey] = set()
@@ -222,12 +222,12 @@ class Models:
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
+        self._background[task] = None
         task.add_done_callback(self._ended)
         return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._background.discard(task)
+        self._background.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("work in the background failed", exc_info=error)
 

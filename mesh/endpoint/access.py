@@ -32,10 +32,12 @@ class Role(Flag):
     MANAGE = auto()
     """Register, unregister, pin and alias models of the own tenant."""
     OPERATE = auto()
-    """See the pods and what they hold, of all tenants."""
+    """See the pods and what they hold, of all tenants; drain them."""
+    PEER = auto()
+    """Be a pod of this pool."""
 
 
-EVERY_ROLE = Role.OBSERVE | Role.INFER | Role.MANAGE | Role.OPERATE
+EVERY_ROLE = Role.OBSERVE | Role.INFER | Role.MANAGE | Role.OPERATE | Role.PEER
 
 ROLE_OF_METHOD: dict[str, Role] = {
     messages.SERVER_LIVE.path: Role.OBSERVE,
@@ -59,7 +61,14 @@ ROLE_OF_METHOD: dict[str, Role] = {
     messages.LIST_MODELS.path: Role.MANAGE,
     messages.DESCRIBE_MODEL.path: Role.MANAGE,
     messages.SET_PINNED.path: Role.MANAGE,
+    messages.EXPLAIN.path: Role.MANAGE,
+    messages.RELEASE_MODEL.path: Role.MANAGE,
     messages.POD_STATUS.path: Role.OPERATE,
+    messages.DRAIN_POD.path: Role.OPERATE,
+    messages.PROBE.path: Role.PEER,
+    messages.ORDER.path: Role.PEER,
+    messages.EXPORT_NAMES.path: Role.PEER,
+    messages.DIAL_BACK.path: Role.PEER,
 }
 
 

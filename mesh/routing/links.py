@@ -23,9 +23,8 @@ class _Link:
     address: str
     line: Line
     in_flight: int = 0
-    calls: set[asyncio.Task[Any]] = field(default_factory=set)
-    cut: set[asyncio.Task[Any]] = field(default_factory=set)
-    """Calls that `cut` has cancelled and that have not noticed yet."""
+    calls: dict[asyncio.Task[Any], bool] = field(default_factory=dict)
+    """In the order in which they came; True: `cut` has cancelled it, and it has not noticed yet."""
 
 
 class Links:
@@ -81,16 +80,17 @@ class Links:
         assert task is not None
         link.in_flight += 1
         self._in_flight[pod_id] = link.in_flight
-        link.calls.add(task)
+        link.calls[task] = False
         try:
             return await link.line.call(path, body, metadata, deadline_s)
         except asyncio.CancelledError:
-            if task in link.cut and task.uncancel() == 0:
-                raise LineBroken(f"pod {pod_id!r} at {link.address} does not answer any more", sent=True) from None
+            if link.calls[task] and task.uncancel() == 0:
+                raise LineBroken(
+                    f"pod {pod_id!r} at {link.address} does not answer any more", sent=True, cut=True
+                ) from None
             raise
         finally:
-            link.cut.discard(task)
-            link.calls.discard(task)
+            del link.calls[task]
             link.in_flight -= 1
             if self._links.get(pod_id) is link:
                 self._in_flight[pod_id] = link.in_flight
@@ -100,9 +100,10 @@ class Links:
         link = self._links.get(pod_id)
         if link is None:
             return
-        for task in link.calls - link.cut:
-            link.cut.add(task)
-            task.cancel()
+        for task, is_cut in link.calls.items():
+            if not is_cut:
+                link.calls[task] = True
+                task.cancel()
 
     async def close(self) -> None:
         """Hang up everywhere."""

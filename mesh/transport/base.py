@@ -198,11 +198,15 @@ class TransportLimits:
 
 
 class LineBroken(Exception):
-    """No answer: the peer cannot be reached, or went away. `sent`: it may have begun to work on the call."""
+    """No answer: the peer cannot be reached, or went away.
 
-    def __init__(self, message: str, *, sent: bool) -> None:
+    `sent`: it may have begun to work on the call. `cut`: this side hung up, because the peer seems to be gone.
+    """
+
+    def __init__(self, message: str, *, sent: bool, cut: bool = False) -> None:
         super().__init__(message)
         self.sent = sent
+        self.cut = cut
 
 
 class Line(Protocol):

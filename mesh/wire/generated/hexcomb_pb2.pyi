@@ -438,7 +438,7 @@ class ProbeResponse(_message.Message):
     def __init__(self, pod: _Optional[str] = ..., incarnation: _Optional[str] = ..., draining: bool = ...) -> None: ...
 
 class ModelOrder(_message.Message):
-    __slots__ = ("kind", "tenant", "id", "generation", "reason")
+    __slots__ = ("kind", "tenant", "id", "generation", "reason", "wait")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         LOAD: _ClassVar[ModelOrder.Kind]
@@ -450,12 +450,14 @@ class ModelOrder(_message.Message):
     ID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
     kind: ModelOrder.Kind
     tenant: str
     id: str
     generation: int
     reason: str
-    def __init__(self, kind: _Optional[_Union[ModelOrder.Kind, str]] = ..., tenant: _Optional[str] = ..., id: _Optional[str] = ..., generation: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    wait: bool
+    def __init__(self, kind: _Optional[_Union[ModelOrder.Kind, str]] = ..., tenant: _Optional[str] = ..., id: _Optional[str] = ..., generation: _Optional[int] = ..., reason: _Optional[str] = ..., wait: bool = ...) -> None: ...
 
 class OrderRequest(_message.Message):
     __slots__ = ("from_pod", "orders")

@@ -1,0 +1,332 @@
+"""A request whose model this pod cannot answer at once: who answers it, and what happens when that one cannot either.
+
+Where to go is decided by pure functions (`placement.policy.routing`, `placement.policy.load_choice`) over this pod's
+view of the pool; this module carries it out, once per try, and learns from each try:
+
+* A pod that does not answer is left out for the rest of this request, and probed at once.
+* A pod that answers "not here" is left out too; the holder it names is tried next.
+* A cold model is claimed in the store by the pod that will load it, so that a thousand requests on all pods cause one
+  load. Whoever loses the claim goes to the winner and waits there. With the store away, every pod may load.
+
+The client sees an error only when every pod was left out, the deadline passed, or trying again would not be right: the
+model itself refused, or two pods died over this very request (`policy.quarantine` hears of it, and the model runs in a
+process of its own from then on).
+
+Deliberately absent: what runs here (the caller passes it in), and gRPC.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Awaitable, Callable, Container
+from dataclasses import dataclass
+from typing import Protocol
+
+from cache.types import RefusalKind
+from mesh.endpoint.status import as_transport_error
+from mesh.loading import Refused
+from mesh.routing.hop import Hop, forwarded_metadata, not_here, why_not_here
+from mesh.routing.links import Links
+from mesh.routing.losses import Losses
+from mesh.routing.probes import Probes
+from mesh.transport.base import Call, LineBroken, Reply, StatusCode, TransportError
+from placement.membership import Claimed, HeldBy, Membership
+from placement.policy.load_choice import choose_load_pod
+from placement.policy.no_pod import Cause, NoPod
+from placement.policy.quarantine import Refused as Quarantined
+from placement.policy.quarantine import may_load
+from placement.policy.routing import Forward, Load, NotHere, RunHere, choose_route
+from placement.policy.snapshot import ModelFacts, ModelName
+from placement.records import ModelRecord
+
+log = logging.getLogger("hexcomb.routing")
+
+RunLocally = Callable[[], Awaitable[Reply]]
+"""Runs the request on this pod, loading the model if need be. Raises Refused and errors of the request itself."""
+
+ELSEWHERE_HELPS = frozenset(
+    {
+        RefusalKind.TOO_BIG,
+        RefusalKind.FULL,
+        RefusalKind.OVERLOADED,
+        RefusalKind.LOAD_FAILED_PERMANENT,
+        RefusalKind.LOAD_FAILED_TRANSIENT,
+        RefusalKind.DRAINING,
+    }
+)
+"""What one pod cannot do and another may. A deadline that is too short is so everywhere; a model that has gone, too."""
+DEATHS_MAX = 2
+"""Pods that may die over one request: after the first it is tried once more, after the second it is the suspect."""
+
+
+class HereNow(Protocol):
+    """What this pod has of a model at this moment, which its own view of the pool learns a little later."""
+
+    def servable_generation(self, name: ModelName) -> int:
+        """The generation that answers here; 0: none."""
+
+    def is_loading(self, name: ModelName, generation: int) -> bool:
+        """Whether this generation is on its way in."""
+
+    def in_flight(self, name: ModelName) -> int:
+        """Requests that hold the copy here."""
+
+    def limit(self, name: ModelName) -> int:
+        """Runs that the copy here takes at a time; 0: as many as come."""
+
+
+@dataclass(slots=True)
+class _Tries:
+    """What one request has been through."""
+
+    excluded: set[str]
+    last: Exception | None = None
+    deaths: list[tuple[str, str]] | None = None
+    """(pod, incarnation) of pods that died over it."""
+
+
+class _Healthy:
+    """Pods that answer, as a container: everybody but those that the probes, or the outlier rule, put out."""
+
+    def __init__(self, out: Container[str], slow: Container[str]) -> None:
+        self._out = out
+        self._slow = slow
+
+    def __contains__(self, pod: object) -> bool:
+        return pod not in self._out and pod not in self._slow
+
+
+class Router:
+    """Routes requests. Belongs to the event loop."""
+
+    def __init__(
+        self,
+        own_pod: str,
+        membership: Membership,
+        links: Links,
+        probes: Probes,
+        losses: Losses,
+        here: HereNow,
+        facts_of: Callable[[ModelRecord], ModelFacts],
+        *,
+        slow_pods: Callable[[], frozenset[str]],
+        observe: Callable[[str, ModelName, float], None],
+        is_draining: Callable[[], bool],
+        attempts_max: int,
+        clock: Callable[[], float],
+    ) -> None:
+        """`slow_pods`: those that answer too slowly to be asked; `observe(pod, name, seconds)`: an answer came."""
+        self._own_pod = own_pod
+        self._membership = membership
+        self._links = links
+        self._probes = probes
+        self._losses = losses
+        self._here = here
+        self._facts_of = facts_of
+        self._slow_pods = slow_pods
+        self._observe = observe
+        self._is_draining = is_draining
+        self._attempts_max = attempts_max
+        self._clock = clock
+        self._ordinals = itertools.count()
+        self.forwarded = 0
+        """Requests answered by other pods."""
+        self.retried = 0
+        """Tries that did not answer, of requests that were tried again."""
+
+    def healthy(self) -> Container[str]:
+        """Pods that can be asked, this one included."""
+        return _Healthy(self._probes.down, self._slow_pods())
+
+    def saturated(self, name: ModelName, in_flight: int) -> bool:
+        """Whether the copy here has more to do than it takes at a time, and there are others."""
+        limit = self._here.limit(name)
+        return limit > 0 and in_flight > limit and len(self._membership.view.copies.get(name, ())) > 1
+
+    async def from_client(self, call: Call, tenant: str, record: ModelRecord, run_here: RunLocally) -> Reply:
+        """Answer a client's request. `record` is the registered generation."""
+        name = ModelName(record.tenant, record.id)
+        tries = _Tries(set(), deaths=[])
+        self._refuse_quarantined(name, record.generation)
+        await self._losses.heed_retries(call, name, record.generation)
+        for _ in range(self._attempts_max):
+            reply = await self._try_once(call, tenant, record, name, run_here, tries)
+            if reply is not None:
+                return reply
+            self.retried += 1
+        raise tries.last or TransportError(
+            StatusCode.UNAVAILABLE, f"model {record.id!r} was tried on {self._attempts_max} pods in vain", 1.0
+        )
+
+    async def _try_once(
+        self, call: Call, tenant: str, record: ModelRecord, name: ModelName, run_here: RunLocally, tries: _Tries
+    ) -> Reply | None:
+        """One try: an answer, or None with what was learned in `tries`. Raises what no other pod would change."""
+        here = self._here
+        route = choose_route(
+            self._membership.view,
+            name,
+            record.generation,
+            self_pod=self._own_pod,
+            servable_here=here.servable_generation(name),
+            loading_here=here.is_loading(name, record.generation),
+            here_in_flight=here.in_flight(name),
+            here_limit=here.limit(name),
+            forwarded=False,
+            healthy=self.healthy(),
+            in_flight=self._links.in_flight,
+            excluded=tries.excluded,
+            ordinal=next(self._ordinals),
+        )
+        match route:
+            case RunHere():
+                return await self._run_here(run_here, tries)
+            case Forward(pod, _, generation):
+                return await self._forward(call, tenant, record, pod, generation, tries, load=False)
+            case Load():
+                return await self._load_somewhere(call, tenant, record, name, run_here, tries)
+            case NotHere():
+                raise AssertionError("a client's request is not a forwarded one")
+
+    async def _run_here(self, run_here: RunLocally, tries: _Tries) -> Reply | None:
+        try:
+            return await run_here()
+        except Refused as refused:
+            if refused.refusal.kind not in ELSEWHERE_HELPS:
+                raise
+            tries.excluded.add(self._own_pod)
+            tries.last = refused
+            return None
+
+    async def _load_somewhere(
+        self, call: Call, tenant: str, record: ModelRecord, name: ModelName, run_here: RunLocally, tries: _Tries
+    ) -> Reply | None:
+        facts = self._facts_of(record)
+        choice = choose_load_pod(
+            self._membership.view, facts, healthy=self.healthy(), excluded=tries.excluded, ordered=()
+        )
+        if isinstance(choice, NoPod):
+            if tries.last is not None:
+                raise tries.last
+            raise no_place(choice)
+        if choice.pod != self._own_pod:
+            return await self._forward(call, tenant, record, choice.pod, record.generation, tries, load=True)
+        claim = await self._membership.claim(name, record.generation, facts.size_bytes)
+        if isinstance(claim, HeldBy):
+            holder = self._reachable_holder(claim, tries.excluded)
+            if holder is not None:
+                return await self._forward(call, tenant, record, holder, record.generation, tries, load=False)
+            # Whoever holds it cannot be reached from here: one copy more is better than an error.
+        return await self._run_here(run_here, tries)
+
+    def _reachable_holder(self, held: HeldBy, excluded: Container[str]) -> str | None:
+        healthy = self.healthy()
+        return next(
+            (copy.pod for copy in held.copies if copy.pod in healthy and copy.pod not in excluded),
+            None,
+        )
+
+    async def _forward(
+        self,
+        call: Call,
+        tenant: str,
+        record: ModelRecord,
+        pod: str,
+        generation: int,
+        tries: _Tries,
+        *,
+        load: bool,
+    ) -> Reply | None:
+        deaths = tries.deaths if tries.deaths is not None else []
+        hop = Hop(self._own_pod, record.id, generation, record.revision, load, deaths=len(deaths))
+        metadata = forwarded_metadata(call, tenant, hop)
+        name = ModelName(record.tenant, record.id)
+        began_s = self._clock()
+        incarnation = self._incarnation_of(pod)
+        try:
+            reply = await self._links.call(pod, call.method, call.body, metadata, call.deadline_s)
+        except LineBroken as broken:
+            self._probes.broke(pod)
+            tries.excluded.add(pod)
+            tries.last = TransportError(StatusCode.UNAVAILABLE, str(broken), 0.1)
+            if broken.sent and not broken.cut:
+                deaths.append((pod, incarnation))
+                if len(deaths) >= DEATHS_MAX:
+                    await self._losses.killed(name, generation, deaths)
+                    raise TransportError(
+                        StatusCode.INTERNAL,
+                        f"{len(deaths)} pods died while they worked on this request for model {record.id!r}; it is "
+                        "not tried again, and the model runs in a process of its own from now on",
+                    ) from broken
+            return None
+        except TransportError as error:
+            found = why_not_here(error)
+            if found is None and error.status is not StatusCode.UNAVAILABLE:
+                self._observe(pod, name, self._clock() - began_s)
+                raise  # the model's own word
+            tries.excluded.add(pod)
+            tries.last = error
+            holder = found[1] if found is not None else ""
+            if holder and holder not in tries.excluded and holder != self._own_pod and holder in self.healthy():
+                return await self._forward(call, tenant, record, holder, generation, tries, load=False)
+            return None
+        if not load:
+            self._observe(pod, name, self._clock() - began_s)
+        self.forwarded += 1
+        return reply
+
+    def _incarnation_of(self, pod: str) -> str:
+        known = self._membership.view.pods.get(pod)
+        return "" if known is None else known.incarnation
+
+    async def from_pod(self, hop: Hop, record: ModelRecord, run_here: RunLocally) -> Reply:
+        """Answer a request that another pod forwarded: here, or not at all."""
+        name = ModelName(record.tenant, record.id)
+        self._refuse_quarantined(name, record.generation)
+        here = self._here
+        if not here.servable_generation(name) and not here.is_loading(name, record.generation):
+            await self._admit_load(hop, record, name)
+        try:
+            return await run_here()
+        except Refused as refused:
+            error = as_transport_error(refused)
+            if error is None or refused.refusal.kind not in ELSEWHERE_HELPS:
+                raise
+            # The code is the client's, should no other pod do better; the trailer is for the pod that asked.
+            why = refused.refusal.kind.name.lower()
+            raise TransportError(
+                error.status, error.message, error.retry_after_s, not_here(why, "").trailers
+            ) from refused
+
+    async def _admit_load(self, hop: Hop, record: ModelRecord, name: ModelName) -> None:
+        """Raise `not_here` unless this pod may load the model for the one that asks."""
+        holders = [copy.pod for copy in self._membership.view.copies.get(name, ()) if copy.pod != self._own_pod]
+        holder = holders[0] if holders else ""
+        if not hop.load:
+            raise not_here("absent", f"model {record.id!r} is not on pod {self._own_pod!r} any more", holder)
+        if self._is_draining():
+            raise not_here("draining", f"pod {self._own_pod!r} is draining", holder)
+        if hop.claimed:
+            claim = await self._membership.claim(name, record.generation, self._facts_of(record).size_bytes)
+            if isinstance(claim, HeldBy) and not isinstance(claim, Claimed):
+                named = next((copy.pod for copy in claim.copies if copy.pod != hop.from_pod), "")
+                if named:
+                    raise not_here("held", f"model {record.id!r} is loaded by pod {named!r}", named)
+
+    def _refuse_quarantined(self, name: ModelName, generation: int) -> None:
+        suspicion = self._membership.view.suspicions.get(name)
+        if suspicion is None:
+            return
+        may = may_load(suspicion, generation)
+        if isinstance(may, Quarantined):
+            raise TransportError(StatusCode.FAILED_PRECONDITION, f"model {name.id!r} is {may.message}")
+
+
+def no_place(no_pod: NoPod) -> TransportError:
+    """What a client hears when no pod can load its model."""
+    if no_pod.cause in (Cause.QUARANTINED, Cause.FAILED_FOR_GOOD):
+        return TransportError(StatusCode.FAILED_PRECONDITION, no_pod.message)
+    if no_pod.cause is Cause.UNSATISFIABLE:
+        return TransportError(StatusCode.FAILED_PRECONDITION, no_pod.message)
+    return TransportError(StatusCode.UNAVAILABLE, no_pod.message, 1.0)
