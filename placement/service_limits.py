@@ -77,6 +77,9 @@ class ServiceLimits:
     death_grace_s: float = 2.0
     """A pod that has left the view and comes back as the same process within this did not die."""
 
+    proves_alive_s: float = 60.0
+    """A pod that was taken for dead and is there after this is alive: twice the lease and its fading."""
+
     restore_pause_s: float = 2.0
     """Between tries to restore registrations after a loss of the store's data."""
 

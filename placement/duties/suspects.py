@@ -5,13 +5,14 @@ An intent outlives its pod. Those of a process that is no longer in the pool, fo
 comes to the same ruling if this one is interrupted, and one death is counted once.
 
 A process that comes back (the store was away from it, not it from the world) did not die, and what it was blamed for
-is taken back. A suspicion about a generation that is not the registered one any more goes. And a model that serves
+is taken back. So it is when it was blamed by a pod that lost touch with it, and is still there when its lease would
+have ended long ago; until then its record proves nothing. A suspicion about a generation that is not the registered one any more goes. And a model that serves
 well for a while is cleared of what its loading was blamed for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from placement.policy.quarantine import CRASHED, after_service, judge
@@ -40,10 +41,13 @@ class Ruling:
 class Suspects:
     """Since when processes are gone and suspects serve, as this leader has seen it."""
 
-    def __init__(self, *, death_grace_s: float) -> None:
-        """`death_grace_s`: a process that is back within this did not die."""
+    def __init__(self, *, death_grace_s: float, proves_alive_s: float) -> None:
+        """A process that is back within `death_grace_s` did not die; one that is there for `proves_alive_s` lives."""
         self._death_grace_s = death_grace_s
+        self._proves_alive_s = proves_alive_s
         self._gone: dict[Process, float] = {}
+        self._blamed: dict[Process, float | None] = {}
+        """Since when a process that is blamed has been there; None: it was gone at some time since."""
         self._serving: dict[ModelName, tuple[Suspicion, float]] = {}
 
     def turn(
@@ -56,9 +60,11 @@ class Suspects:
         """Rulings, in the order of names. `generation_of`: the registered one; None: the model is not registered."""
         dead = self._dead(view, intents, now_s)
         served_s = self._served_s(view, now_s)
+        alive = self._alive(view, now_s)
         rulings: list[Ruling] = []
         for name in sorted({*dead, *view.suspicions}):
-            ruling = _rule(name, view, tuple(dead.get(name, ())), generation_of(name), served_s.get(name, 0.0))
+            evidence = tuple(dead.get(name, ()))
+            ruling = _rule(name, view, evidence, alive, generation_of(name), served_s.get(name, 0.0))
             if ruling is not None:
                 rulings.append(ruling)
         return tuple(rulings)
@@ -81,6 +87,22 @@ class Suspects:
             found.sort(key=lambda intent: (intent.pod, intent.incarnation, intent.doing))
         return dead
 
+    def _alive(self, view: PoolView, now_s: float) -> frozenset[Process]:
+        """Processes that are blamed and did not die."""
+        blamed: dict[Process, float | None] = {}
+        for suspicion in view.suspicions.values():
+            for death in suspicion.deaths:
+                process = (death.pod, death.incarnation)
+                blamed[process] = self._blamed.get(process, now_s) if _is_alive(view, process) else None
+        self._blamed = blamed
+        return frozenset(
+            process
+            for process, since_s in blamed.items()
+            if _is_alive(view, process)
+            and process[0] not in view.fading
+            and (since_s is None or now_s - since_s >= self._proves_alive_s)
+        )
+
     def _served_s(self, view: PoolView, now_s: float) -> Mapping[ModelName, float]:
         serving: dict[ModelName, tuple[Suspicion, float]] = {}
         for name, suspicion in view.suspicions.items():
@@ -97,7 +119,12 @@ def _is_alive(view: PoolView, process: Process) -> bool:
 
 
 def _rule(
-    name: ModelName, view: PoolView, dead: tuple[Intent, ...], generation: int | None, served_s: float
+    name: ModelName,
+    view: PoolView,
+    dead: tuple[Intent, ...],
+    alive: Container[Process],
+    generation: int | None,
+    served_s: float,
 ) -> Ruling | None:
     before = view.suspicions.get(name)
     if generation is None or (before is not None and before.generation != generation):
@@ -111,7 +138,7 @@ def _rule(
             if intent.generation == generation
         ]
         if after is not None:
-            remaining = [d for d in after.deaths if d.doing == CRASHED or not _is_alive(view, (d.pod, d.incarnation))]
+            remaining = [d for d in after.deaths if d.doing == CRASHED or (d.pod, d.incarnation) not in alive]
             if len(remaining) < len(after.deaths):
                 after, reason = judge(None, generation, remaining), "a pod that was taken for dead is back"
         if deaths:

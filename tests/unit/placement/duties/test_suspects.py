@@ -30,6 +30,10 @@ def suspect(*deaths: Death, generation: int = 1, verdict: Verdict = Verdict.SUSP
     return Suspicion(generation, verdict, deaths)
 
 
+def suspects_anew() -> Suspects:
+    return Suspects(death_grace_s=GRACE_S, proves_alive_s=60.0)
+
+
 def turn(
     suspects: Suspects, view: PoolView, *intents: tuple[ModelName, Intent], now_s: float, generation: int | None = 1
 ) -> tuple[Ruling, ...]:
@@ -37,7 +41,7 @@ def turn(
 
 
 def after_grace(view: PoolView, *intents: tuple[ModelName, Intent], generation: int | None = 1) -> tuple[Ruling, ...]:
-    suspects = Suspects(death_grace_s=GRACE_S)
+    suspects = suspects_anew()
     turn(suspects, view, *intents, now_s=0.0, generation=generation)
     return turn(suspects, view, *intents, now_s=GRACE_S, generation=generation)
 
@@ -55,7 +59,7 @@ def test_one_death_while_loading_makes_a_suspect_and_settles_the_intent() -> Non
 
 
 def test_a_pod_that_is_back_within_a_moment_did_not_die() -> None:
-    suspects = Suspects(death_grace_s=GRACE_S)
+    suspects = suspects_anew()
     assert turn(suspects, without(ALL, "p1"), (A, loading("p1")), now_s=0.0) == ()
     assert turn(suspects, ALL, (A, loading("p1")), now_s=1.0) == ()
     assert turn(suspects, without(ALL, "p1"), (A, loading("p1")), now_s=2.5) == ()
@@ -63,7 +67,7 @@ def test_a_pod_that_is_back_within_a_moment_did_not_die() -> None:
 
 def test_another_process_under_the_same_name_is_proof_at_once() -> None:
     restarted = replace(ALL, pods={**ALL.pods, "p1": replace(P1, incarnation="p1-2")})
-    (ruling,) = turn(Suspects(death_grace_s=GRACE_S), restarted, (A, loading("p1")), now_s=0.0)
+    (ruling,) = turn(suspects_anew(), restarted, (A, loading("p1")), now_s=0.0)
     assert ruling.after == suspect(death("p1"))
 
 
@@ -88,9 +92,20 @@ def test_a_death_that_was_counted_only_settles_its_intent() -> None:
 
 def test_a_process_that_comes_back_takes_its_blame_away() -> None:
     quarantined = suspect(death("p1"), death("p2"), verdict=Verdict.QUARANTINED)
-    (ruling,) = after_grace(replace(without(ALL, "p2"), suspicions={A: quarantined}))
+    view, suspects = replace(ALL, suspicions={A: quarantined}), suspects_anew()
+    assert turn(suspects, without(view, "p1", "p2"), now_s=0.0) == ()
+    assert turn(suspects, replace(without(view, "p2"), fading={"p1": 0.5}), now_s=1.0) == ()
+    (ruling,) = turn(suspects, without(view, "p2"), now_s=2.0)
     assert ruling.after == suspect(death("p2"))
-    (ruling,) = after_grace(replace(ALL, suspicions={A: quarantined}))
+    (ruling,) = turn(suspects, view, now_s=3.0)
+    assert ruling.after is None
+
+
+def test_a_record_that_is_still_there_does_not_prove_that_its_process_lives_until_its_lease_would_have_ended() -> None:
+    view, suspects = replace(ALL, suspicions={A: suspect(death("p1", "running"))}), suspects_anew()
+    assert turn(suspects, view, now_s=0.0) == ()
+    assert turn(suspects, view, now_s=59.0) == ()
+    (ruling,) = turn(suspects, view, now_s=60.0)
     assert ruling.after is None
 
 
@@ -108,7 +123,7 @@ def test_a_new_generation_or_none_begins_without_suspicion() -> None:
 
 
 def test_serving_well_clears_what_loading_was_blamed_for() -> None:
-    suspects = Suspects(death_grace_s=GRACE_S)
+    suspects = suspects_anew()
     view = replace(without(ALL, "p1"), suspicions={A: suspect(death("p1"))}, copies={A: (Copy("p2", 1, 0, 10, 0.0),)})
     enough_s = 10 * LIMITS.loading_clears_after_s
     assert turn(suspects, view, now_s=0.0) == ()
