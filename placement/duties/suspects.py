@@ -6,8 +6,8 @@ comes to the same ruling if this one is interrupted, and one death is counted on
 
 A process that comes back (the store was away from it, not it from the world) did not die, and what it was blamed for
 is taken back. So it is when it was blamed by a pod that lost touch with it, and is still there when its lease would
-have ended long ago; until then its record proves nothing. A suspicion about a generation that is not the registered one any more goes. And a model that serves
-well for a while is cleared of what its loading was blamed for.
+have ended long ago; until then its record proves nothing. A suspicion about a generation that is not the registered
+one any more goes. And a model that serves well for a while is cleared of what its loading was blamed for.
 """
 
 from __future__ import annotations
