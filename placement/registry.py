@@ -109,6 +109,11 @@ class Registry:
         """Models in the order of their ids, from the one that follows `after`."""
         return self._view.page(tenant, limit=max(1, min(limit, PAGE_MAX)), after=after, id_prefix=id_prefix)
 
+    async def wait_revision(self, revision: int, limit_s: float) -> bool:
+        """Until the view has reached a revision that another pod has seen; False: it has not, within `limit_s`."""
+        await self._wait_view(revision, limit_s)
+        return self._view.revision >= revision
+
     def on_change(self, listener: Callable[[Changes], None]) -> Callable[[], None]:
         """Call `listener` on the loop after each change of the view, the first list included; returns its end."""
         listener_id = next(self._listener_ids)
@@ -290,16 +295,16 @@ class Registry:
             except Exception:
                 log.exception("a listener of the registry failed on revision %d", revision)
 
-    async def _wait_view(self, revision: int) -> None:
+    async def _wait_view(self, revision: int, limit_s: float = VIEW_WAIT_S) -> None:
         if self._view.revision >= revision or self._following is None or self._following.done():
             return
         waiter = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (revision, next(self._waiting_ids), waiter))
         try:
-            async with asyncio.timeout(VIEW_WAIT_S):
+            async with asyncio.timeout(limit_s):
                 await waiter
         except TimeoutError:
-            log.warning("revision %d is stored, but this pod's view is still at %d", revision, self._view.revision)
+            log.warning("revision %d is in the store, but this pod's view is still at %d", revision, self._view.revision)
 
 
 def _name_event(kv: KeyValue, *, deleted: bool) -> NameEvent | None:
