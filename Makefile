@@ -37,7 +37,8 @@ fmt: $(TEST_STAMP)
 bench: $(TEST_STAMP)
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
-# Code from mesh/wire/protos, made by the protobuf compiler whose output runs on protobuf 6 and 7 alike.
+# Code from the protos of mesh/wire and of placement/store/etcd_api, made by the compiler whose output runs on
+# protobuf 6 and 7 alike.
 protos: $(VENV)/.installed-protos
 	$(VENV)/protos/bin/python mesh/wire/generate.py
 

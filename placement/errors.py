@@ -14,10 +14,14 @@ Of the store:
 
 * `StoreUnavailable` - not reachable, disk full: try again later. Whether a write took effect is not known.
 * `StoreClosed`      - this process is stopping.
+* `StoreRefused`     - it answers, but not to this pod: password, permission, certificate. The operator acts.
 * `Compacted`        - a watch asked for revisions that are forgotten: list again, watch from there.
+* `StoreReplaced`    - ... because this is another store than before: wiped, or restored from a backup. List again;
+                       what is missing was lost, not deleted.
 * `LeaseNotFound`    - the lease has run out or was revoked: grant a new one, write its keys again.
 * `LimitExceeded`    - a key, value or transaction is too large: a bug of the caller, or a record too long.
-* `StoreBusy`, `StoreCorrupt`, `StoreIncompatible` - the pod cannot start; the message says what the operator does.
+* `InvalidAddress`, `StoreBusy`, `StoreCorrupt`, `StoreIncompatible` - the pod cannot start; the message says what the
+                       operator does.
 
 Messages name the field, what was found, what is allowed and what to do next. They never hold credentials.
 """
@@ -73,6 +77,10 @@ class StoreUnavailable(StoreError):
     """The store cannot be reached or written now; whether a write took effect is not known."""
 
 
+class StoreRefused(StoreError):
+    """The store does not let this pod in, and trying again does not help; nothing was written."""
+
+
 class StoreClosed(StoreError):
     """The store has been closed in this process."""
 
@@ -87,6 +95,18 @@ class Compacted(StoreError):
         )
         self.asked_revision = asked_revision
         self.compacted_revision = compacted_revision
+
+
+class StoreReplaced(Compacted):
+    """The store is not the one whose revisions were seen: its data was wiped, or put back from a backup."""
+
+    def __init__(self, asked_revision: int, store_revision: int, found: str) -> None:
+        super().__init__(asked_revision, store_revision)
+        self.args = (
+            f"the store has lost its history ({found}): it is at revision {store_revision}, and was to go on from "
+            f"{asked_revision}; list the keys again, and restore what is missing",
+        )
+        self.found = found
 
 
 class LeaseNotFound(StoreError):
@@ -110,4 +130,8 @@ class StoreCorrupt(StoreError):
 
 
 class StoreIncompatible(StoreError):
-    """The store's file was written in a format that this version does not know."""
+    """The store was written in a format that this version does not know."""
+
+
+class InvalidAddress(StoreError):
+    """The store's address cannot be read."""

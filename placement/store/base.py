@@ -66,7 +66,10 @@ class KeyValue:
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """`field` of `key` stands in relation `op` to `operand`. A missing key has 0 in its numbers, and no value."""
+    """`field` of `key` stands in relation `op` to `operand`. A missing key has 0 in its numbers.
+
+    It has no value, so no comparison of its value holds, `!=` neither.
+    """
 
     key: str
     field: Literal["create_revision", "mod_revision", "version", "value"]

@@ -114,8 +114,7 @@ def _holds(space: KeySpace, condition: Condition) -> bool:
         return not space.has_newer(condition.prefix, condition.newer_than)
     kv = space.get(condition.key)
     if condition.field == "value":
-        # A missing key has no value: nothing can be said of it but that it differs.
-        return condition.op == "!=" if kv is None else _relation(condition, kv.value)
+        return kv is not None and _relation(condition, kv.value)
     return _relation(condition, 0 if kv is None else getattr(kv, condition.field))
 
 

@@ -1,20 +1,24 @@
 """What every store promises, on each one that ships.
 
-A store is opened through a `StoreCase`, which also knows how to move its clock and to let leases run out; the suite
-itself knows no implementation.
+A store is opened through a `StoreCase`, which also knows how to let time pass and leases run out; the suite itself
+knows no implementation. On etcd, whose clock is the machine's, the seconds of leases are shorter than they say, and
+each test has a prefix of its own in one etcd.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
-from dataclasses import dataclass
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mesh.demo.etcd_server import EtcdServer
 from placement.errors import Compacted, LeaseNotFound, LimitExceeded, StoreClosed
 from placement.store.base import (
     Compare,
@@ -34,25 +38,47 @@ from placement.store.base import (
     unchanged,
 )
 from placement.store.embedded import EmbeddedStore
+from placement.store.etcd import EtcdStore
+from placement.store.etcd_options import EtcdOptions
 from placement.store.memory import MemoryStore
+from tests.contract.conftest import ask_etcd, wait_leases_gone
 
 LIMITS = StoreLimits(value_bytes_max=10_000, txn_bytes_max=50_000, history_events_max=2_000)
 
 
+ETCD_SECOND_S = 0.3
+"""What a second of a test's lease takes on etcd, whose shortest lease is 2 s."""
+
+
 @dataclass
 class StoreCase:
+    """A store, and the leases that a test has on it. `pass_time` returns once those whose time is up are gone."""
+
     store: KeyValueStore
     pass_time: Callable[[float], Awaitable[None]]
+    second_s: float = 1.0
+    ttl_s: dict[int, float] = field(default_factory=dict)
+    until_s: dict[int, float] = field(default_factory=dict)
+
+    async def grant_lease(self, ttl_s: float) -> int:
+        lease = await self.store.grant_lease(ttl_s * self.second_s)
+        self.ttl_s[lease] = ttl_s * self.second_s
+        self.until_s[lease] = time.monotonic() + self.ttl_s[lease]
+        return lease
+
+    async def keep_lease_alive(self, lease: int) -> None:
+        await self.store.keep_lease_alive(lease)
+        self.until_s[lease] = time.monotonic() + self.ttl_s[lease]
 
 
-@pytest.fixture(params=["memory", "embedded"])
-async def case(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StoreCase]:
+@asynccontextmanager
+async def in_process_case(kind: str, directory: Path) -> AsyncIterator[StoreCase]:
     now_s = [1000.0]
     store: Any
-    if request.param == "memory":
+    if kind == "memory":
         store = MemoryStore(clock=lambda: now_s[0], limits=LIMITS)
     else:
-        store = await EmbeddedStore.open(tmp_path, clock=lambda: now_s[0], limits=LIMITS, lease_check_s=None)
+        store = await EmbeddedStore.open(directory, clock=lambda: now_s[0], limits=LIMITS, lease_check_s=None)
 
     async def pass_time(seconds: float) -> None:
         now_s[0] += seconds
@@ -60,6 +86,40 @@ async def case(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
     yield StoreCase(store, pass_time)
     await store.close()
+
+
+@asynccontextmanager
+async def etcd_case(server: EtcdServer) -> AsyncIterator[StoreCase]:
+    options = EtcdOptions.from_url(f"etcd://{server.endpoint}/test-{uuid.uuid4().hex}")
+    store = await EtcdStore.open(options, limits=LIMITS)
+
+    async def pass_time(seconds: float) -> None:
+        await asyncio.sleep(seconds * ETCD_SECOND_S)  # it is time that passes here, not a condition
+        overdue = [lease for lease, until_s in case.until_s.items() if until_s <= time.monotonic()]
+        await asyncio.to_thread(wait_leases_gone, server, overdue)
+
+    case = StoreCase(store, pass_time, ETCD_SECOND_S)
+    yield case
+    await store.close()
+    for lease in ask_etcd(server, "lease/leases").get("leases", ()):
+        # One that ran out later would raise the revision under another test.
+        ask_etcd(server, "lease/revoke", ID=lease["ID"])
+
+
+@pytest.fixture(params=["memory", "embedded", pytest.param("etcd", marks=pytest.mark.etcd)])
+async def case(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StoreCase]:
+    if request.param == "etcd":
+        opened = etcd_case(request.getfixturevalue("etcd"))
+    else:
+        opened = in_process_case(request.param, tmp_path)
+    async with opened as opened_case:
+        yield opened_case
+
+
+@pytest.fixture(params=["memory", "embedded"])
+async def in_process_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[KeyValueStore]:
+    async with in_process_case(request.param, tmp_path) as opened:
+        yield opened.store
 
 
 @pytest.fixture
@@ -202,6 +262,7 @@ CONDITIONS: list[tuple[str, Callable[[dict[str, int]], Condition], bool]] = [
     ("value below", lambda r: Compare("k", "value", "<", b"n"), True),
     ("value above", lambda r: Compare("k", "value", ">", b"n"), False),
     ("value of an absent key equals", lambda r: Compare("none", "value", "==", b""), False),
+    ("value of an absent key differs", lambda r: Compare("none", "value", "!=", b"x"), False),
     ("none under an empty prefix", lambda r: NoneUnder("dix/"), True),
     ("one under", lambda r: NoneUnder("dir/"), False),
     ("none newer under", lambda r: NoneUnder("dir/", newer_than=r["under"]), True),
@@ -367,12 +428,31 @@ async def test_watching_forgotten_revisions_is_an_error_that_says_so(store: KeyV
     assert len((await store.range("w/")).items) == 3
 
 
-async def test_history_is_bounded_without_being_told(store: KeyValueStore) -> None:
-    first = await put(store, "w/first")
+async def test_history_in_this_process_is_bounded_without_being_told(in_process_store: KeyValueStore) -> None:
+    first = await put(in_process_store, "w/first")
     for _ in range(20):
-        await store.txn([], [Put(f"w/{i}", b"") for i in range(120)])
+        await in_process_store.txn([], [Put(f"w/{i}", b"") for i in range(120)])
     with pytest.raises(Compacted):
-        await collect(store, ["w/"], first, 1)
+        await collect(in_process_store, ["w/"], first, 1)
+
+
+async def test_a_deletion_that_is_forgotten_is_no_gap_but_an_error(store: KeyValueStore) -> None:
+    await put(store, "w/0")
+    deleted = (await store.txn([], [Delete("w/0")])).revision
+    await store.compact(deleted)
+    with pytest.raises(Compacted) as caught:
+        await collect(store, ["w/"], deleted, 1)
+    assert caught.value.asked_revision == deleted
+
+
+async def test_compacting_what_is_compacted_or_yet_to_come_is_no_error(store: KeyValueStore) -> None:
+    first = await put(store, "w/0")
+    second = await put(store, "w/1")
+    await store.compact(second)
+    await store.compact(first)
+    await store.compact(second + 1000)
+    third = await put(store, "w/2")
+    assert [e.kv.key for e in flat(await collect(store, ["w/"], third, 1))] == ["w/2"]
 
 
 async def test_closing_the_store_ends_its_watches(store: KeyValueStore) -> None:
@@ -391,8 +471,8 @@ async def test_closing_the_store_ends_its_watches(store: KeyValueStore) -> None:
 
 async def test_keys_vanish_together_with_their_lease(case: StoreCase) -> None:
     store = case.store
-    lease = await store.grant_lease(10)
-    other = await store.grant_lease(100)
+    lease = await case.grant_lease(10)
+    other = await case.grant_lease(100)
     first = await put(store, "l/a", b"", lease)
     await put(store, "l/b", b"", lease)
     await put(store, "l/c", b"", other)
@@ -405,16 +485,16 @@ async def test_keys_vanish_together_with_their_lease(case: StoreCase) -> None:
 
 
 async def test_a_lease_that_is_kept_alive_holds(case: StoreCase) -> None:
-    lease = await case.store.grant_lease(10)
+    lease = await case.grant_lease(10)
     await put(case.store, "k", b"", lease)
-    for _ in range(5):
+    for _ in range(3):
         await case.pass_time(8)
-        await case.store.keep_lease_alive(lease)
+        await case.keep_lease_alive(lease)
     assert await case.store.get("k") is not None
 
 
 async def test_a_lease_that_ran_out_cannot_be_kept_alive_or_used(case: StoreCase) -> None:
-    lease = await case.store.grant_lease(10)
+    lease = await case.grant_lease(10)
     await case.pass_time(10)
     with pytest.raises(LeaseNotFound):
         await case.store.keep_lease_alive(lease)
@@ -432,7 +512,7 @@ async def test_a_revoked_lease_takes_its_keys_at_once_and_twice_is_no_error(stor
 
 
 async def test_a_key_written_again_without_a_lease_outlives_it(case: StoreCase) -> None:
-    lease = await case.store.grant_lease(10)
+    lease = await case.grant_lease(10)
     await put(case.store, "k", b"", lease)
     await put(case.store, "k")
     await case.pass_time(11)
