@@ -20,6 +20,7 @@ Of the store:
                        what is missing was lost, not deleted.
 * `LeaseNotFound`    - the lease has run out or was revoked: grant a new one, write its keys again.
 * `LimitExceeded`    - a key, value or transaction is too large: a bug of the caller, or a record too long.
+* `PodIdTaken`       - another process has this pod's id: the pod cannot start; give it an id of its own.
 * `InvalidAddress`, `StoreBusy`, `StoreCorrupt`, `StoreIncompatible` - the pod cannot start; the message says what the
                        operator does.
 
@@ -135,3 +136,13 @@ class StoreIncompatible(StoreError):
 
 class InvalidAddress(StoreError):
     """The store's address cannot be read."""
+
+
+class PodIdTaken(PlacementError):
+    """Two processes were given one pod id, and the other one is alive."""
+
+    def __init__(self, pod: str, address: str, other_address: str) -> None:
+        super().__init__(
+            f"pod id {pod!r} is held by a live process at {other_address}, and this one (at {address}) has it too: "
+            "give each pod an id of its own (--pod-id), or stop the other one"
+        )

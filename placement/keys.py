@@ -7,6 +7,9 @@ one model. Encoded keys are ASCII; their order is that of the encoded form, whic
 Refused in a name is what cannot be shown or typed safely: control characters, lone surrogates, line separators and
 the marks that turn text around (they make one name look like another), and spaces at either end.
 
+What pods say of a model lies under `<kind>/<tenant>/<id>/<pod>`. Intents have one part more, the incarnation, so that
+a pod that came back does not write over what its predecessor was doing when it died.
+
 `references/<tenant>/<model>/<alias>` says that the alias points at the model. Unregistering compares that prefix with
 "empty" in the same transaction as the delete, so no alias can slip in between.
 
@@ -32,6 +35,14 @@ ALIASES = "aliases/"
 REFERENCES = "references/"
 TOMBSTONES = "tombstones/"
 COPIES = "copies/"
+PODS = "pods/"
+FAILURES = "failures/"
+INTENTS = "intents/"
+SUSPICIONS = "suspicions/"
+LEADER = "leader"
+"""One key: who runs the placement service."""
+HOT = "hot"
+"""One key: the hottest models, so that the next leader knows them."""
 
 DEFAULT_TENANT = "default"
 
@@ -66,6 +77,11 @@ def check_tenant(tenant: str) -> None:
 def check_id(model_id: str) -> None:
     """Raise InvalidName unless `model_id` can be the id of a model or an alias."""
     check_name("id", model_id, ID_LENGTH_MAX)
+
+
+def check_pod(pod: str) -> None:
+    """Raise InvalidName unless `pod` can be the id of a pod."""
+    check_name("pod id", pod, POD_LENGTH_MAX)
 
 
 def encode_part(part: str) -> str:
@@ -111,6 +127,38 @@ def copies_prefix(tenant: str, model_id: str) -> str:
 def copy_key(tenant: str, model_id: str, pod: str) -> str:
     """Where the pod says that it loads or serves the model."""
     return copies_prefix(tenant, model_id) + encode_part(pod)
+
+
+def pod_key(pod: str) -> str:
+    """Where the pod says what it is and how it does."""
+    return PODS + encode_part(pod)
+
+
+def failure_key(tenant: str, model_id: str, pod: str) -> str:
+    """Where the pod says that it could not load the model."""
+    return f"{FAILURES}{encode_part(tenant)}/{encode_part(model_id)}/{encode_part(pod)}"
+
+
+def intent_key(tenant: str, model_id: str, pod: str, incarnation: str) -> str:
+    """Where the pod says that it begins to load or run the model."""
+    parts = (tenant, model_id, pod, incarnation)
+    return INTENTS + "/".join(encode_part(part) for part in parts)
+
+
+def suspicion_key(tenant: str, model_id: str) -> str:
+    """Where it is kept at which pods' deaths the model was seen."""
+    return f"{SUSPICIONS}{encode_part(tenant)}/{encode_part(model_id)}"
+
+
+def split_key(key: str, count: int) -> list[str]:
+    """The `count` names in a key after its kind. Raises InvalidName for a key of another shape."""
+    parts = key.split("/")
+    if len(parts) != count + 1 or "" in parts:
+        raise InvalidName(f"key {key[:80]!r} is not a kind and {count} names")
+    try:
+        return [decode_part(part) for part in parts[1:]]
+    except UnicodeDecodeError as error:
+        raise InvalidName(f"key {key[:80]!r} is not percent-encoded UTF-8") from error
 
 
 def split_name_key(key: str) -> tuple[str, str]:
