@@ -122,13 +122,13 @@ def choose_load_pod(
 ) -> LoadChoice | NoPod:
     """Choose the pod that loads one more copy of this generation.
 
-    `excluded` were tried for this request; `ordered` were told to load this model, and `promised` says what they and
-    others were promised, where the view does not show it yet.
+    `excluded` are not to be asked (tried for this request, or have enough to load); `ordered` were told to load this
+    model, and `promised` says what they and others were promised, where the view does not show it yet.
     """
     may = may_load(view.suspicions.get(model.name), model.generation)
     if isinstance(may, Refused):
         return NoPod(model.name, model.generation, Cause.QUARANTINED, f"{model.name}: {may.message}")
-    at = Situation.of(view, model, healthy=healthy, tried=excluded, ordered=ordered, promised=promised)
+    at = Situation.of(view, model, healthy=healthy, held_off=excluded, ordered=ordered, promised=promised)
     failure = failed_for_good(at.failures.values())
     if failure is not None:
         message = f"{model.name}: generation {model.generation} cannot be loaded: {failure.message} (on {failure.pod})"

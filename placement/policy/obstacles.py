@@ -28,7 +28,7 @@ class Why(Enum):
     DRAINING = "draining"
     UNREADY = "not ready"
     UNREACHABLE = "not reachable"
-    TRIED = "tried already"
+    HELD_OFF = "held off"
     HOLDS_IT = "has it already"
     FAILED_HERE = "failed to load it"
     PROMISED = "room promised to other loads"
@@ -71,7 +71,8 @@ class Situation:
     """What is known of one model in the pool, looked up once for all pods."""
 
     healthy: Container[str]
-    tried: Container[str]
+    held_off: Container[str]
+    """Not to be asked now, for the caller's reasons."""
     copies: Mapping[str, Copy]
     """Its copies by pod."""
     ordered: frozenset[str]
@@ -88,14 +89,14 @@ class Situation:
         model: ModelFacts,
         *,
         healthy: Container[str],
-        tried: Container[str],
+        held_off: Container[str],
         ordered: Iterable[str],
         promised: Mapping[str, Promised],
     ) -> Situation:
         """Gather what the filters ask for."""
         return cls(
             healthy,
-            tried,
+            held_off,
             {copy.pod: copy for copy in view.copies.get(model.name, ())},
             frozenset(ordered),
             failures_of(view, model),
@@ -130,8 +131,8 @@ def obstacles(pod: Pod, model: ModelFacts, at: Situation) -> Iterator[Obstacle]:
     if name not in at.healthy:
         yield Obstacle(name, Why.UNREACHABLE, "does not answer this pod's probes")
     # 2. What this request, or this model, has been through here.
-    if name in at.tried:
-        yield Obstacle(name, Why.TRIED, "tried already for this request")
+    if name in at.held_off:
+        yield Obstacle(name, Why.HELD_OFF, "held off: tried already, or has enough to load")
     copy = at.copies.get(name)
     if copy is not None and model.generation in (copy.servable, copy.loading):
         serves = copy.servable == model.generation

@@ -14,7 +14,7 @@ Deliberately absent: what a request path needs of its own pod (the cache knows t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -182,6 +182,14 @@ class PoolView:
     def holders(self, name: ModelName, generation: int) -> tuple[Copy, ...]:
         """Copies that serve this generation."""
         return tuple(copy for copy in self.copies.get(name, ()) if copy.servable == generation)
+
+
+def is_there(view: PoolView, pod: str, healthy: Container[str]) -> bool:
+    """Whether a pod still counts as holding what it holds: not when its lease ran out and it does not answer either.
+
+    One that only does not answer may be cut off from this pod alone, and its lease tells within seconds.
+    """
+    return pod in view.pods and (pod in healthy or pod not in view.fading)
 
 
 @dataclass(frozen=True, slots=True)

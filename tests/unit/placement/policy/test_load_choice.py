@@ -52,7 +52,7 @@ def test_pods_that_do_not_answer_were_tried_or_failed_are_passed_over() -> None:
     of = view([pod(each) for each in "abcd"], failures={"m": [failure("c")]})
     choice = choose(of, healthy=frozenset("bcd"), excluded=frozenset("b"))
     assert choice.pod == "d"
-    assert [out.why for out in choice.ruled_out] == [Why.UNREACHABLE, Why.TRIED, Why.FAILED_HERE]
+    assert [out.why for out in choice.ruled_out] == [Why.UNREACHABLE, Why.HELD_OFF, Why.FAILED_HERE]
     assert "5.0 s" in str(choice.ruled_out[2])
 
 
