@@ -70,9 +70,25 @@ _BITS_OF_TYPE = {
     **dict.fromkeys((25, 26), 2),
 }
 
-# Tree ensembles keep each node as unpacked elements of attribute lists: millions of five-byte fields. These runs
-# hold no tensor, and the regular expression engine passes over them some fifty times faster than the loop below.
-_FLOATS_TAG, _STRINGS_TAG = 0x3D, 0x4A
+# Tree ensembles keep each node as elements of attributes: lists in the first operators, tensors as well in the later
+# ones (`TreeEnsemble` of opset 5, whose leaves are no nodes). They are the kernel's to copy, not weights to be mapped.
+_NODE_LIST, _WEIGHT_LISTS = b"nodes_modes", (b"target_weights", b"class_weights")
+_NODES, _LEAVES, _LEAF_WEIGHTS, _REST_OF_TREES = "tree nodes", "tree leaves", "leaf weights", "rest of trees"
+_TREE_TENSORS = {
+    b"nodes_modes": _NODES,
+    b"leaf_weights": _LEAVES,
+    b"target_weights_as_tensor": _LEAF_WEIGHTS,
+    b"class_weights_as_tensor": _LEAF_WEIGHTS,
+    b"nodes_splits": _REST_OF_TREES,
+    b"nodes_hitrates": _REST_OF_TREES,
+    b"nodes_values_as_tensor": _REST_OF_TREES,
+    b"nodes_hitrates_as_tensor": _REST_OF_TREES,
+}
+_TENSORS = frozenset(("tensor", *_TREE_TENSORS.values()))
+
+# The lists are mostly unpacked: millions of five-byte fields. These runs hold no tensor, and the regular expression
+# engine passes over them some fifty times faster than the loop below.
+_NAME_TAG, _FLOATS_TAG, _STRINGS_TAG = 0x0A, 0x3D, 0x4A
 # The latter is also the letter J, which no mode of a tree node holds: counting it counts them.
 _SHORT_STRINGS = b"|".join(b"\\x%02x.{%d}" % (length, length) for length in range(24))
 _ATTRIBUTE_RUN = re.compile(
@@ -88,9 +104,10 @@ class GraphOutline:
     """Operators, those of subgraphs included."""
     tensors: int
     """Weights, counted."""
-    attribute_floats: int
-    attribute_strings: int
-    """Elements of attribute lists. In a tree ensemble the strings are its branches and leaves, one each."""
+    tree_nodes: int
+    """Branches and leaves of tree ensembles."""
+    leaf_weights: int
+    """What their leaves hold: a number for each leaf and each output that it adds to."""
     file_bytes: int
     inline_bytes: int
     """Weights inside the file, as large as they are in RAM."""
@@ -154,30 +171,33 @@ def inputs_without_rank(path: Path) -> frozenset[str]:
 
 def _outline(content: Buffer) -> GraphOutline:
     """The walk itself, over one serialised ModelProto."""
-    nodes = tensors = floats = strings = fields = inline_bytes = external_bytes = 0
+    nodes = tensors = tree_nodes = leaf_weights = fields = inline_bytes = external_bytes = 0
     locations: set[str] = set()
     pending: list[tuple[str, int, int]] = [("model", 0, len(content))]
     while pending:
         message, position, end = pending.pop()
-        if message == "tensor":
+        if message in _TENSORS:
             tensor = _tensor(content, position, end)
-            tensors += 1
+            tensors += message == "tensor"
             fields += tensor.fields
             if tensor.locations:
                 locations |= tensor.locations
                 external_bytes += tensor.data_bytes
-            else:
+            elif message == "tensor":
                 inline_bytes += tensor.data_bytes
+            tree_nodes += tensor.elements if message in (_NODES, _LEAVES) else 0
+            leaf_weights += tensor.elements if message in (_LEAVES, _LEAF_WEIGHTS) else 0
             continue
         if message == "node":
             nodes += 1
+        name = _name(content, position, end) if message == "attribute" else b""
         children = _CHILDREN[message]
         while position < end:
             if message == "attribute" and (run := _ATTRIBUTE_RUN.match(content, position, end)):
-                if content[position] == _FLOATS_TAG:
-                    floats += (run.end() - position) // 5
-                elif content[position] == _STRINGS_TAG:
-                    strings += run.group().count(_STRINGS_TAG)
+                if content[position] == _FLOATS_TAG and name in _WEIGHT_LISTS:
+                    leaf_weights += (run.end() - position) // 5
+                elif content[position] == _STRINGS_TAG and name == _NODE_LIST:
+                    tree_nodes += run.group().count(_STRINGS_TAG)
                 position = run.end()
                 continue
             fields += 1
@@ -186,15 +206,15 @@ def _outline(content: Buffer) -> GraphOutline:
             after = _skip(content, position, end, wire)
             if wire == _BYTES and (child := children.get(tag >> 3)):
                 _, begin = _varint(content, position, end)
-                pending.append((child, begin, after))
+                pending.append((_TREE_TENSORS.get(name, child) if child == "tensor" else child, begin, after))
             position = after
         if fields > _FIELDS_MAX:
             raise _Malformed(f"more than {_FIELDS_MAX:,} fields")
     return GraphOutline(
         nodes=nodes,
         tensors=tensors,
-        attribute_floats=floats,
-        attribute_strings=strings,
+        tree_nodes=tree_nodes,
+        leaf_weights=leaf_weights,
         file_bytes=len(content),
         inline_bytes=min(inline_bytes, len(content)),
         external_bytes=external_bytes,
@@ -208,6 +228,7 @@ class _Malformed(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
+    elements: int
     data_bytes: int
     locations: frozenset[str]
     fields: int
@@ -236,7 +257,16 @@ def _tensor(content: Buffer, position: int, end: int) -> _Tensor:
             _, begin = _varint(content, position, end)
             locations |= _location(content, begin, after)
         position = after
-    return _Tensor(elements * bits // 8 + string_bytes, frozenset(locations), fields)
+    return _Tensor(elements, elements * bits // 8 + string_bytes, frozenset(locations), fields)
+
+
+def _name(content: Buffer, position: int, end: int) -> bytes:
+    """An attribute's name, which every writer puts first; empty where it does not come first."""
+    tag, position = _varint(content, position, end) if position < end else (0, position)
+    if tag != _NAME_TAG:
+        return b""
+    after = _skip(content, position, end, _BYTES)
+    return content[_varint(content, position, end)[1] : after]
 
 
 def _location(content: Buffer, position: int, end: int) -> set[str]:

@@ -397,7 +397,7 @@ def _size(outline: GraphOutline, mapped_bytes: int, device: Device) -> Size:
         + outline.tensors * TENSOR_BYTES
         + int(outline.graph_bytes * GRAPH_FACTOR)
     )
-    if outline.attribute_strings:  # trees that were not prepared: the kernel's copy beside the file's
+    if outline.tree_nodes:  # trees that were not prepared: the kernel's copy beside the file's
         host_bytes += _tree_size(outline).host_bytes
     weights_bytes = outline.inline_bytes + outline.external_bytes
     if device.kind != "cpu":
@@ -408,20 +408,18 @@ def _size(outline: GraphOutline, mapped_bytes: int, device: Device) -> Size:
 def _is_tree_ensemble(outline: GraphOutline, device: Device) -> bool:
     """Mostly branches and leaves in attribute lists, and no weights worth mapping."""
     weights_bytes = outline.inline_bytes + outline.external_bytes
-    return device.kind == "cpu" and outline.attribute_strings >= TREE_NODES_MIN and weights_bytes < EXTERNAL_MIN_BYTES
+    return device.kind == "cpu" and outline.tree_nodes >= TREE_NODES_MIN and weights_bytes < EXTERNAL_MIN_BYTES
 
 
 def _tree_size(outline: GraphOutline) -> Size:
-    """The prepared form: the kernel's own structures. Of the floats, two per tree node are thresholds and hit rates."""
-    tree_nodes = outline.attribute_strings
-    leaf_weights = max(0, outline.attribute_floats - 2 * tree_nodes)
+    """The prepared form: the kernel's own structures."""
     return Size(
         host_bytes=SESSION_BYTES
         + outline.nodes * NODE_BYTES
         + outline.tensors * TENSOR_BYTES
         + outline.inline_bytes
-        + tree_nodes * TREE_NODE_BYTES
-        + leaf_weights * TREE_LEAF_WEIGHT_BYTES
+        + outline.tree_nodes * TREE_NODE_BYTES
+        + outline.leaf_weights * TREE_LEAF_WEIGHT_BYTES
     )
 
 
