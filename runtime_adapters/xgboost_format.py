@@ -78,6 +78,8 @@ class XgboostFacts:
     category_bytes: int
     rounds_used: int
     """Boosting rounds that predict uses: up to the best one after early stopping, else 0 for all."""
+    trees_used: int
+    """Trees of those rounds."""
     estimator_type: str | None
     """`classifier`, `regressor` or `ranker` when a scikit-learn wrapper saved the file; None from a bare Booster."""
     handed_over_as_is: bool = False
@@ -90,9 +92,10 @@ class XgboostFacts:
 
 @dataclass(frozen=True, slots=True)
 class CheckedModel:
-    """A model that passed, and the UBJ that XGBoost may read."""
+    """A model that passed, what is in it, and the UBJ that XGBoost may read."""
 
     facts: XgboostFacts
+    document: dict[str, Any]
     ubj: bytes
 
 
@@ -115,11 +118,11 @@ def read_model(data: bytes) -> CheckedModel:
             raise BadArtifact(f"xgboost: the UBJ file is damaged: {error}; {_WHAT_NEXT}") from error
         facts = check(document)
         if not _forget_recoding(document):
-            return CheckedModel(replace(facts, handed_over_as_is=True), data)
-        return CheckedModel(facts, ubjson.write(document))
+            return CheckedModel(replace(facts, handed_over_as_is=True), document, data)
+        return CheckedModel(facts, document, ubjson.write(document))
     document = _read_json(data)
     facts = check(document)
-    return CheckedModel(facts, ubjson.write(document))
+    return CheckedModel(facts, document, ubjson.write(document))
 
 
 def _read_json(data: bytes) -> dict[str, Any]:
@@ -130,7 +133,7 @@ def _read_json(data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BadArtifact(f"xgboost: the JSON file is damaged: {error}; {_WHAT_NEXT}") from error
     with _as_bad_artifact():
-        model = _model_of(document)
+        model = model_of(document)
         for tree in model["trees"]:
             for name, dtype in _TREE_ARRAYS.items():
                 if name in tree:
@@ -144,7 +147,7 @@ def _forget_recoding(document: dict[str, Any]) -> bool:
 
     Tensors carry category codes, so nothing here needs the table, and what is not handed over need not be checked.
     """
-    table = _model_of(document).pop("cats", None)
+    table = model_of(document).pop("cats", None)
     return bool(table) and any(len(part) for part in table.values())
 
 
@@ -181,7 +184,8 @@ class _as_bad_artifact:
             raise BadArtifact(f"xgboost: a value is not what its key calls for: {error}; {_WHAT_NEXT}") from error
 
 
-def _model_of(document: dict[str, Any]) -> dict[str, Any]:
+def model_of(document: dict[str, Any]) -> dict[str, Any]:
+    """The trees and what belongs to them. Raises BadArtifact for a booster that is not served."""
     booster = document["learner"]["gradient_booster"]
     name = booster["name"]
     if name == "gblinear":
@@ -217,10 +221,10 @@ def _check(document: dict[str, Any]) -> XgboostFacts:
         )
 
     booster = learner["gradient_booster"]
-    model = _model_of(document)
+    model = model_of(document)
     trees = model["trees"]
     _require(int(model["gbtree_model_param"]["num_trees"]) == len(trees), "num_trees is not the number of trees")
-    rounds = _check_rounds(model, len(trees), groups)
+    round_ends = _check_rounds(model, len(trees), groups)
     if booster["name"] == "dart":
         weights = booster["weight_drop"]
         _require(len(weights) == len(trees), f"weight_drop has {len(weights)} weights for {len(trees)} trees")
@@ -229,6 +233,7 @@ def _check(document: dict[str, Any]) -> XgboostFacts:
     attributes = learner.get("attributes", {})
     best_iteration = attributes.get("best_iteration")
     rounds_used = 0 if best_iteration is None else int(best_iteration) + 1
+    rounds = len(round_ends) - 1
     _require(0 <= rounds_used <= rounds, f"best_iteration is {best_iteration}, but there are {rounds} rounds")
     wrapper = attributes.get("scikit_learn")
     return XgboostFacts(
@@ -240,26 +245,27 @@ def _check(document: dict[str, Any]) -> XgboostFacts:
         nodes=nodes,
         category_bytes=category_bytes,
         rounds_used=rounds_used,
+        trees_used=int(round_ends[rounds_used or rounds]),
         estimator_type=None if wrapper is None else json.loads(wrapper).get("_estimator_type"),
     )
 
 
-def _check_rounds(model: dict[str, Any], trees: int, groups: int) -> int:
-    """The number of boosting rounds."""
+def _check_rounds(model: dict[str, Any], trees: int, groups: int) -> Array:
+    """Before which tree each boosting round begins, and the number of trees."""
     group_of_tree = np.asarray(model["tree_info"], np.int64)
     _require(group_of_tree.shape == (trees,), f"tree_info has {group_of_tree.size} entries for {trees} trees")
     _require(_all_within(group_of_tree, 0, groups), f"tree_info names an output group beyond {groups}")
     if "iteration_indptr" not in model:  # files of XGBoost 1
         parallel = int(model["gbtree_model_param"]["num_parallel_tree"])
         _require(parallel >= 1 and trees % (parallel * groups) == 0, f"num_parallel_tree is {parallel}")
-        return trees // (parallel * groups)
+        return np.arange(0, trees + 1, parallel * groups)
     starts = np.asarray(model["iteration_indptr"], np.int64)
     _require(
         starts.ndim == 1 and starts.size >= 1 and starts[0] == 0 and starts[-1] == trees,
         "iteration_indptr does not span the trees",
     )
     _require(bool((np.diff(starts) >= 0).all()), "iteration_indptr goes backwards")
-    return int(starts.size - 1)
+    return starts
 
 
 def _check_trees(trees: list[dict[str, Any]], features: int) -> tuple[int, int]:

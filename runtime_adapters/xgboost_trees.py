@@ -12,27 +12,31 @@ float32 by XGBoost as by us. Categorical features are category codes as numbers,
 `DataFrame.astype("category").cat.codes`. `base_margin` is an optional input: a row's starting value, FP32 [-1], or
 [-1, groups] with several outputs per row.
 
-Every file is checked before XGBoost sees it (`xgboost_format`, which says why), once per content. `prepare` turns JSON
-into the checked UBJ, which loads ten times faster.
+Every file is checked before XGBoost sees it (`xgboost_format`, which says why), once per content.
 
-Memory: `xgboost_format` holds the constants. `size` is exact to about 3 %, because it counts XGBoost's own vectors;
-resident bytes over the UBJ file are 1.52, over the JSON file 0.9, over XGBoost's in-memory layout 1.0.
+**Who runs the trees.** On the CPU, onnxruntime does, where it is installed and `prepare` found that it answers like
+XGBoost: `xgboost_onnx` converts, compares, and says which models stay. Everything else runs in XGBoost: those models,
+CUDA, and artifacts that nobody prepared, as in a process of their own. XGBoost reads the checked UBJ, which `prepare`
+writes where the artifact is JSON; that loads ten times faster.
 
-Deliberately absent: feature names (V2 has no place for them), `pred_leaf`, `pred_contribs`, iteration ranges.
+Memory over the UBJ file: 0.9 with onnxruntime, 1.52 with XGBoost, whose constants are in `xgboost_format`.
+
+Deliberately absent: a second engine kept at hand for large batches (`xgboost_onnx` says why), feature names (V2 has no
+place for them), `pred_leaf`, `pred_contribs`, iteration ranges.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from runtime_adapters import xgboost_onnx
 from runtime_adapters.base import (
     DYNAMIC,
     Array,
-    Device,
     LoadedModel,
     LoadOptions,
     ModelMetadata,
@@ -41,19 +45,20 @@ from runtime_adapters.base import (
     TensorSpec,
     Trust,
 )
-from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelRaised
-from runtime_adapters.frameworks import missing_runtime
+from runtime_adapters.errors import BadArtifact
 from runtime_adapters.heap_churn import heap_freed
 from runtime_adapters.model_file import read_beginning, read_model_file
 from runtime_adapters.passed_checks import PassedChecks
 from runtime_adapters.validation import choice_parameter, refuse_unknown_parameters
 from runtime_adapters.xgboost_format import XgboostFacts, looks_like_xgboost, read_model
+from runtime_adapters.xgboost_native import NativeTrees, import_xgboost, native_size
+from runtime_adapters.xgboost_onnx import Ensemble
 
 PREPARED_NAME = "model.ubj"
 _SUFFIXES = (".ubj", ".json", ".xgb", ".bst", ".model")
 _DETECT_BYTES = 4096
-_DEVICE_NODE_BYTES = 53
-"""Trees are copied to the device as they lie on the host; not measured on a device."""
+
+logger = logging.getLogger(__name__)
 
 _passed: PassedChecks[XgboostFacts] = PassedChecks()
 
@@ -67,7 +72,9 @@ class XgboostAdapter:
     extra = "xgboost"
 
     def runtime_version(self) -> str:
-        return f"xgboost-{_xgboost().__version__}"
+        own = f"xgboost-{import_xgboost().__version__}"
+        converted = xgboost_onnx.runtime_version()
+        return f"{own}-{converted}" if converted else own
 
     def detect(self, artifact: Path) -> bool:
         return looks_like_xgboost(read_beginning(artifact, _SUFFIXES, _DETECT_BYTES))
@@ -75,43 +82,43 @@ class XgboostAdapter:
     def estimate(self, artifact: Path, options: LoadOptions) -> Size:
         """From the node counts in the file."""
         _output_of(options)
+        if xgboost_onnx.is_converted(artifact):
+            return xgboost_onnx.converted_size(artifact, options)
         content = read_model_file("xgboost", artifact, _SUFFIXES)
         facts, freed_bytes = _passed.facts_of(content, _facts), len(content)
         del content
         heap_freed(freed_bytes)
-        return _size(facts, options.device)
+        return native_size(facts, options.device.kind)
 
     def prepare(self, artifact: Path, into: Path, options: LoadOptions) -> bool:
-        """JSON becomes UBJ; UBJ is as good as it gets."""
+        """Trees for onnxruntime; else UBJ in place of JSON; UBJ itself is as good as it gets."""
         _output_of(options)
+        if xgboost_onnx.is_converted(artifact):
+            raise BadArtifact(
+                f"artifact {artifact.name!r}: the name {xgboost_onnx.FORM_NAME} is reserved; rename that file"
+            )
         content = read_model_file("xgboost", artifact, _SUFFIXES)
         checked = read_model(content)
+        if options.device.kind == "cpu":
+            reason = xgboost_onnx.convert(checked, into, options)
+            heap_freed(4 * len(content))
+            if reason is None:
+                return True
+            logger.info("model %s stays with XGBoost: %s", options.model_id, reason)
         if checked.facts.handed_over_as_is:
             return False
         (into / PREPARED_NAME).write_bytes(checked.ubj)
         return True
 
     def load(self, artifact: Path, options: LoadOptions) -> LoadedModel:
-        xgboost = _xgboost()
         output = _output_of(options)
-        if options.device.kind == "cuda" and not xgboost.build_info().get("USE_CUDA"):
-            raise LoadFailed(
-                f"xgboost {xgboost.__version__} on this pod is built without CUDA, so {options.device} cannot be used; "
-                "install the package xgboost in place of xgboost-cpu, or load on the CPU"
-            )
+        if xgboost_onnx.is_converted(artifact):
+            facts = xgboost_onnx.read_facts(artifact)
+            return XgboostModel(xgboost_onnx.load_converted(artifact, options), facts, output)
+        import_xgboost()
         content = read_model_file("xgboost", artifact, _SUFFIXES)
         facts, ubj = _checked(content)
-        device = "cpu" if options.device.kind == "cpu" else str(options.device)
-        # Reading a file knows nothing of the Booster's own `nthread`: each loading thread would start an OpenMP team,
-        # whose threads then wait for one another (8 ms in place of 1 on a busy machine). Holds for this thread only.
-        xgboost.set_config(nthread=options.threads)
-        try:
-            booster = xgboost.Booster({"nthread": options.threads, "device": device}, model_file=bytearray(ubj))
-            model = XgboostModel(xgboost, booster, facts, output, options)
-        except xgboost.core.XGBoostError as error:
-            raise _load_error(error) from error
-        except MemoryError as error:
-            raise LoadFailed("xgboost: not enough memory to load the model; retry when memory is free") from error
+        model = XgboostModel(NativeTrees(ubj, facts, options), facts, output)
         # Reading UBJ builds each tree's arrays a second time on the heap. The file's bytes go first: malloc may have
         # put them into a hole of the heap, and only what is free can be given back.
         freed_bytes = 2 * len(ubj) + len(content)
@@ -121,17 +128,11 @@ class XgboostAdapter:
 
 
 class XgboostModel:
-    """A Booster in this process."""
+    """Trees, and what the user's own object makes of their answers."""
 
-    def __init__(
-        self, xgboost: Any, booster: Any, facts: XgboostFacts, output: str | None, options: LoadOptions
-    ) -> None:
-        self._xgboost = xgboost
-        self._booster = booster
+    def __init__(self, trees: Ensemble, facts: XgboostFacts, output: str | None) -> None:
+        self._trees = trees
         self._facts = facts
-        self._device = options.device
-        self._threads = options.threads
-        self._rounds = (0, facts.rounds_used)
         self._classifies = facts.objective.startswith(("binary:logistic", "multi:"))
         self._labels = (facts.estimator_type == "classifier") if output is None else output == "labels"
         if self._labels and not (self._classifies or facts.objective == "binary:hinge"):
@@ -139,9 +140,8 @@ class XgboostModel:
                 f"xgboost: labels were asked for, but the objective is {facts.objective}; "
                 "labels need binary:* or multi:*; set the parameter predict to values"
             )
-        # The framework itself says what shape it answers in; it also refuses here what it would refuse in predict.
-        probe = self._values(np.zeros((1, facts.features), np.float32), None)
-        self._groups_shape = probe.shape[1:]
+        # The framework itself says what shape it answers in.
+        self._groups_shape = trees.values(np.zeros((1, facts.features), np.float32), None).shape[1:]
         self.metadata = self._describe()
 
     def _describe(self) -> ModelMetadata:
@@ -186,36 +186,15 @@ class XgboostModel:
         return answer
 
     def size(self) -> Size:
-        return _size(self._facts, self._device)
+        return self._trees.size()
 
     def unload(self) -> None:
-        if self._booster is not None:
-            self._booster = None
-            heap_freed(self._facts.resident_bytes)
+        self._trees.unload()
 
-    def _values(self, rows: Array, margin: Array | None, *, raw: bool = False) -> Array:
-        """What the Booster predicts; `raw`: before the objective's transformation."""
+    def _values(self, rows: Array, margin: Array | None) -> Array:
         if not len(rows):
             return np.zeros((0, *self._groups_shape), np.float32)
-        try:
-            if self._device.kind == "cuda":
-                matrix = self._xgboost.DMatrix(rows, base_margin=margin, nthread=self._threads)
-                values = self._booster.predict(
-                    matrix, output_margin=raw, iteration_range=self._rounds, validate_features=False
-                )
-            else:
-                values = self._booster.inplace_predict(
-                    np.ascontiguousarray(rows),
-                    iteration_range=self._rounds,
-                    predict_type="margin" if raw else "value",
-                    base_margin=None if margin is None else np.ascontiguousarray(margin),
-                    validate_features=False,
-                )
-        except self._xgboost.core.XGBoostError as error:
-            if _out_of_memory(error):
-                raise ModelRaised("xgboost: not enough memory for this request; send fewer rows") from error
-            raise BadInput(f"xgboost refuses the input: {_first_line(error)}") from error
-        return np.asarray(values, np.float32)
+        return self._trees.values(rows, margin)
 
     def _to_labels(self, values: Array) -> Array:
         """As XGBClassifier.predict."""
@@ -230,9 +209,11 @@ class XgboostModel:
     def _to_probabilities(self, rows: Array, margin: Array | None, values: Array | None) -> Array:
         """As XGBClassifier.predict_proba."""
         if self._facts.objective == "multi:softmax":
+            if not len(rows):
+                return np.zeros((0, self._facts.groups), np.float32)
             from scipy.special import softmax  # type: ignore[import-untyped]
 
-            return np.asarray(softmax(self._values(rows, margin, raw=True), axis=1), np.float32)
+            return np.asarray(softmax(self._trees.sums(rows, margin), axis=1), np.float32)
         assert values is not None
         if values.ndim == 2:
             return values
@@ -253,39 +234,9 @@ def _facts(content: bytes) -> XgboostFacts:
     return read_model(content).facts
 
 
-def _size(facts: XgboostFacts, device: Device) -> Size:
-    on_device = _DEVICE_NODE_BYTES * facts.nodes if device.kind == "cuda" else 0
-    return Size(host_bytes=facts.resident_bytes, device_bytes=on_device)
-
-
 def _output_of(options: LoadOptions) -> str | None:
     refuse_unknown_parameters(options.parameters, ("predict",))
     return choice_parameter(options.parameters, "predict", ("labels", "values"))
-
-
-def _xgboost() -> Any:
-    try:
-        import xgboost
-    except ImportError as error:
-        raise missing_runtime("xgboost", "xgboost", error) from error
-    return xgboost
-
-
-def _out_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return "bad_alloc" in text or "out of memory" in text or "memory allocation" in text
-
-
-def _load_error(error: Exception) -> BadArtifact | LoadFailed:
-    if _out_of_memory(error):
-        return LoadFailed("xgboost: not enough memory to load the model; retry when memory is free")
-    return BadArtifact(f"xgboost refuses the model: {_first_line(error)}; save it again with this version of xgboost")
-
-
-def _first_line(error: Exception) -> str:
-    """XGBoost appends a stack trace with paths of its build machine; the reason is in the first line."""
-    lines = str(error).strip().splitlines() or ["no reason given"]
-    return lines[0].split("Check failed:")[-1].strip()[:300]
 
 
 ADAPTER = XgboostAdapter()

@@ -134,7 +134,13 @@ CASES = [
     ),
     _case("early-stopped", _early_stopped, load_cycles=60),
     _case("regressor-json", lambda directory: _regressor(directory, "model.json"), load_cycles=60),
-    _case("multi-output", lambda directory: _regressor(directory, "model.ubj", outputs=3), load_cycles=60),
+    _case(
+        "multi-output",
+        lambda directory: _regressor(directory, "model.ubj", outputs=3),
+        load_cycles=60,
+        # A margin that nearly cancels the trees: the prepared form adds it last, XGBoost first.
+        prepared_tolerance=1e-5,
+    ),
     _case("dart", lambda directory: _regressor(directory, "model.ubj", booster="dart", rate_drop=0.3), load_cycles=60),
     _case("multi-label", _multi_label, load_cycles=60),
     _case("ranker", _ranker, load_cycles=60),

@@ -1,0 +1,120 @@
+"""An XGBoost model's trees as XGBoost keeps and runs them, on the CPU or on a CUDA device, without a DMatrix.
+
+One prediction does use a DMatrix: XGBoost 3.2 adds a row's `base_margin` once per tree when it predicts a dart model in
+place (seen: 53 off where 7 was right), and the DMatrix way adds it once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from runtime_adapters.base import Array, LoadOptions, Size
+from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelRaised
+from runtime_adapters.frameworks import missing_runtime
+from runtime_adapters.heap_churn import heap_freed
+from runtime_adapters.xgboost_format import XgboostFacts
+
+_DEVICE_NODE_BYTES = 53
+"""Trees are copied to the device as they lie on the host; not measured on a device."""
+
+
+def import_xgboost() -> Any:
+    """The framework. Raises MissingRuntime."""
+    try:
+        import xgboost
+    except ImportError as error:
+        raise missing_runtime("xgboost", "xgboost", error) from error
+    return xgboost
+
+
+def native_size(facts: XgboostFacts, device_kind: str) -> Size:
+    """What XGBoost takes for such a model."""
+    on_device = _DEVICE_NODE_BYTES * facts.nodes if device_kind == "cuda" else 0
+    return Size(host_bytes=facts.resident_bytes, device_bytes=on_device)
+
+
+class NativeTrees:
+    """A Booster in this process."""
+
+    def __init__(self, ubj: bytes, facts: XgboostFacts, options: LoadOptions) -> None:
+        """`ubj` has been checked. Raises BadArtifact, LoadFailed, MissingRuntime."""
+        xgboost = import_xgboost()
+        if options.device.kind == "cuda" and not xgboost.build_info().get("USE_CUDA"):
+            raise LoadFailed(
+                f"xgboost {xgboost.__version__} on this pod is built without CUDA, so {options.device} cannot be used; "
+                "install the package xgboost in place of xgboost-cpu, or load on the CPU"
+            )
+        self.facts = facts
+        self._xgboost = xgboost
+        self._device = options.device
+        self._threads = options.threads
+        self._rounds = (0, facts.rounds_used)
+        device = "cpu" if options.device.kind == "cpu" else str(options.device)
+        # Reading a file knows nothing of the Booster's own `nthread`: each loading thread would start an OpenMP team,
+        # whose threads then wait for one another (8 ms in place of 1 on a busy machine). Holds for this thread only.
+        xgboost.set_config(nthread=options.threads)
+        try:
+            self._booster = xgboost.Booster({"nthread": options.threads, "device": device}, model_file=bytearray(ubj))
+            # XGBoost refuses here what it would refuse in its first predict.
+            self._predict(np.zeros((1, facts.features), np.float32), None, raw=False)
+        except xgboost.core.XGBoostError as error:
+            raise _load_error(error) from error
+        except MemoryError as error:
+            raise LoadFailed("xgboost: not enough memory to load the model; retry when memory is free") from error
+
+    def values(self, rows: Array, margin: Array | None) -> Array:
+        """What `Booster.predict` answers."""
+        return self._answer(rows, margin, raw=False)
+
+    def sums(self, rows: Array, margin: Array | None) -> Array:
+        """The same before the objective's transformation."""
+        return self._answer(rows, margin, raw=True)
+
+    def size(self) -> Size:
+        return native_size(self.facts, self._device.kind)
+
+    def unload(self) -> None:
+        if self._booster is not None:
+            self._booster = None
+            heap_freed(self.facts.resident_bytes)
+
+    def _answer(self, rows: Array, margin: Array | None, *, raw: bool) -> Array:
+        try:
+            return np.asarray(self._predict(rows, margin, raw=raw), np.float32)
+        except self._xgboost.core.XGBoostError as error:
+            if _out_of_memory(error):
+                raise ModelRaised("xgboost: not enough memory for this request; send fewer rows") from error
+            raise BadInput(f"xgboost refuses the input: {_first_line(error)}") from error
+
+    def _predict(self, rows: Array, margin: Array | None, *, raw: bool) -> Any:
+        if self._device.kind == "cuda" or (self.facts.booster == "dart" and margin is not None):
+            matrix = self._xgboost.DMatrix(rows, base_margin=margin, nthread=self._threads)
+            return self._booster.predict(
+                matrix, output_margin=raw, iteration_range=self._rounds, validate_features=False
+            )
+        return self._booster.inplace_predict(
+            np.ascontiguousarray(rows),
+            iteration_range=self._rounds,
+            predict_type="margin" if raw else "value",
+            base_margin=None if margin is None else np.ascontiguousarray(margin),
+            validate_features=False,
+        )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return "bad_alloc" in text or "out of memory" in text or "memory allocation" in text
+
+
+def _load_error(error: Exception) -> BadArtifact | LoadFailed:
+    if _out_of_memory(error):
+        return LoadFailed("xgboost: not enough memory to load the model; retry when memory is free")
+    return BadArtifact(f"xgboost refuses the model: {_first_line(error)}; save it again with this version of xgboost")
+
+
+def _first_line(error: Exception) -> str:
+    """XGBoost appends a stack trace with paths of its build machine; the reason is in the first line."""
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    return lines[0].split("Check failed:")[-1].strip()[:300]
