@@ -16,7 +16,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 from mesh.resident import Resident
 from runtime_adapters.base import Array, Tensors
@@ -25,6 +25,22 @@ HANDOVER_S = 60e-6
 """Loop -> thread -> loop: 30 to 62 µs at the median of several runs on two cores (`make bench`, request_cost)."""
 INLINE_BYTES_MAX = 4096
 """Requests larger than this always go to a thread: the mean run time was learned on small ones."""
+
+
+class Runs(Protocol):
+    """Whatever runs models: `Runner`, or what stands in for it where time is simulated."""
+
+    def runs_inline(self, resident: Resident, request_bytes: int) -> bool:
+        """Whether to call `run_inline`, and not `run_in_thread`."""
+
+    def run_inline(self, resident: Resident, inputs: Tensors, outputs: Sequence[str]) -> dict[str, Array]:
+        """Run here and now."""
+
+    async def run_in_thread(self, resident: Resident, inputs: Tensors, outputs: Sequence[str]) -> dict[str, Array]:
+        """Run beside the loop; a run that has begun keeps its pin until it ends."""
+
+    def close(self) -> None:
+        """Take no more work."""
 
 
 class Runner:
