@@ -35,8 +35,9 @@ SHORTLIST_MIN = 3
 """Candidates of a first copy; a further copy has two for each copy that there will be."""
 AS_GOOD_FACTOR, AS_GOOD_S = 1.25, 0.1
 """Estimates within this of the best are equal: the pods' records are up to a second old, and what is known is rough."""
-SOON_FACTOR, SOON_S = 2.0, 1.0
-"""A pod where the model serves within this of the pool's soonest is soon enough to be preferred by hash."""
+SOON_FACTOR, SOON_S = 1.5, 0.25
+"""A pod where the model serves within this of the pool's soonest is soon enough to be preferred by hash: below the
+damage of one ordinary eviction, so that free room elsewhere is found."""
 DAMAGE_MAX = 10.0
 """Most that an eviction counts, in loads: pods where everything was used a moment ago are equally bad."""
 QUEUE_STEP_S = 0.05

@@ -90,11 +90,8 @@ def plan_rebalance(
     moving = {move.source for move in under_way if move not in over}
     budget = limits.moves_per_minute_max - sum(now_s - 60.0 < at_s <= now_s for at_s in started_at_s)
     # Half the horizon is the most that an age can be for a move to pay at all, wherever it goes.
-    relieved = {
-        pod_id: age_s
-        for pod_id, age_s in ages.items()
-        if age_s * limits.worth_factor <= limits.horizon_s and pod_id not in moving and not view.pods[pod_id].draining
-    }
+    pressed = {pod_id for pod_id, age_s in ages.items() if age_s * limits.worth_factor <= limits.horizon_s}
+    relieved = {pod_id for pod_id in pressed if pod_id not in moving and not view.pods[pod_id].draining}
     if budget <= 0 or not relieved:
         return RebalancePlan((), finish, over)
 
@@ -110,7 +107,7 @@ def plan_rebalance(
         healthy=healthy,
         promised=promised,
         ordered={},
-        held_off=held_off,
+        held_off=lambda name: {*pressed, *(pod_id for pod_id in view.pods if pod_id in held_off(name))},
         loads_per_pod_max=LOADS_PER_POD_MAX,
     )
     start: list[Move] = []
