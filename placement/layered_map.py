@@ -41,6 +41,11 @@ class LayeredMap(Mapping[K, V]):
         self._over: dict[K, V] = {}
         self._length = len(self._base)
 
+    @staticmethod
+    def of(mapping: Mapping[K, V]) -> LayeredMap[K, V]:
+        """The mapping as one of these, copied if it is another."""
+        return mapping if isinstance(mapping, LayeredMap) else LayeredMap(dict(mapping))
+
     def edit(self) -> MapEdit[K, V]:
         """Begin the next version."""
         return MapEdit(self._base, self._over, self._length)

@@ -310,9 +310,12 @@ class Membership:
         """Whether this pod leads; never true once its lease may have ended."""
         return self._leadership.is_leader
 
-    async def try_lead(self) -> bool:
-        """Become the leader if there is none. False also when the store does not answer."""
-        return await self._leadership.try_lead()
+    async def try_lead(self, *, restoring: bool = False) -> bool:
+        """Become the leader if there is none. False also when the store does not answer.
+
+        `restoring`: the store has lost registrations, and this pod will write them back; its record says so.
+        """
+        return await self._leadership.try_lead(restoring=restoring)
 
     async def set_restoring(self, restoring: bool) -> bool:
         """The leader says that it is writing back what the store lost, or that it has. Whether it still leads.

@@ -223,7 +223,7 @@ class _Draft:
 
     def _apply_failure(self, event: FailureEvent) -> None:
         if self._failures is None:
-            self._failures = _edit(self._view.failures)
+            self._failures = LayeredMap.of(self._view.failures).edit()
         self._touched_failures[event.name] = None
         _put_of_pod(self._failures, event.name, event.pod, event.failure)
 
@@ -255,7 +255,7 @@ class _Draft:
 
     def _set_copy(self, name: ModelName, pod: str, copy: Copy | None) -> None:
         if self._copies is None:
-            self._copies = _edit(self._view.copies)
+            self._copies = LayeredMap.of(self._view.copies).edit()
         self._touched_copies[name] = None
         _put_of_pod(self._copies, name, pod, copy)
 
@@ -299,10 +299,6 @@ class _Draft:
             tuple(pod for pod in self._fading if pod not in before.fading),
         )
         return after, changes
-
-
-def _edit(known: Mapping[ModelName, V]) -> MapEdit[ModelName, V]:
-    return (known if isinstance(known, LayeredMap) else LayeredMap(dict(known))).edit()
 
 
 OfPod = TypeVar("OfPod", Copy, LoadFailure)

@@ -14,6 +14,7 @@ Deliberately absent: credentials (a spec names a storage key), and anything meas
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from typing import Any, Literal, cast
 
 from placement.errors import InvalidName, InvalidSpec, PlacementError, UnsupportedRecord
 from placement.keys import check_id
+from placement.shared_values import NO_TEXTS, shared_text, shared_texts
 
 RECORD_VERSION = 1
 
@@ -59,7 +61,7 @@ class ModelSpec:
     """Names stored credentials; never holds any."""
     capacity_hint_bytes: int | None = None
     """Size of a loaded copy."""
-    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    labels: Mapping[str, str] = field(default_factory=lambda: NO_TEXTS, hash=False)
     priority: int = 0
     """Higher is kept longer."""
     pinned: bool = False
@@ -72,7 +74,7 @@ class ModelSpec:
     """`sha256:<64 hex digits>` of the artifact."""
     isolation: Isolation | None = None
     """`process`: run in a subprocess. None: what the format needs."""
-    parameters: Mapping[str, str] = field(default_factory=dict, hash=False)
+    parameters: Mapping[str, str] = field(default_factory=lambda: NO_TEXTS, hash=False)
     """The adapter's own."""
     load_timeout_s: float | None = None
 
@@ -264,18 +266,31 @@ def model_from_json(tenant: str, model_id: str, value: bytes, revision: int = 0)
         generation = data["generation"]
         if type(generation) is not int or generation < 1:
             raise InvalidSpec(f"generation is {generation!r}; it must be a whole number from 1")
+        registered_at_s, generation_at_s = float(data["registered_at_s"]), float(data["generation_at_s"])
         return ModelRecord(
             tenant,
             model_id,
-            ModelSpec(**spec_data),
+            ModelSpec(**_sharing(spec_data)),
             generation,
-            float(data["registered_at_s"]),
-            float(data["generation_at_s"]),
+            registered_at_s,
+            registered_at_s if generation_at_s == registered_at_s else generation_at_s,
             data.get("auto_delete") is True,
             revision,
         )
     except (KeyError, TypeError, ValueError, AttributeError, PlacementError) as error:
         raise _unreadable("model", tenant, model_id, error) from error
+
+
+def _sharing(spec_data: dict[str, Any]) -> dict[str, Any]:
+    """The same fields, with what recurs from model to model in memory once. What is wrong with them, the spec says."""
+    for name in ("format", "storage_key", "isolation"):
+        if isinstance(value := spec_data.get(name), str):
+            spec_data[name] = shared_text(value)
+    for name in ("labels", "parameters"):
+        if isinstance(entries := spec_data.get(name), dict):
+            with contextlib.suppress(TypeError):
+                spec_data[name] = shared_texts(entries)
+    return spec_data
 
 
 def alias_to_json(record: AliasRecord) -> bytes:

@@ -7,6 +7,10 @@ can use it at once on this pod.
 The store may be away: reading goes on from the last view, writing raises StoreUnavailable, and following resumes
 where it stopped; if that place is forgotten by then, everything is listed anew and the difference applied.
 
+When it is another store that comes back (wiped, or put back from a backup), what is missing there was lost and not
+unregistered. Then the registry is *detached*: it keeps its last view, which is what registrations can be restored
+from (`placement.restoration`), refuses writes, and follows nothing, until it is told to `adopt` what the store has.
+
 Listeners hear of each batch on the loop, after the view has moved, in the order of revisions. One that raises is
 logged and does not keep the others from hearing.
 
@@ -27,13 +31,24 @@ from collections.abc import Callable, Mapping, Sequence
 from placement import keys
 from placement.alias_rules import AliasRequest
 from placement.alias_writes import AliasWriter
-from placement.errors import Compacted, InvalidName, PlacementError, StoreClosed, StoreError, UnsupportedRecord
+from placement.errors import (
+    Compacted,
+    InvalidName,
+    PlacementError,
+    StoreClosed,
+    StoreError,
+    StoreReplaced,
+    StoreUnavailable,
+    UnsupportedRecord,
+)
 from placement.model_writes import ModelWriter
+from placement.policy.snapshot import ModelName
 from placement.records import AliasRecord, ModelRecord, ModelSpec, alias_from_json, model_from_json
 from placement.registration import Registered, Registration
+from placement.shared_values import shared_text
 from placement.store.base import KeyValue, KeyValueStore, WatchBatch
 from placement.tombstones import TombstoneLease
-from placement.view import Changes, ModelPage, NameEvent, RegistryView, Resolved, advance
+from placement.view import Changes, ModelPage, NameEvent, RegistryView, Resolved, advance, changes_between
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +80,10 @@ class Registry:
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._waiting_ids = itertools.count()
         self._following: asyncio.Task[None] | None = None
+        self._detached = False
+        self._on_detached: Callable[[], None] = lambda: None
+        self._adopting = asyncio.Lock()
+        self._adopted = asyncio.Event()
 
     async def start(self) -> None:
         """List everything, then follow the store. Raises StoreError when the store cannot be read now."""
@@ -124,6 +143,46 @@ class Registry:
 
         return stop
 
+    def shared_name(self, name: ModelName) -> ModelName:
+        """An equal name made of what is in memory anyway, for those who keep very many."""
+        record = self._view.tenant(name.tenant).models.get(name.id)
+        return name if record is None else ModelName(record.tenant, record.id)
+
+    # Another store --------------------------------------------------------------------------------------------------
+
+    @property
+    def detached(self) -> bool:
+        """The store has lost what this view shows; see the module's text."""
+        return self._detached
+
+    def on_detached(self, listener: Callable[[], None]) -> None:
+        """Call `listener` on the loop when that is found; there is one such listener, or none."""
+        self._on_detached = listener
+
+    async def adopt(self) -> None:
+        """Take what the store has now for what is registered, and follow it again. Raises StoreError.
+
+        Without effect unless detached. Listeners hear what differs from the last view; revisions begin anew.
+        """
+        async with self._adopting:
+            if not self._detached:
+                return
+            view, _ = await self._read_all(RegistryView())
+            self._detached = False
+            self._adopted.set()
+            changes = changes_between(self._view, view)
+            self._view = view
+            for _, _, waiter in self._waiting:
+                _wake(waiter)
+            self._waiting.clear()
+            self._tell(changes)
+
+    def _check_attached(self) -> None:
+        if self._detached:
+            raise StoreUnavailable(
+                "the store has lost its registrations, and they are being restored from the pods' last view; try again"
+            )
+
     # Models ---------------------------------------------------------------------------------------------------------
 
     async def register(
@@ -141,6 +200,7 @@ class Registry:
     async def register_many(self, tenant: str, entries: Sequence[Registration]) -> list[Registered | PlacementError]:
         """One result for each entry, in their order; what is wrong with one does not touch its neighbours."""
         keys.check_tenant(tenant)
+        self._check_attached()
         results = await self._models.register_many(tenant, entries)
         await self._wait_view(max((r.record.revision for r in results if isinstance(r, Registered)), default=0))
         return results
@@ -148,6 +208,7 @@ class Registry:
     async def unregister(self, tenant: str, model_id: str) -> bool:
         """Whether there was such a model. Raises StillReferenced while an alias points at it."""
         keys.check_tenant(tenant)
+        self._check_attached()
         keys.check_id(model_id)
         revision = await self._models.unregister(tenant, model_id)
         await self._wait_view(revision or 0)
@@ -156,6 +217,7 @@ class Registry:
     async def unregister_many(self, tenant: str, model_ids: Sequence[str]) -> list[bool | PlacementError]:
         """One result for each id: whether it was there, or why it stays."""
         keys.check_tenant(tenant)
+        self._check_attached()
         results = await self._models.unregister_many(tenant, model_ids)
         await self._wait_view(max((r for r in results if isinstance(r, int)), default=0))
         return [result if isinstance(result, PlacementError) else result is not None for result in results]
@@ -163,6 +225,7 @@ class Registry:
     async def set_pinned(self, tenant: str, model_id: str, pinned: bool) -> ModelRecord:
         """Pin or unpin; the generation stays, since what is served does not change. Raises NotFound, Contended."""
         keys.check_tenant(tenant)
+        self._check_attached()
         keys.check_id(model_id)
         record = await self._models.set_pinned(tenant, model_id, pinned)
         await self._wait_view(record.revision)
@@ -191,6 +254,7 @@ class Registry:
         Raises InvalidName, InvalidSpec, NotFound, AlreadyExists, TargetMismatch, UnsupportedRecord, Contended.
         """
         keys.check_tenant(tenant)
+        self._check_attached()
         keys.check_id(alias_id)
         keys.check_id(target)
         request = AliasRequest(
@@ -202,12 +266,14 @@ class Registry:
 
     async def finish_transition(self, tenant: str, alias_id: str, target: str) -> AliasRecord | None:
         """The target is ready: it becomes active. None: the alias has gone, or has another target by now."""
+        self._check_attached()
         record = await self._aliases.finish(tenant, alias_id, target)
         await self._wait_view(record.revision if record is not None else 0)
         return record
 
     async def fail_transition(self, tenant: str, alias_id: str, target: str, reason: str) -> AliasRecord | None:
         """The target could not be loaded; the active model serves on. None: as for `finish_transition`."""
+        self._check_attached()
         record = await self._aliases.fail(tenant, alias_id, target, reason)
         await self._wait_view(record.revision if record is not None else 0)
         return record
@@ -215,6 +281,7 @@ class Registry:
     async def delete_alias(self, tenant: str, alias_id: str, *, owner: str = "") -> bool:
         """Whether there was such an alias, of that owner if one is given."""
         keys.check_tenant(tenant)
+        self._check_attached()
         keys.check_id(alias_id)
         revision = await self._aliases.delete(tenant, alias_id, owner)
         await self._wait_view(revision or 0)
@@ -230,6 +297,9 @@ class Registry:
                     async for batch in batches:
                         self._apply(batch)
                         retry_s = RETRY_FIRST_S
+            except StoreReplaced as error:
+                await self._be_detached(error)
+                continue
             except Compacted:
                 log.info("the registry's view fell behind the store's history; listing everything again")
                 if await self._list_or_say_why():
@@ -240,6 +310,17 @@ class Registry:
                 log.warning("the registry goes on from its last view: %s", error)
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, RETRY_MAX_S)
+
+    async def _be_detached(self, error: StoreReplaced) -> None:
+        """Until somebody calls `adopt`."""
+        log.error("the registrations are gone from the store; this pod keeps its last view of them: %s", error)
+        self._detached = True
+        self._adopted.clear()
+        try:
+            self._on_detached()
+        except Exception:
+            log.exception("the listener for a replaced store failed")
+        await self._adopted.wait()
 
     async def _list_or_say_why(self) -> bool:
         try:
@@ -252,6 +333,10 @@ class Registry:
         return True
 
     async def _list(self) -> None:
+        self._move(*await self._read_all(self._view))
+
+    async def _read_all(self, view: RegistryView) -> tuple[RegistryView, Changes]:
+        """The picture after `view` that has all that the store has, and nothing else."""
         events: list[NameEvent] = []
         first_revision: int | None = None
         listed: dict[str, set[tuple[str, str]]] = {prefix: set() for prefix in _WATCHED}
@@ -267,33 +352,34 @@ class Registry:
                         listed[prefix].add((event.tenant, event.id))
                 from_key = page.next_key
         assert first_revision is not None
-        for tenant, names in self._view.tenants.items():
+        for tenant, names in view.tenants.items():
             for is_alias, prefix, known in (
                 (False, keys.MODELS, names.models),
                 (True, keys.ALIASES, names.aliases),
             ):
                 gone = [name for name in known if (tenant, name) not in listed[prefix]]
                 events.extend(NameEvent(is_alias, tenant, name, first_revision, None) for name in gone)
-        self._publish(events, first_revision)
+        return advance(view, events, first_revision)
 
     def _apply(self, batch: WatchBatch) -> None:
         """One turn of following: the view and the listeners move on by one batch."""
         events = (_name_event(event.kv, deleted=event.kind == "delete") for event in batch.events)
-        self._publish([event for event in events if event is not None], batch.revision)
+        self._move(*advance(self._view, [event for event in events if event is not None], batch.revision))
 
-    def _publish(self, events: Sequence[NameEvent], revision: int) -> None:
-        self._view, changes = advance(self._view, events, revision)
-        while self._waiting and self._waiting[0][0] <= self._view.revision:
-            waiter = heapq.heappop(self._waiting)[2]
-            if not waiter.done():
-                waiter.set_result(None)
+    def _move(self, view: RegistryView, changes: Changes) -> None:
+        self._view = view
+        while self._waiting and self._waiting[0][0] <= view.revision:
+            _wake(heapq.heappop(self._waiting)[2])
+        self._tell(changes)
+
+    def _tell(self, changes: Changes) -> None:
         if not changes:
             return
         for listener in tuple(self._listeners.values()):
             try:
                 listener(changes)
             except Exception:
-                log.exception("a listener of the registry failed on revision %d", revision)
+                log.exception("a listener of the registry failed on revision %d", changes.revision)
 
     async def _wait_view(self, revision: int, limit_s: float = VIEW_WAIT_S) -> None:
         if self._view.revision >= revision or self._following is None or self._following.done():
@@ -304,13 +390,21 @@ class Registry:
             async with asyncio.timeout(limit_s):
                 await waiter
         except TimeoutError:
-            log.warning("revision %d is in the store, but this pod's view is still at %d", revision, self._view.revision)
+            log.warning(
+                "revision %d is in the store, but this pod's view is still at %d", revision, self._view.revision
+            )
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _name_event(kv: KeyValue, *, deleted: bool) -> NameEvent | None:
     """What a change of a key means for the names; None for a key that no version of hexcomb writes."""
     try:
         tenant, name = keys.split_name_key(kv.key)
+        tenant = shared_text(tenant)
     except (InvalidName, UnicodeDecodeError):
         log.warning("key %r in the store is nobody's; it is left alone", kv.key[:200])
         return None

@@ -1,8 +1,8 @@
 """All models and aliases as one immutable picture, and the next picture after some events.
 
 The request path asks this picture and nothing else: a name is resolved with two dictionary look-ups, without the
-store, a lock or a task. A batch of events makes a new picture; only the tenants that the batch touches are copied
-(100,000 names: under a millisecond), and whoever holds the old one goes on reading it undisturbed, threads included.
+store, a lock or a task. A batch of events makes a new picture that shares all but what changed with the one before
+(`placement.layered_map`), and whoever holds the old one goes on reading it undisturbed, threads included.
 
 Events may be seen twice or older than what is known (a list that was read in pages while the world moved), so each
 name remembers the revision it was last changed at and ignores what is not newer. Deleted names need no memory: the
@@ -16,9 +16,11 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from placement.errors import NotFound, UnsupportedRecord
+from placement.layered_map import LayeredMap
 from placement.records import AliasRecord, ModelRecord
 
 
@@ -159,6 +161,7 @@ class RegistryView:
             yield from names.models.values()
 
 
+Record = TypeVar("Record", ModelRecord, AliasRecord)
 Entry = ModelRecord | AliasRecord | UnsupportedRecord
 
 
@@ -181,36 +184,60 @@ def advance(view: RegistryView, events: Iterable[NameEvent], revision: int) -> t
         if draft is None:
             draft = drafts[event.tenant] = _Draft(view.tenant(event.tenant))
         draft.apply(event)
-    tenants = dict(view.tenants) if drafts else view.tenants
+    if not drafts:
+        return replace(view, revision=max(view.revision, revision)), Changes(revision)
+    tenants = dict(view.tenants)
     model_changes: list[ModelChange] = []
     alias_changes: list[AliasChange] = []
     for tenant, draft in drafts.items():
-        before = view.tenant(tenant)
+        before, after = view.tenant(tenant), draft.finish()
         for model_id in draft.touched_models:
-            old, new = before.models.get(model_id), draft.models.get(model_id)
+            old, new = before.models.get(model_id), after.models.get(model_id)
             if old != new:
                 model_changes.append(ModelChange(tenant, model_id, old, new))
         for alias_id in draft.touched_aliases:
-            old_alias, new_alias = before.aliases.get(alias_id), draft.aliases.get(alias_id)
+            old_alias, new_alias = before.aliases.get(alias_id), after.aliases.get(alias_id)
             if old_alias != new_alias:
                 alias_changes.append(AliasChange(tenant, alias_id, old_alias, new_alias))
-        after = draft.finish()
         if after.models or after.aliases or after.unreadable:
-            tenants[tenant] = after  # type: ignore[index]
+            tenants[tenant] = after
         else:
-            tenants.pop(tenant, None)  # type: ignore[attr-defined]
+            tenants.pop(tenant, None)
     new_view = RegistryView(max(view.revision, revision), tenants)
     return new_view, Changes(revision, tuple(model_changes), tuple(alias_changes))
 
 
+def changes_between(before: RegistryView, after: RegistryView) -> Changes:
+    """What differs between two pictures of different stores: revisions mean nothing, so they are not compared."""
+    model_changes: list[ModelChange] = []
+    alias_changes: list[AliasChange] = []
+    for tenant in {**before.tenants, **after.tenants}:
+        old, new = before.tenant(tenant), after.tenant(tenant)
+        for model_id in {**old.models, **new.models}:
+            model, new_model = old.models.get(model_id), new.models.get(model_id)
+            if _unlike(model, new_model):
+                model_changes.append(ModelChange(tenant, model_id, model, new_model))
+        for alias_id in {**old.aliases, **new.aliases}:
+            alias, new_alias = old.aliases.get(alias_id), new.aliases.get(alias_id)
+            if _unlike(alias, new_alias):
+                alias_changes.append(AliasChange(tenant, alias_id, alias, new_alias))
+    return Changes(after.revision, tuple(model_changes), tuple(alias_changes))
+
+
+def _unlike(before: Record | None, after: Record | None) -> bool:
+    if before is None or after is None:
+        return before is not after
+    return replace(before, revision=0) != replace(after, revision=0)
+
+
 class _Draft:
-    """One tenant's names while a batch is applied to them: copied on the first touch of each kind."""
+    """One tenant's names while a batch is applied to them."""
 
     def __init__(self, base: TenantView) -> None:
-        self.models = dict(base.models)
-        self.aliases = dict(base.aliases)
-        self.aliases_of = dict(base.aliases_of)
-        self.unreadable = dict(base.unreadable)
+        self._models = LayeredMap.of(base.models).edit()
+        self._aliases = LayeredMap.of(base.aliases).edit()
+        self._aliases_of = LayeredMap.of(base.aliases_of).edit()
+        self._unreadable = dict(base.unreadable)
         self.touched_models: dict[str, None] = {}
         self.touched_aliases: dict[str, None] = {}
 
@@ -221,39 +248,39 @@ class _Draft:
             self._apply_model(event)
 
     def _apply_model(self, event: NameEvent) -> None:
-        known = self.models.get(event.id)
+        known = self._models.get(event.id)
         if known is not None and event.revision <= known.revision:
             return
         self.touched_models[event.id] = None
-        self.unreadable.pop(event.id, None)
+        self._unreadable.pop(event.id, None)
         if isinstance(event.entry, ModelRecord):
-            self.models[event.id] = event.entry
+            self._models.set(event.id, event.entry)
         else:
-            self.models.pop(event.id, None)
+            self._models.discard(event.id)
             if isinstance(event.entry, UnsupportedRecord):
-                self.unreadable[event.id] = str(event.entry)
+                self._unreadable[event.id] = str(event.entry)
 
     def _apply_alias(self, event: NameEvent) -> None:
-        known = self.aliases.get(event.id)
+        known = self._aliases.get(event.id)
         if known is not None and event.revision <= known.revision:
             return
         self.touched_aliases[event.id] = None
-        self.unreadable.pop(event.id, None)
+        self._unreadable.pop(event.id, None)
         if known is not None:
             for model_id in known.referenced:
-                left = self.aliases_of[model_id] - {event.id}
+                left = (self._aliases_of.get(model_id) or frozenset()) - {event.id}
                 if left:
-                    self.aliases_of[model_id] = left
+                    self._aliases_of.set(model_id, left)
                 else:
-                    del self.aliases_of[model_id]
+                    self._aliases_of.discard(model_id)
         if isinstance(event.entry, AliasRecord):
-            self.aliases[event.id] = event.entry
+            self._aliases.set(event.id, event.entry)
             for model_id in event.entry.referenced:
-                self.aliases_of[model_id] = self.aliases_of.get(model_id, frozenset()) | {event.id}
+                self._aliases_of.set(model_id, (self._aliases_of.get(model_id) or frozenset()) | {event.id})
         else:
-            self.aliases.pop(event.id, None)
+            self._aliases.discard(event.id)
             if isinstance(event.entry, UnsupportedRecord):
-                self.unreadable[event.id] = str(event.entry)
+                self._unreadable[event.id] = str(event.entry)
 
     def finish(self) -> TenantView:
-        return TenantView(self.models, self.aliases, self.aliases_of, self.unreadable)
+        return TenantView(self._models.finish(), self._aliases.finish(), self._aliases_of.finish(), self._unreadable)
