@@ -6,8 +6,8 @@ times stand in the query: `?ca=/tls/ca.crt&cert=/tls/tls.crt&key=/tls/tls.key`. 
 
 The password is in no `repr`, no message and no log: errors repeat the address without what stands before the `@`.
 
-Deliberately absent: reading the files (`placement.store.etcd_connection` does, again at each connection, so renewed
-certificates are taken up), and the environment (the mesh's settings read it).
+Deliberately absent: reading the files (`placement.store.etcd_member` does, and again when they have been renewed), and
+the environment (the mesh's settings read it).
 """
 
 from __future__ import annotations

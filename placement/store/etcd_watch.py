@@ -37,8 +37,9 @@ from placement.errors import Compacted, StoreError, StoreReplaced, StoreUnavaila
 from placement.store.base import Event, WatchBatch
 from placement.store.etcd_api.generated import etcd_pb2
 from placement.store.etcd_api.methods import RANGE, STATUS
-from placement.store.etcd_connection import RETRY_FIRST_S, RETRY_MAX_S, Connection, Member, Stream
+from placement.store.etcd_connection import RETRY_FIRST_S, RETRY_MAX_S, Connection
 from placement.store.etcd_errors import CallFailure, Verdict, refusal
+from placement.store.etcd_member import Member, Stream
 from placement.store.etcd_requests import Keyspace
 from placement.store.format import FORMAT_KEY, format_from_json
 
