@@ -83,6 +83,9 @@ SET_PINNED = Method(_HEXCOMB + "SetPinned", hexcomb_pb2.SetPinnedRequest, hexcom
 EXPLAIN = Method(_HEXCOMB + "Explain", hexcomb_pb2.ExplainRequest, hexcomb_pb2.Explanation)
 DRAIN_POD = Method(_HEXCOMB + "DrainPod", hexcomb_pb2.DrainPodRequest, hexcomb_pb2.DrainPodResponse)
 RELEASE_MODEL = Method(_HEXCOMB + "ReleaseModel", hexcomb_pb2.ReleaseModelRequest, hexcomb_pb2.ModelDescription)
+SET_ALIAS = Method(_HEXCOMB + "SetAlias", hexcomb_pb2.SetAliasRequest, hexcomb_pb2.AliasDescription)
+LIST_ALIASES = Method(_HEXCOMB + "ListAliases", hexcomb_pb2.ListAliasesRequest, hexcomb_pb2.ListAliasesResponse)
+DELETE_ALIAS = Method(_HEXCOMB + "DeleteAlias", hexcomb_pb2.DeleteAliasRequest, hexcomb_pb2.DeleteAliasResponse)
 
 _POOL = "/hexcomb.v1.Pool/"
 PROBE = Method(_POOL + "Probe", hexcomb_pb2.ProbeRequest, hexcomb_pb2.ProbeResponse)
@@ -99,3 +102,8 @@ TENANT_METADATA = "hexcomb-tenant"
 MODEL_ID_METADATA = "mm-model-id"
 VMODEL_ID_METADATA = "mm-vmodel-id"
 """ModelMesh's metadata keys: they name a concrete model or an alias, before the message does."""
+
+PREVIOUS_ATTEMPTS_METADATA = "hexcomb-previous-attempts"
+"""With a call that our client repeats: how many tries of it ended without anybody's answer."""
+DRAINING_METADATA = "hexcomb-draining"
+"""Trailing metadata of an answer: this pod is about to stop, use another one from now on."""

@@ -185,7 +185,7 @@ class FailureDescription(_message.Message):
     def __init__(self, message: _Optional[str] = ..., permanent: bool = ..., failed_at_ms: _Optional[int] = ..., retry_at_ms: _Optional[int] = ..., attempts: _Optional[int] = ..., pod: _Optional[str] = ...) -> None: ...
 
 class ModelDescription(_message.Message):
-    __slots__ = ("id", "spec", "generation", "registered_at_ms", "state", "copies", "failure", "aliases", "tenant", "format")
+    __slots__ = ("id", "spec", "generation", "registered_at_ms", "state", "copies", "failure", "aliases", "tenant", "format", "failures", "suspicion")
     ID_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -196,6 +196,8 @@ class ModelDescription(_message.Message):
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    SUSPICION_FIELD_NUMBER: _ClassVar[int]
     id: str
     spec: ModelSpec
     generation: int
@@ -206,7 +208,9 @@ class ModelDescription(_message.Message):
     aliases: _containers.RepeatedScalarFieldContainer[str]
     tenant: str
     format: str
-    def __init__(self, id: _Optional[str] = ..., spec: _Optional[_Union[ModelSpec, _Mapping]] = ..., generation: _Optional[int] = ..., registered_at_ms: _Optional[int] = ..., state: _Optional[_Union[ModelState, str]] = ..., copies: _Optional[_Iterable[_Union[CopyDescription, _Mapping]]] = ..., failure: _Optional[_Union[FailureDescription, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ..., tenant: _Optional[str] = ..., format: _Optional[str] = ...) -> None: ...
+    failures: _containers.RepeatedCompositeFieldContainer[FailureDescription]
+    suspicion: str
+    def __init__(self, id: _Optional[str] = ..., spec: _Optional[_Union[ModelSpec, _Mapping]] = ..., generation: _Optional[int] = ..., registered_at_ms: _Optional[int] = ..., state: _Optional[_Union[ModelState, str]] = ..., copies: _Optional[_Iterable[_Union[CopyDescription, _Mapping]]] = ..., failure: _Optional[_Union[FailureDescription, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ..., tenant: _Optional[str] = ..., format: _Optional[str] = ..., failures: _Optional[_Iterable[_Union[FailureDescription, _Mapping]]] = ..., suspicion: _Optional[str] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ("page_size", "page_token", "id_prefix", "state", "labels")
@@ -286,7 +290,7 @@ class RuntimeStatus(_message.Message):
     def __init__(self, format: _Optional[str] = ..., version: _Optional[str] = ..., available: bool = ..., message: _Optional[str] = ...) -> None: ...
 
 class PodDescription(_message.Message):
-    __slots__ = ("pod", "version", "addresses", "started_at_ms", "ready", "draining", "tiers", "runtimes", "models_registered", "models_resident", "models_loading", "loads_queued", "requests_in_flight", "requests_waiting", "hits", "misses", "loads", "load_failures", "evictions", "eviction_age_s", "rss_bytes", "zone", "labels", "why_unready", "reachable", "leader", "store_away_since_ms", "requests_per_s", "queue_delay_s", "notices")
+    __slots__ = ("pod", "version", "addresses", "started_at_ms", "ready", "draining", "tiers", "runtimes", "models_registered", "models_resident", "models_loading", "loads_queued", "requests_in_flight", "requests_waiting", "hits", "misses", "loads", "load_failures", "evictions", "eviction_age_s", "rss_bytes", "zone", "labels", "why_unready", "reachable", "leader", "store_away_since_ms", "requests_per_s", "queue_delay_s", "notices", "busy", "why_unreachable")
     POD_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
@@ -317,6 +321,8 @@ class PodDescription(_message.Message):
     REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
     QUEUE_DELAY_S_FIELD_NUMBER: _ClassVar[int]
     NOTICES_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FIELD_NUMBER: _ClassVar[int]
+    WHY_UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
     pod: str
     version: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
@@ -347,7 +353,27 @@ class PodDescription(_message.Message):
     requests_per_s: float
     queue_delay_s: float
     notices: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, pod: _Optional[str] = ..., version: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., started_at_ms: _Optional[int] = ..., ready: bool = ..., draining: bool = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., runtimes: _Optional[_Iterable[_Union[RuntimeStatus, _Mapping]]] = ..., models_registered: _Optional[int] = ..., models_resident: _Optional[int] = ..., models_loading: _Optional[int] = ..., loads_queued: _Optional[int] = ..., requests_in_flight: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., loads: _Optional[int] = ..., load_failures: _Optional[int] = ..., evictions: _Optional[int] = ..., eviction_age_s: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., zone: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., why_unready: _Optional[str] = ..., reachable: bool = ..., leader: bool = ..., store_away_since_ms: _Optional[int] = ..., requests_per_s: _Optional[float] = ..., queue_delay_s: _Optional[float] = ..., notices: _Optional[_Iterable[str]] = ...) -> None: ...
+    busy: _containers.RepeatedCompositeFieldContainer[BusyModel]
+    why_unreachable: str
+    def __init__(self, pod: _Optional[str] = ..., version: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., started_at_ms: _Optional[int] = ..., ready: bool = ..., draining: bool = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., runtimes: _Optional[_Iterable[_Union[RuntimeStatus, _Mapping]]] = ..., models_registered: _Optional[int] = ..., models_resident: _Optional[int] = ..., models_loading: _Optional[int] = ..., loads_queued: _Optional[int] = ..., requests_in_flight: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., loads: _Optional[int] = ..., load_failures: _Optional[int] = ..., evictions: _Optional[int] = ..., eviction_age_s: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., zone: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., why_unready: _Optional[str] = ..., reachable: bool = ..., leader: bool = ..., store_away_since_ms: _Optional[int] = ..., requests_per_s: _Optional[float] = ..., queue_delay_s: _Optional[float] = ..., notices: _Optional[_Iterable[str]] = ..., busy: _Optional[_Iterable[_Union[BusyModel, _Mapping]]] = ..., why_unreachable: _Optional[str] = ...) -> None: ...
+
+class BusyModel(_message.Message):
+    __slots__ = ("tenant", "id", "requests_per_s", "requests_in_flight", "queue_delay_s", "run_s", "concurrency")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_DELAY_S_FIELD_NUMBER: _ClassVar[int]
+    RUN_S_FIELD_NUMBER: _ClassVar[int]
+    CONCURRENCY_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    id: str
+    requests_per_s: float
+    requests_in_flight: float
+    queue_delay_s: float
+    run_s: float
+    concurrency: int
+    def __init__(self, tenant: _Optional[str] = ..., id: _Optional[str] = ..., requests_per_s: _Optional[float] = ..., requests_in_flight: _Optional[float] = ..., queue_delay_s: _Optional[float] = ..., run_s: _Optional[float] = ..., concurrency: _Optional[int] = ...) -> None: ...
 
 class PodStatusResponse(_message.Message):
     __slots__ = ("pods",)
@@ -386,7 +412,7 @@ class HistoryLine(_message.Message):
     def __init__(self, at_ms: _Optional[int] = ..., pod: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Explanation(_message.Message):
-    __slots__ = ("model", "summary", "waits_for", "route", "candidates", "history", "suspicion")
+    __slots__ = ("model", "summary", "waits_for", "route", "candidates", "history", "suspicion", "unanswered")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
@@ -394,6 +420,7 @@ class Explanation(_message.Message):
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
     SUSPICION_FIELD_NUMBER: _ClassVar[int]
+    UNANSWERED_FIELD_NUMBER: _ClassVar[int]
     model: ModelDescription
     summary: str
     waits_for: str
@@ -401,7 +428,8 @@ class Explanation(_message.Message):
     candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
     history: _containers.RepeatedCompositeFieldContainer[HistoryLine]
     suspicion: str
-    def __init__(self, model: _Optional[_Union[ModelDescription, _Mapping]] = ..., summary: _Optional[str] = ..., waits_for: _Optional[str] = ..., route: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., history: _Optional[_Iterable[_Union[HistoryLine, _Mapping]]] = ..., suspicion: _Optional[str] = ...) -> None: ...
+    unanswered: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[_Union[ModelDescription, _Mapping]] = ..., summary: _Optional[str] = ..., waits_for: _Optional[str] = ..., route: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., history: _Optional[_Iterable[_Union[HistoryLine, _Mapping]]] = ..., suspicion: _Optional[str] = ..., unanswered: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DrainPodRequest(_message.Message):
     __slots__ = ("pod",)
@@ -416,10 +444,114 @@ class DrainPodResponse(_message.Message):
     def __init__(self, was_draining: bool = ...) -> None: ...
 
 class ReleaseModelRequest(_message.Message):
-    __slots__ = ("id",)
+    __slots__ = ("id", "here_only")
     ID_FIELD_NUMBER: _ClassVar[int]
+    HERE_ONLY_FIELD_NUMBER: _ClassVar[int]
     id: str
-    def __init__(self, id: _Optional[str] = ...) -> None: ...
+    here_only: bool
+    def __init__(self, id: _Optional[str] = ..., here_only: bool = ...) -> None: ...
+
+class AliasDescription(_message.Message):
+    __slots__ = ("id", "tenant", "active", "target", "weights", "owner", "state", "failure", "changed_at_ms", "active_state", "target_state")
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STATE_UNSPECIFIED: _ClassVar[AliasDescription.State]
+        DEFINED: _ClassVar[AliasDescription.State]
+        TRANSITIONING: _ClassVar[AliasDescription.State]
+        TRANSITION_FAILED: _ClassVar[AliasDescription.State]
+    STATE_UNSPECIFIED: AliasDescription.State
+    DEFINED: AliasDescription.State
+    TRANSITIONING: AliasDescription.State
+    TRANSITION_FAILED: AliasDescription.State
+    class WeightsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_STATE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_STATE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    tenant: str
+    active: str
+    target: str
+    weights: _containers.ScalarMap[str, int]
+    owner: str
+    state: AliasDescription.State
+    failure: str
+    changed_at_ms: int
+    active_state: ModelState
+    target_state: ModelState
+    def __init__(self, id: _Optional[str] = ..., tenant: _Optional[str] = ..., active: _Optional[str] = ..., target: _Optional[str] = ..., weights: _Optional[_Mapping[str, int]] = ..., owner: _Optional[str] = ..., state: _Optional[_Union[AliasDescription.State, str]] = ..., failure: _Optional[str] = ..., changed_at_ms: _Optional[int] = ..., active_state: _Optional[_Union[ModelState, str]] = ..., target_state: _Optional[_Union[ModelState, str]] = ...) -> None: ...
+
+class SetAliasRequest(_message.Message):
+    __slots__ = ("id", "target", "weights", "owner", "expected_target", "update_only", "force", "wait")
+    class WeightsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_TARGET_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    target: str
+    weights: _containers.ScalarMap[str, int]
+    owner: str
+    expected_target: str
+    update_only: bool
+    force: bool
+    wait: bool
+    def __init__(self, id: _Optional[str] = ..., target: _Optional[str] = ..., weights: _Optional[_Mapping[str, int]] = ..., owner: _Optional[str] = ..., expected_target: _Optional[str] = ..., update_only: bool = ..., force: bool = ..., wait: bool = ...) -> None: ...
+
+class ListAliasesRequest(_message.Message):
+    __slots__ = ("page_size", "page_token", "id_prefix")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ID_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    id_prefix: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., id_prefix: _Optional[str] = ...) -> None: ...
+
+class ListAliasesResponse(_message.Message):
+    __slots__ = ("aliases", "next_page_token")
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    aliases: _containers.RepeatedCompositeFieldContainer[AliasDescription]
+    next_page_token: str
+    def __init__(self, aliases: _Optional[_Iterable[_Union[AliasDescription, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class DeleteAliasRequest(_message.Message):
+    __slots__ = ("id", "owner")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    owner: str
+    def __init__(self, id: _Optional[str] = ..., owner: _Optional[str] = ...) -> None: ...
+
+class DeleteAliasResponse(_message.Message):
+    __slots__ = ("existed",)
+    EXISTED_FIELD_NUMBER: _ClassVar[int]
+    existed: bool
+    def __init__(self, existed: bool = ...) -> None: ...
 
 class ProbeRequest(_message.Message):
     __slots__ = ("from_pod",)
