@@ -30,6 +30,8 @@ T = TypeVar("T")
 LEASE_CHECK_S = 0.5
 """How often the server looks for leases that have run out; etcd's own pace."""
 FIRST_CLUSTER = 1
+REACH_SETTLES_S = 15.0
+"""A pod that reached the store for less has not caught up for certain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class StoreServer:
         self._away_since_s = 0.0
         self._stood_still_s = 0.0
         self._cut: dict[str, None] = {}
+        self._clients: dict[str, None] = {}
+        self._reach: dict[str, _Reach] = {}
         self._streams: list[_Stream] = []
         self._on_write: list[Callable[[], None]] = []
         self.memory = MemoryStore(clock=self._lease_clock)
@@ -89,11 +93,13 @@ class StoreServer:
     def cut(self, pod: str) -> None:
         """Nothing passes between this pod and the store."""
         self._cut[pod] = None
+        self._mark_reach()
 
     def mend(self, pod: str) -> None:
         """It passes again."""
         if pod in self._cut:
             del self._cut[pod]
+            self._mark_reach()
             self._poke_all()
 
     def reaches(self, pod: str) -> bool:
@@ -106,13 +112,34 @@ class StoreServer:
             self._away_since_s = self._loop.time()
             self.counts.outages += 1
         self.away = how
+        self._mark_reach()
 
     def come_back(self) -> None:
         """It is there again; its leases have the time left that they had."""
         if self.away:
             self._stood_still_s += self._loop.time() - self._away_since_s
             self.away = ""
+            self._mark_reach()
             self._poke_all()
+
+    def informed_until_s(self, pod: str, lag_s: float) -> float:
+        """Every change up to then has reached the pod, if it takes at most `lag_s` while the line is open."""
+        reach = self._reach.get(pod)
+        now_s = self._loop.time()
+        if reach is None or (reach.open and now_s - reach.open_since_s > lag_s):
+            return now_s - lag_s
+        return reach.shut_since_s - lag_s
+
+    def _mark_reach(self) -> None:
+        now_s = self._loop.time()
+        for pod in dict.fromkeys((*self._clients, *self._cut)):
+            reach = self._reach.setdefault(pod, _Reach())
+            is_open = self.reaches(pod)
+            if is_open and not reach.open:
+                reach.open_since_s = now_s
+            elif not is_open and reach.open and now_s - reach.open_since_s > REACH_SETTLES_S:
+                reach.shut_since_s = now_s
+            reach.open = is_open
 
     def wipe(self) -> None:
         """Another store at the same address: empty, of another cluster, from revision 1."""
@@ -127,9 +154,28 @@ class StoreServer:
         self.counts.compactions += 1
         drive(self.memory.compact(self.memory.revision))
 
+    @property
+    def any_cut(self) -> bool:
+        """Whether some pod is cut off."""
+        return bool(self._cut)
+
+    def peek(self, key: str) -> KeyValue | None:
+        """What the store holds, without a line."""
+        return drive(self.memory.get(key))
+
+    def revoke(self, lease: int) -> None:
+        """End a lease now, with its keys."""
+        drive(self.memory.revoke_lease(lease))
+        self._written()
+
     def forget_client(self, pod: str) -> None:
         """The process is gone; its streams are closed by the kernel."""
         self._streams = [stream for stream in self._streams if stream.pod != pod]
+
+    def connect(self, pod: str) -> StoreClient:
+        """A client for the process on this machine."""
+        self._clients[pod] = None
+        return StoreClient(self, pod)
 
     def on_write(self, listener: Callable[[], None]) -> None:
         """Call `listener` after each revision, at the server."""
@@ -266,6 +312,16 @@ class StoreServer:
         else:
             self.counts.watches_broken += 1
             stream.fail(StoreUnavailable(f"the watch of {stream.pod} was cut off"))
+
+
+@dataclass(slots=True)
+class _Reach:
+    """Whether one pod reaches the store, and since when."""
+
+    open: bool = True
+    open_since_s: float = -1e9
+    shut_since_s: float = -1e9
+    """When it was shut after it had been open for long enough to catch up."""
 
 
 @dataclass(slots=True)

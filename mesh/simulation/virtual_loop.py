@@ -13,7 +13,8 @@ the store, the clients.
 **Steps.** Each timer that fires is one step: a message that arrives, a load that ends, a timeout, a fault. After each
 step and all that follows from it at the same instant `on_quiet` is called; checkers look at the world there.
 
-Deliberately absent: sockets, threads, signals. Code that needs them must be given a stand-in.
+Deliberately absent: sockets, threads, signals. What is handed to an executor is done at once; what needs time, a
+socket or a thread of its own must be given a stand-in.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Coroutine
 from enum import Enum
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 T = TypeVar("T")
@@ -170,9 +171,16 @@ class VirtualLoop(asyncio.BaseEventLoop):
         (self._tasks if process is None else process.tasks).add(task)
         return task
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> NoReturn:  # type: ignore[override]
-        """There are no threads here."""
-        raise NotImplementedError(f"{func!r} would run on a thread; simulated code must be given a stand-in")
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., T], *args: Any
+    ) -> asyncio.Future[T]:
+        """There are no threads here: it is done at once, and takes no time."""
+        future: asyncio.Future[T] = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         self._cancelled_timers += 1

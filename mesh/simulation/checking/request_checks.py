@@ -1,0 +1,140 @@
+"""Every request is answered rightly, or there is an excuse that holds.
+
+**A right answer** comes from an artifact that the asked name stood for at some time of its life.
+
+**An error needs an excuse.** The pod that was asked was itself stopped or frozen; the name was not registered, or was
+a moment ago, as far as that pod could know; the artifact is bad; the deadline was too short for a load. Without one of
+these, two promises are broken by an error:
+
+* *Resident*: a copy answered all the while on a pod that was well and could be reached, and the asked pod knew of it.
+* *Calm*: nothing had gone wrong anywhere for long enough, so that every model should have found a place.
+
+Between the two, while faults are in force and nobody has a copy, errors are counted by their excuse and not judged.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from mesh.simulation.checking.pods import Run, connected_since, undisturbed_since
+from mesh.simulation.checking.truth import ServingTruth, StoreTruth
+from mesh.simulation.checking.violation import Violation
+from mesh.simulation.clients import Answered, Failed
+from mesh.simulation.execution import factor_of
+from mesh.simulation.pod import SimulatedPod
+from mesh.transport.base import StatusCode
+from placement.policy.snapshot import ModelName
+
+VIEW_LAG_S = 15.0
+"""How far a pod's view may be behind a store that it reaches: a late batch, or a watch that is set up again."""
+LOADED_WITHIN_S = 5.0
+"""In calm a load, queueing included, takes less; requests with shorter deadlines may miss it."""
+AFTERMATH_S = 20.0
+"""Beyond three lease ttls: how long after the last fault errors may still come from it."""
+
+
+class RequestChecks:
+    """Judges each answer as it arrives."""
+
+    def __init__(self, run: Run, store: StoreTruth, serving: ServingTruth) -> None:
+        self.answered = 0
+        self.cold = 0
+        self.excuses: Counter[str] = Counter()
+        self._run = run
+        self._store = store
+        self._serving = serving
+
+    def judge(self, answered: Answered, asked: SimulatedPod) -> None:
+        """Raise Violation unless the answer is right or its error excused. `asked` got the request."""
+        if answered.failed is None:
+            self.answered += 1
+            self.cold += answered.cold
+            self._judge_factor(answered)
+            return
+        excuse = self._excuse(answered, answered.failed, asked)
+        self.excuses[excuse] += 1
+
+    def _judge_factor(self, answered: Answered) -> None:
+        uris = [uri for model in self._models_of(answered.name) for uri in self._store.story(model).uris]
+        if answered.factor not in {factor_of(uri) for uri in uris}:
+            raise Violation(
+                "answers come from the model that was asked for",
+                f"{answered.name} at {answered.machine} was answered by an artifact that it never had "
+                f"(factor {answered.factor:.0f}; its artifacts: {uris})",
+            )
+
+    def _models_of(self, name: ModelName) -> list[ModelName]:
+        """The models that the name has stood for."""
+        targets = self._store.story(name).models
+        return [ModelName(name.tenant, model_id) for model_id in targets] or [name]
+
+    def _excuse(self, answered: Answered, failed: Failed, asked: SimulatedPod) -> str:
+        began_s = answered.began_s
+        if not undisturbed_since(asked, began_s):
+            return "the pod that was asked was stopped, frozen or leaving"
+        if reason := self._unregistered(answered, asked):
+            return reason
+        models = self._current_models(answered.name)
+        if not all(self._is_sound(model) for model in models):
+            return "its artifact is bad, or was a moment ago"
+        patience_s = float("inf") if answered.deadline_s is None else answered.deadline_s - began_s
+        if failed.status is StatusCode.DEADLINE_EXCEEDED and patience_s <= LOADED_WITHIN_S:
+            return "the deadline was short"
+        for model in models:
+            if holder := self._holder(model, asked, began_s):
+                raise Violation(
+                    "no error while a reachable copy serves",
+                    f"{answered.name} at {answered.machine} from {began_s:.3f} s on: {failed.status.name}: "
+                    f"{failed.message!r}; {holder} served {model} all the while, and {answered.machine} knew",
+                )
+        if not self._calm(began_s):
+            return f"in trouble: {failed.status.name}"
+        raise Violation(
+            "no error in calm",
+            f"{answered.name} at {answered.machine} from {began_s:.3f} s on: {failed.status.name}: {failed.message!r}",
+        )
+
+    def _unregistered(self, answered: Answered, asked: SimulatedPod) -> str:
+        """Whether the pod may have believed that there is no such name."""
+        waited_s = answered.ended_s - answered.began_s
+        lagging_since_s = self._run.store.informed_until_s(asked.machine.name, VIEW_LAG_S + waited_s)
+        for name in (answered.name, *self._models_of(answered.name)):
+            known = name in self._store.models or name in self._store.aliases
+            if not known:
+                return "it is not registered"
+            if self._store.story(name).changed_s >= lagging_since_s:
+                return "its registration has just changed"
+        return ""
+
+    def _current_models(self, name: ModelName) -> list[ModelName]:
+        alias = self._store.aliases.get(name)
+        if alias is None:
+            return [name]
+        return [ModelName(name.tenant, model_id) for model_id in dict.fromkeys((alias.active, *alias.weights))]
+
+    def _is_sound(self, model: ModelName) -> bool:
+        record = self._store.models.get(model)
+        if record is None or model in self._store.suspicions:
+            return False
+        content = self._run.contents.at(record.spec.uri)
+        return content is not None and content.sound and not content.transient_share
+
+    def _holder(self, model: ModelName, asked: SimulatedPod, began_s: float) -> str:
+        """A machine that could have answered all along, and that the asked pod knew of."""
+        known = {copy.pod for copy in asked.view.copies.get(model, ()) if copy.servable}
+        for machine, held in self._serving.holders(model).items():
+            pod = self._run.pods.get(machine)
+            if pod is None or not any(serving.since_s < began_s for serving in held.values()):
+                continue
+            if machine != asked.machine.name and machine not in known:
+                continue
+            if undisturbed_since(pod, began_s) and connected_since(
+                self._run.network, asked.machine.name, machine, began_s
+            ):
+                return machine
+        return ""
+
+    def _calm(self, began_s: float) -> bool:
+        """Nothing was wrong when the request came, nor for long before."""
+        run = self._run
+        return not run.troubled() and run.last_trouble_s + 3 * run.scenario.lease_ttl_s + AFTERMATH_S < began_s

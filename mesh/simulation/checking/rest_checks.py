@@ -1,0 +1,175 @@
+"""What must be so when all faults have ended and the pool has had time: everything.
+
+Every pod is up and sees what the store holds; the store holds what every pod has; nothing is left over in any of them;
+one pod leads. And every registered model that can be served at all is served, by whichever pod is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from random import Random
+
+from mesh.simulation.chance import stream
+from mesh.simulation.checking.pods import Run
+from mesh.simulation.checking.truth import StoreTruth
+from mesh.simulation.checking.violation import Violation
+from mesh.simulation.clients import Answered
+from mesh.simulation.execution import factor_of
+from mesh.simulation.pod import SimulatedPod
+from mesh.transport.base import StatusCode
+from placement import keys
+from placement.policy.snapshot import Copy, ModelName
+from placement.pool_records import copy_from_json, leader_from_json
+
+PATIENCE_S = 60.0
+"""For one model, with nothing else going on."""
+AT_ONCE = 4
+"""Models that are asked for at the same time."""
+TRANSIENT_TRIES_MAX = 12
+"""For a model whose loads fail half of the time."""
+
+Infer = Callable[[SimulatedPod, ModelName, float], Awaitable[Answered]]
+
+
+class RestChecks:
+    """Belongs to the world."""
+
+    def __init__(self, run: Run, store: StoreTruth, infer: Infer) -> None:
+        self.served_at_rest = 0
+        self._run = run
+        self._store = store
+        self._infer = infer
+        self._random: Random = stream(run.scenario.seed, "rest")
+
+    async def check(self) -> None:
+        """Raise Violation for the first thing that is not right again."""
+        self._check_pods()
+        self._check_views()
+        self._check_leader()
+        names = [name for name in self._store.models if self._can_be_served(name)]
+        aliases = [
+            name for name, alias in self._store.aliases.items() if self._can_be_served(name._replace(id=alias.active))
+        ]
+        self._random.shuffle(names)
+        for index in range(0, len(names), AT_ONCE):
+            await asyncio.gather(*(self._check_served(name) for name in names[index : index + AT_ONCE]))
+        for alias in aliases:
+            await self._check_served(alias)
+        self._check_leftovers()
+
+    def _check_pods(self) -> None:
+        missing = [name for name in self._run.machines_of() if name not in self._run.pods]
+        unready = [pod.incarnation for pod in self._run.pods.values() if pod.ready_s is None]
+        if missing or unready:
+            raise Violation("every pod comes back", f"without a pod: {missing}; not ready: {unready}")
+
+    def _check_views(self) -> None:
+        stored = {
+            name: {pod: copy_from_json(pod, value) for pod, value in held.items()}
+            for name, held in self._store.copy_keys.items()
+            if held
+        }
+        for pod in self._run.pods.values():
+            self._check_names(pod)
+            seen = {name: {copy.pod: copy for copy in copies} for name, copies in pod.view.copies.items()}
+            _compare(f"copies as {pod.incarnation} sees them", seen, stored)
+            if set(pod.view.pods) != set(self._run.pods):
+                raise Violation("views converge", f"{pod.incarnation} sees pods {sorted(pod.view.pods)}")
+            if pod.view.fading:
+                raise Violation("views converge", f"{pod.incarnation} still sees {dict(pod.view.fading)} fade")
+            self._check_published(pod, stored)
+
+    def _check_names(self, pod: SimulatedPod) -> None:
+        view = pod.node.registry.view
+        models = {ModelName(record.tenant, record.id): record for record in view.every_model()}
+        _compare(f"models as {pod.incarnation} sees them", models, self._store.models)
+        aliases = {ModelName(a.tenant, a.id): a for tenant in view.tenants.values() for a in tenant.aliases.values()}
+        _compare(f"aliases as {pod.incarnation} sees them", aliases, self._store.aliases)
+
+    def _check_published(self, pod: SimulatedPod, stored: dict[ModelName, dict[str, Copy]]) -> None:
+        """What the store says of this pod is what its cache has."""
+        published = {
+            (name, held[pod.machine.name].servable)
+            for name, held in stored.items()
+            if pod.machine.name in held and held[pod.machine.name].servable
+        }
+        cached = {
+            (ModelName(view.key.tenant, view.key.model_id), view.key.generation)
+            for view in pod.node.cache.copies()
+            if pod.node.cache.servable(view.key) is not None
+        }
+        # While a generation follows another both may serve here; the record names one of them.
+        if not published <= cached or {name for name, _ in cached} != {name for name, _ in published}:
+            raise Violation(
+                "the store holds what the pods have",
+                f"{pod.incarnation} serves {sorted(cached - published)} unpublished, and {sorted(published - cached)} "
+                "is published that it does not serve",
+            )
+
+    def _check_leader(self) -> None:
+        kv = self._run.store.peek(keys.LEADER)
+        holder = "" if kv is None else leader_from_json(kv.value).incarnation
+        leading = [pod.incarnation for pod in self._run.pods.values() if pod.service.is_leader]
+        if leading != [holder]:
+            raise Violation("there is one leader", f"{leading} lead; the store says {holder!r}")
+
+    def _can_be_served(self, name: ModelName) -> bool:
+        record = self._store.models.get(name)
+        content = None if record is None else self._run.contents.at(record.spec.uri)
+        if content is None or name in self._store.suspicions:
+            return False
+        return content.sound and max(content.size_bytes, content.estimate_bytes) <= self._run.scenario.capacity_bytes
+
+    async def _check_served(self, name: ModelName) -> None:
+        pods = list(self._run.pods.values())
+        pod = pods[self._random.randrange(len(pods))]
+        for _ in range(TRANSIENT_TRIES_MAX):
+            answered = await self._infer(pod, name, PATIENCE_S)
+            if answered.failed is None or not self._may_fail(name):
+                break
+            await asyncio.sleep(5.0)
+        if answered.failed is not None:
+            if self._may_fail(name) and answered.failed.status is StatusCode.UNAVAILABLE:
+                return
+            raise Violation(
+                "a registered model is never lost",
+                f"at rest {name} at {pod.incarnation}: {answered.failed.status.name}: {answered.failed.message}",
+            )
+        self.served_at_rest += 1
+        alias = self._store.aliases.get(name)
+        ids = [name.id] if alias is None else [alias.active, *alias.weights]
+        uris = [self._store.models[name._replace(id=model_id)].spec.uri for model_id in ids]
+        if answered.factor not in {factor_of(uri) for uri in uris}:
+            raise Violation("the newest generation answers at rest", f"{name} at {pod.incarnation}: not by {uris}")
+
+    def _may_fail(self, name: ModelName) -> bool:
+        alias = self._store.aliases.get(name)
+        record = self._store.models.get(name if alias is None else name._replace(id=alias.active))
+        content = None if record is None else self._run.contents.at(record.spec.uri)
+        return content is not None and content.transient_share > 0
+
+    def _check_leftovers(self) -> None:
+        for pod in self._run.pods.values():
+            try:
+                pod.node.cache.validate()
+            except AssertionError as error:
+                raise Violation("the cache keeps its invariants", f"{pod.incarnation}: {error}") from error
+            pinned = [str(view.key) for view in pod.node.cache.copies() if view.pins]
+            if pinned or pod.node.loading.waiting:
+                raise Violation(
+                    "nothing is left over",
+                    f"{pod.incarnation}: copies held by nobody: {pinned}; {pod.node.loading.waiting} requests wait",
+                )
+
+
+def _compare(what: str, seen: object, true: object) -> None:
+    if seen != true:
+        assert isinstance(seen, dict)
+        assert isinstance(true, dict)
+        differing = [
+            f"{name}: {seen.get(name)} seen, {true.get(name)} stored"
+            for name in dict.fromkeys((*seen, *true))
+            if seen.get(name) != true.get(name)
+        ]
+        raise Violation("views converge", f"{what}: " + "; ".join(differing[:3]))
