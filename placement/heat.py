@@ -14,10 +14,10 @@ are in no pod's list of busy ones: those are cold for every purpose here.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import log2
 
-from placement.policy.snapshot import ModelName, Pod
+from placement.policy.snapshot import ModelName
 
 RATE_MIN_PER_S = 1e-6
 """Less is no demand: one request in twelve days."""
@@ -73,12 +73,3 @@ class Heat:
 
 def _hottest_first(item: tuple[ModelName, float]) -> tuple[float, ModelName]:
     return item[1], item[0]
-
-
-def pool_rates(pods: Iterable[Pod]) -> dict[ModelName, float]:
-    """Requests per second of each busy model, over all pods."""
-    rates: dict[ModelName, float] = {}
-    for pod in pods:
-        for busy in pod.busy:
-            rates[busy.name] = rates.get(busy.name, 0.0) + busy.rate_per_s
-    return rates

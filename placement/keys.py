@@ -43,6 +43,8 @@ LEADER = "leader"
 """One key: who runs the placement service."""
 HOT = "hot"
 """One key: the hottest models, so that the next leader knows them."""
+DETACHED = "detached/"
+"""Pods that found the store without what they knew to be registered."""
 
 DEFAULT_TENANT = "default"
 
@@ -148,6 +150,11 @@ def intent_key(tenant: str, model_id: str, pod: str, incarnation: str) -> str:
 def suspicion_key(tenant: str, model_id: str) -> str:
     """Where it is kept at which pods' deaths the model was seen."""
     return f"{SUSPICIONS}{encode_part(tenant)}/{encode_part(model_id)}"
+
+
+def detached_key(pod: str) -> str:
+    """Where the pod says that the store has lost what is registered, and hears that it has been written back."""
+    return DETACHED + encode_part(pod)
 
 
 def split_key(key: str, count: int) -> list[str]:

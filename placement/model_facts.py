@@ -24,35 +24,46 @@ LOAD_BYTES_PER_S = 200e6
 DISK_BYTES_PER_S = 1e9
 
 
-def mean_copy_bytes(view: PoolView) -> int:
-    """Of the pool's copies as the pods account for them. Costs as many steps as there are pods."""
-    copies = len(view.copies)
-    used_bytes = sum(max(0, pod.capacity_bytes - pod.free_bytes) for pod in view.pods.values())
-    return max(1, used_bytes // copies) if copies and used_bytes else SIZE_UNKNOWN_BYTES
+class FactsGatherer:
+    """Facts as of one picture of the pool. Cheap to make: what costs is computed when it is asked for first."""
 
+    def __init__(
+        self,
+        view: PoolView,
+        known_size: Callable[[ModelName], int | None],
+        constraints: Constraints = NO_CONSTRAINTS,
+    ) -> None:
+        """`known_size`: bytes of a model's last measured copy, if there was one (`Membership.known_size`)."""
+        self._view = view
+        self._known_size = known_size
+        self._constraints = constraints
+        self._mean_copy_bytes = 0
 
-def model_facts(
-    record: ModelRecord,
-    view: PoolView,
-    known_size: Callable[[ModelName], int | None],
-    constraints: Constraints = NO_CONSTRAINTS,
-) -> ModelFacts:
-    """The facts of one registered model. `known_size`: bytes of its last measured copy, if there was one."""
-    spec = record.spec
-    name = ModelName(record.tenant, record.id)
-    size_bytes = spec.capacity_hint_bytes or known_size(name) or mean_copy_bytes(view)
-    rule = constraints.rule(spec.format or "", spec.labels)
-    return ModelFacts(
-        name,
-        record.generation,
-        size_bytes,
-        format=spec.format or "",
-        priority=spec.priority,
-        pinned=spec.pinned,
-        copies_min=spec.copies_min,
-        copies_max=spec.copies_max,
-        labels_required=rule.required,
-        labels_preferred=rule.preferred,
-        load_s=LOAD_FIRST_S + size_bytes / LOAD_BYTES_PER_S,
-        disk_load_s=LOAD_FIRST_S + size_bytes / DISK_BYTES_PER_S,
-    )
+    def facts(self, record: ModelRecord) -> ModelFacts:
+        """Of one registered model."""
+        spec = record.spec
+        name = ModelName(record.tenant, record.id)
+        size_bytes = spec.capacity_hint_bytes or self._known_size(name) or self.mean_copy_bytes()
+        rule = self._constraints.rule(spec.format or "", spec.labels)
+        return ModelFacts(
+            name,
+            record.generation,
+            size_bytes,
+            format=spec.format or "",
+            priority=spec.priority,
+            pinned=spec.pinned,
+            copies_min=spec.copies_min,
+            copies_max=spec.copies_max,
+            labels_required=rule.required,
+            labels_preferred=rule.preferred,
+            load_s=LOAD_FIRST_S + size_bytes / LOAD_BYTES_PER_S,
+            disk_load_s=LOAD_FIRST_S + size_bytes / DISK_BYTES_PER_S,
+        )
+
+    def mean_copy_bytes(self) -> int:
+        """Of the pool's copies, as the pods account for them."""
+        if not self._mean_copy_bytes:
+            pods, models = self._view.pods.values(), len(self._view.copies)
+            used_bytes = sum(max(0, pod.capacity_bytes - pod.free_bytes) for pod in pods)
+            self._mean_copy_bytes = max(1, used_bytes // models) if models and used_bytes else SIZE_UNKNOWN_BYTES
+        return self._mean_copy_bytes

@@ -16,6 +16,7 @@ from placement.orders import OrdersInFlight
 from placement.peers import LoadOrder, Order, UnloadOrder
 from placement.policy.load_choice import LoadChoice, choose_load_pod
 from placement.policy.no_pod import NoPod
+from placement.policy.places import Place
 from placement.policy.snapshot import Copy, ModelFacts, ModelName, PoolView
 from placement.view import RegistryView
 
@@ -29,6 +30,8 @@ class Planned:
 
     pod: str
     order: Order
+    size_bytes: int = 0
+    load_s: float = 0.0
     details: tuple[str, ...] = ()
 
 
@@ -38,7 +41,9 @@ class Unplaced:
 
     name: ModelName
     wanted_for: str
-    why: NoPod
+    why: str
+    no_pod: NoPod | None = None
+    """With what is in the way on each pod; None: there are places, at too high a price."""
 
 
 @dataclass(slots=True)
@@ -78,10 +83,6 @@ class Planning:
             if model.generation in (copy.servable, copy.loading) and copy.pod in self.view.pods
         )
 
-    def serving(self, name: ModelName, generation: int) -> int:
-        """Copies that serve this generation now, on pods that are there."""
-        return sum(copy.pod in self.view.pods for copy in self.view.holders(name, generation))
-
     def place(self, model: ModelFacts, reason: str) -> str | None:
         """Order one more copy where the policy wants it; the pod, or None where there is no place."""
         self.placements += 1
@@ -93,18 +94,24 @@ class Planning:
             promised=self.pool.promised,
         )
         if isinstance(choice, NoPod):
-            self.unplaced.append(Unplaced(model.name, reason, choice))
+            self.unplaced.append(Unplaced(model.name, reason, choice.message, choice))
             return None
         self._load(model, choice.pod, reason, choice)
         return choice.pod
 
     def load_on(self, model: ModelFacts, pod: str, reason: str) -> bool:
-        """Order a copy where a policy has already found its place. False: the pod has such an order, or had in vain."""
-        if pod in self.orders.taken(model.name, self.now_s):
+        """Order a copy where a policy has found a place for it. False: the pod has it, or was told lately."""
+        has_it = any(copy.pod == pod for copy in self.standing(model))
+        if has_it or pod in self.orders.taken(model.name, self.now_s):
             return False
         self.placements += 1
         self._load(model, pod, reason, None)
         return True
+
+    def accept(self, model: ModelFacts, place: Place) -> None:
+        """Order a copy that a plan of several has found a place for."""
+        self.placements += 1
+        self._load(model, place.pod, place.reason, place.choice)
 
     def unload(self, name: ModelName, generation: int, pod: str, reason: str) -> bool:
         """Order a copy away. False: the pod was asked already, or did not do it lately."""
@@ -116,7 +123,8 @@ class Planning:
 
     def _load(self, model: ModelFacts, pod: str, reason: str, choice: LoadChoice | None) -> None:
         details = _details(choice) if choice is not None else ()
-        self.planned.append(Planned(pod, LoadOrder(model.name, model.generation, reason), details))
+        order = LoadOrder(model.name, model.generation, reason)
+        self.planned.append(Planned(pod, order, model.size_bytes, model.load_s, details))
         self.pool.load(pod, model.name, model.generation, model.size_bytes, model.load_s)
 
 

@@ -35,11 +35,17 @@ class ServiceLimits:
     restoring_per_pod_max: int = 4
     """Loads of lost models queued on one pod at a time, so that a request's own cold load does not wait behind."""
 
-    lost_models_max: int = 50_000
-    """Models remembered as lost with their pods; beyond it the coldest are left to be loaded by requests."""
-
     lost_for_s: float = 1800.0
     """A lost model that has found no place by then is left to be loaded by a request."""
+
+    unplaced_pause_s: float = 5.0
+    """A lost model without a place for now is tried again after this."""
+
+    pods_join_quiet_s: float = 3.0
+    """A cold pool has gathered when no pod has joined for this long ..."""
+
+    pods_join_within_s: float = 15.0
+    """... or after this at the latest."""
 
     heat_half_life_s: float = 300.0
     """A restore after a pod's loss must still know what was hot; a day's rhythm should not be remembered."""
@@ -68,6 +74,15 @@ class ServiceLimits:
     alias_retry_max_s: float = 300.0
     """Doubles up to this. A new spec or target is tried at once."""
 
+    split_prepared_within_s: float = 600.0
+    """Models that a split gave a share so long ago, by this pod's wall clock, are not loaded by a new leader."""
+
+    surplus_after_s: float = 3.0
+    """Copies that nobody ordered stand side by side so long: the orders of a pod that drains show within it."""
+
+    surplus_inherited_after_s: float = 12.0
+    """For what a new leader finds. Pods publish each second, so demand has shown by then; below two lease ttls."""
+
     rebalance_every_s: float = 15.0
     """Pressure builds up over minutes; moves cost loads."""
 
@@ -80,11 +95,14 @@ class ServiceLimits:
     proves_alive_s: float = 60.0
     """A pod that was taken for dead and is there after this is alive: twice the lease and its fading."""
 
-    restore_pause_s: float = 2.0
-    """Between tries to restore registrations after a loss of the store's data."""
+    restore_look_every_s: float = 2.0
+    """How often the leader looks whether the store has lost registrations: one read of a few keys."""
 
-    export_within_s: float = 30.0
-    """For asking one pod for its names. Later ones are asked again in the next try."""
+    restore_gathers_s: float = 10.0
+    """How long all pods have to notice the loss, so that the one that knows most is heard first."""
+
+    export_within_s: float = 60.0
+    """For one pod to tell its names: 100,000 are some 25 MB."""
 
     close_within_s: float = 5.0
     """For orders on their way, when the pod stops."""

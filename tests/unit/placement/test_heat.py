@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from placement.heat import Heat, pool_rates
-from placement.policy.snapshot import BusyModel, ModelName, Pod
+from placement.heat import Heat
+from placement.policy.snapshot import ModelName
 
 A, B, C = (ModelName("default", letter) for letter in "abc")
 
@@ -58,11 +58,3 @@ def test_a_forgotten_model_is_cold() -> None:
     memory.observe({A: 1.0}, now_s=0.0)
     memory.forget(A)
     assert memory.rate_per_s(A, 0.0) == 0.0
-
-
-def test_rates_of_one_model_add_up_over_pods() -> None:
-    def busy(name: ModelName, rate_per_s: float) -> BusyModel:
-        return BusyModel(name, rate_per_s, 0.0, 0.0, 0.01, 1)
-
-    pods = [Pod("p1", "i", "h:1", busy=(busy(A, 2.0), busy(B, 1.0))), Pod("p2", "i", "h:2", busy=(busy(A, 3.0),))]
-    assert pool_rates(pods) == {A: 5.0, B: 1.0}
