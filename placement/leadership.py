@@ -58,14 +58,14 @@ class Leadership:
         lease = self._publisher.lease
         return self._lease != NO_LEASE and self._lease == lease.id and self._clock() < lease.valid_until_s
 
-    async def try_lead(self) -> bool:
+    async def try_lead(self, *, restoring: bool = False) -> bool:
         """Become the leader if there is none. False also when the store does not answer."""
         if self.is_leader:
             return True
         self._since_at_s = self._wall_clock()
         lease = self._publisher.lease.id
         try:
-            return lease != NO_LEASE and await self._write(lease, 0, restoring=False)
+            return lease != NO_LEASE and await self._write(lease, 0, restoring=restoring)
         except LeaseNotFound:
             self._publisher.lease_lost(lease, "the store does not know it")
         except StoreError as error:
