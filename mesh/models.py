@@ -17,7 +17,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from math import isinf
-from typing import Any
+from typing import Any, Protocol
 
 from cache.events import Forgive, SetPinned
 from cache.types import ModelKey, RefusalKind
@@ -43,10 +43,32 @@ SYNC_WAIT_MAX_S = 240.0
 """ModelMesh's own limit on a synchronous call that waits for a load."""
 
 
-class Models:
-    """Management of one pod's models. All methods run on the event loop."""
+class PoolLoads(Protocol):
+    """Loading where the pool wants it, for a pod that is not alone."""
 
-    def __init__(self, registry: Registry, policy: SourcePolicy, loading: Loading, serving: Serving) -> None:
+    async def load_somewhere(self, record: ModelRecord, deadline_s: float | None, *, wait: bool) -> None:
+        """Have the model loaded by the pod that placement chooses, unless one serves or loads it already.
+
+        `wait`: until it is servable. Raises Refused.
+        """
+
+
+class Models:
+    """Management of models. All methods run on the event loop.
+
+    In a pool (`pool`), loads go where placement wants them, and its leader keeps pinned models loaded and ends
+    transitions of aliases; a pod alone does all that here.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        policy: SourcePolicy,
+        loading: Loading,
+        serving: Serving,
+        pool: PoolLoads | None = None,
+    ) -> None:
+        self._pool = pool
         self._registry = registry
         self._policy = policy
         self._loading = loading
@@ -114,15 +136,29 @@ class Models:
 
     def load_ahead(self, record: ModelRecord, *, background: bool = True) -> None:
         """Begin to load; nobody waits. In the background it takes free room only, and evicts nothing."""
+        if self._pool is not None:
+            self._spawn(self._load_in_pool(self._pool, record))
+            return
         self._spawn(self._load_quietly(record, background))
+
+    async def _load_in_pool(self, pool: PoolLoads, record: ModelRecord) -> None:
+        try:
+            await pool.load_somewhere(record, None, wait=False)
+        except Refused as refused:
+            log.info("model %s/%s is not loaded ahead: %s", record.tenant, record.id, refused)
 
     async def ensure_loaded(self, record: ModelRecord, deadline_s: float | None) -> None:
         """Wait until the model is servable. Raises Refused."""
+        if self._pool is not None:
+            await self._pool.load_somewhere(record, deadline_s, wait=True)
+            return
         resident = await self._serving.lease(record, deadline_s)
         resident.let_go()
 
     def keep_loaded(self, record: ModelRecord) -> None:
         """Load a pinned model; try again for as long as it is pinned."""
+        if self._pool is not None:
+            return  # the leader's to see to
 
         def still_pinned() -> bool:
             now = self._registry.model(record.tenant, record.id)
@@ -168,7 +204,21 @@ class Models:
 
     def begin_transition(self, alias: AliasRecord) -> asyncio.Task[None]:
         """Load an alias's target, then switch; the returned task ends with the transition, successful or not."""
-        return self._spawn(self._transition(alias))
+        return self._spawn(self._transition(alias) if self._pool is None else self._see_transition(alias))
+
+    async def _see_transition(self, alias: AliasRecord) -> None:
+        """The leader carries it out; wait for the end of it."""
+        moved = asyncio.Event()
+        stop = self._registry.on_change(lambda changes: moved.set())
+        try:
+            while True:
+                now = self._registry.alias(alias.tenant, alias.id)
+                if now is None or now.target != alias.target or now.state is not AliasState.TRANSITIONING:
+                    return
+                await moved.wait()
+                moved.clear()
+        finally:
+            stop()
 
     async def _transition(self, alias: AliasRecord, pause_s: float = RETRY_FIRST_S) -> None:
         record = self._registry.model(alias.tenant, alias.target)
@@ -202,6 +252,8 @@ class Models:
 
     def resume_transitions(self) -> None:
         """After a restart: aliases that were on their way, or had failed on it, go on."""
+        if self._pool is not None:
+            return
         for tenant in self._registry.view.tenants.values():
             for alias in tenant.aliases.values():
                 if alias.state is not AliasState.DEFINED:

@@ -15,9 +15,12 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import uvloop
@@ -32,24 +35,32 @@ from mesh.endpoint.health import HealthEndpoint
 from mesh.endpoint.http import HttpFront, build_app
 from mesh.endpoint.management import ManagementEndpoint
 from mesh.endpoint.modelmesh import ModelMeshEndpoint
+from mesh.endpoint.pool import PoolEndpoint
 from mesh.endpoint.status import code_name, guarded_stream, guarded_unary
 from mesh.endpoint.v2 import V2Endpoint
+from mesh.flight_recorder import FlightRecorder, read_last_flight
 from mesh.generations import Generations
 from mesh.loading import HOST_MEMORY, Loading
 from mesh.models import Models
-from mesh.pod import PodView, default_pod_name
-from mesh.running import Runner
+from mesh.pod import PodView, default_pod_name, runtime_reports
+from mesh.routing.pool_side import Condition, PoolSide, address_to_advertise
+from mesh.running import Runner, Runs
 from mesh.serving import Serving
 from mesh.settings import Settings
-from mesh.staging import Staging
+from mesh.staging import Staging, never
 from mesh.status import StatusView
 from mesh.telemetry import Telemetry
 from mesh.transport.base import ListenAddress, Routes, TransportLimits
-from mesh.transport.grpcio_transport import GrpcioTransport
 from mesh.wire import messages
+from mesh.world import World
+from placement.constraints import NO_CONSTRAINTS, Constraints, parse_constraints
 from placement.records import ModelRecord
 from placement.registry import Registry
+from placement.store.base import KeyValueStore
 from placement.store.embedded import EmbeddedStore
+from placement.store.etcd import EtcdStore
+from placement.store.etcd_options import EtcdOptions, Pem
+from placement.store.format import open_format
 from placement.view import Changes
 from runtime_adapters.artifacts.credentials import StorageKeys
 from runtime_adapters.artifacts.fetch import ArtifactStore, FetchLimits
@@ -71,11 +82,15 @@ class CannotStart(Exception):
 class Node:
     """One pod. Built and used on one event loop."""
 
-    def __init__(self, settings: Settings, store: EmbeddedStore) -> None:
+    def __init__(self, settings: Settings, store: KeyValueStore, world: World | None = None) -> None:
         self._settings = settings
         self._store = store
+        self._world = world = world or World()
         self._draining = False
         self._started = False
+        self._unfit = ""
+        self.stop_wanted = asyncio.Event()
+        """Somebody asked for this pod to be drained and stopped."""
         name = settings.pod_name or default_pod_name()
         device = chosen_device(settings)
         policy = SourcePolicy(
@@ -85,7 +100,7 @@ class Node:
         )
 
         self.telemetry = Telemetry(CollectorRegistry(), per_model=settings.metrics_per_model)
-        self.registry = Registry(store, clock=time.time)
+        self.registry = Registry(store, clock=world.wall_clock)
         self.cache = CacheMachine(cache_limits(settings, device))
         self.artifacts = ArtifactStore(
             settings.data_dir / "artifacts",
@@ -102,25 +117,41 @@ class Node:
             is_servable=lambda key: self.cache.servable(key) is not None,
             retire=lambda key: self.loading.send(Retire(key)),
         )
+        self._last_flight = read_last_flight(settings.data_dir) if settings.is_pooled else None
+        self.recorder = FlightRecorder(settings.data_dir, name, world.incarnation) if settings.is_pooled else None
+        self.pool = self._pool_side(name) if settings.is_pooled else None
+        must_isolate = never if self.pool is None else self.pool.must_isolate
         self.loading = Loading(
             cache=self.cache,
-            staging=Staging(self.artifacts, settings, self.telemetry, device),
+            staging=Staging(self.artifacts, settings, self.telemetry, device, world.clock, must_isolate)
+            if world.staging is None
+            else world.staging(must_isolate),
             settings=settings,
             telemetry=self.telemetry,
             device=device,
             record_of=self._record_of,
             on_loaded=self.generations.loaded,
+            hooks=None if self.pool is None else self.pool.hooks,
+            clock=world.clock,
+            in_thread=world.in_thread,
         )
-        self.runner = Runner(
-            settings.infer_threads, settings.isolated_threads, self.telemetry.run_queue_seconds.observe
+        observe = self.telemetry.run_queue_seconds.observe
+        self.runner: Runs = (
+            Runner(settings.infer_threads, settings.isolated_threads, observe)
+            if world.runner is None
+            else world.runner(settings, observe)
         )
-        self.serving = Serving(self.registry, self.generations, self.loading, self.runner, self.telemetry, code_name)
-        self.models = Models(self.registry, policy, self.loading, self.serving)
-        self.status = StatusView(self.cache, self.loading, self.generations)
+        self.serving = Serving(
+            self.registry, self.generations, self.loading, self.runner, self.telemetry, code_name, world.draw
+        )
+        self.models = Models(self.registry, policy, self.loading, self.serving, self.pool)
+        self.status = StatusView(self.cache, self.loading, self.generations, world.clock, world.wall_clock)
+        if self.pool is not None:
+            self.pool.attach(self.loading)
 
         access = Access()
         self.health = HealthEndpoint(access)
-        self.transport = GrpcioTransport(
+        self.transport = world.listen(
             self._routes(access, name),
             listen_addresses(settings),
             TransportLimits(
@@ -141,12 +172,29 @@ class Node:
             calls_in_flight=lambda: self.transport.calls_in_flight,
         )
         self.telemetry.add_samples(self.pod.samples)
-        self.http = HttpFront(
-            build_app(self.telemetry.registry, self.unready_reason), settings.host, settings.http_port
+        self.http = None
+        if world.serves_http:
+            self.http = HttpFront(
+                build_app(self.telemetry.registry, self.unready_reason), settings.host, settings.http_port
+            )
+
+    def _pool_side(self, name: str) -> PoolSide:
+        return PoolSide(
+            self._settings,
+            self._world,
+            name,
+            self._store,
+            self.registry,
+            self.cache,
+            read_constraints(self._settings),
+            condition=lambda: Condition(not self.unready_reason(), self._draining, self.unready_reason()),
+            calls_in_flight=lambda: self.transport.calls_in_flight,
+            recorder=self.recorder,
         )
 
     def _routes(self, access: Access, name: str) -> Routes:
-        v2 = V2Endpoint(self.serving, access, self.unready_reason)
+        router = None if self.pool is None else self.pool.router
+        v2 = V2Endpoint(self.serving, access, self.unready_reason, router)
         mmesh = ModelMeshEndpoint(self.models, self.registry, self.status, access, name)
         management = ManagementEndpoint(
             self.models, self.registry, self.status, access, name, lambda: self.pod.report()
@@ -157,6 +205,17 @@ class Node:
             **management.routes(),
             messages.HEALTH_CHECK.path: self.health.check,
         }
+        if self.pool is not None:
+            unary |= PoolEndpoint(
+                access,
+                name,
+                self._world.incarnation,
+                is_draining=lambda: self._draining,
+                take_orders=self.pool.take_orders,
+                names=lambda: self.registry.view,
+                dial=self._world.dial,
+                clock=self._world.clock,
+            ).routes()
         streaming = {**management.streams(), messages.HEALTH_WATCH.path: self.health.watch}
         return Routes(
             {path: guarded_unary(handler) for path, handler in unary.items()},
@@ -165,9 +224,9 @@ class Node:
 
     def unready_reason(self) -> str:
         """Why the pod takes no requests; empty when it does."""
-        if not self._started:
-            return "starting"
-        return "draining" if self._draining else ""
+        if self._draining:
+            return "draining"
+        return "" if self._started else self._unfit or "starting"
 
     def _record_of(self, key: ModelKey) -> ModelRecord | None:
         return self.generations.record_of(key, self.registry.model(key.tenant, key.model_id))
@@ -190,20 +249,53 @@ class Node:
                 self.models.take_over(incoming)
 
     async def start(self) -> None:
-        """Everything up to the open ports. Raises CannotStart, CannotListen, PlacementError."""
+        """Everything up to the open ports, in a pool also up to being fit for it.
+
+        Raises CannotStart, CannotListen, PlacementError.
+        """
         await self.registry.start()
         self.registry.on_change(self._on_change)
         await self.transport.start()
-        http_port = await self.http.start()
         grpc = [address.address for address in self.transport.addresses]
-        self.pod.addresses = (*(f"grpc://{address}" for address in grpc), f"http://{self._settings.host}:{http_port}")
+        self.pod.addresses = tuple(f"grpc://{address}" for address in grpc)
+        http_port = 0
+        if self.http is not None:
+            http_port = await self.http.start()
+            self.pod.addresses = (*self.pod.addresses, f"http://{self._settings.host}:{http_port}")
+        if self.pool is not None:
+            address = address_to_advertise(self._settings, grpc[0], own_host)
+            formats = frozenset(report.format for report in runtime_reports() if report.available)
+            await self.pool.start(address, version("hexcomb"), formats, self._last_flight)
+            await self._wait_fit()
         self._started = True
+        if self.pool is not None:
+            self.pool.say_condition(urgent=True)
         self.health.set_serving(True)
         self.models.load_pinned()
         self.models.resume_transitions()
         if self._settings.ready_file is not None:
             _write_ready_file(self._settings.ready_file, grpc[0], http_port)
         log.info("ready: %s; %d models registered", ", ".join(self.pod.addresses), self.registry.view.model_count())
+
+    async def _wait_fit(self) -> None:
+        """A new pod of a running pool proves itself before it is ready: others reach it, and it can load."""
+        assert self.pool is not None
+        while unfit := await self.pool.why_unfit():
+            if unfit != self._unfit:
+                log.error("this pod does not become ready: %s", unfit)
+            self._unfit = unfit
+            self.pool.say_condition()
+            await asyncio.sleep(_FIT_AGAIN_S)
+        self._unfit = ""
+
+    async def drain(self) -> None:
+        """Hand over: unready at once, still serving; ends when others have what matters and clients have left, or
+        when `drain_grace_s` has passed."""
+        self._draining = True
+        self.health.set_serving(False)
+        if self.pool is not None and self._started:
+            self.pool.say_condition(urgent=True)
+            await self.pool.drain(lambda: self.serving.hits + self.serving.misses)
 
     async def stop(self) -> None:
         """Refuse new work, finish what runs, free everything. Bounded by `stop_grace_s` and a little."""
@@ -215,7 +307,8 @@ class Node:
         await self.models.close()
         await self.transport.stop(self._settings.stop_grace_s)
         self.loading.send(Drain())
-        await self.http.stop()
+        if self.http is not None:
+            await self.http.stop()
         await self.loading.close(_LAST_UNLOADS_S)
         self.runner.close()
         try:
@@ -223,11 +316,17 @@ class Node:
                 await self.artifacts.close()
         except TimeoutError:
             log.warning("a thread that fetches or prepares did not end within %g s and is left", _LAST_FILES_S)
+        if self.pool is not None:
+            await self.pool.close()
         await self.registry.close()
         await self._store.close()
+        if self.recorder is not None:
+            self.recorder.close()
         log.info("stopped")
 
 
+_FIT_AGAIN_S = 5.0
+"""Between tries of a pod that is not fit to become ready."""
 _LAST_UNLOADS_S = 5.0
 """At the end: how long copies in subprocesses may take to leave before they are killed."""
 _LAST_FILES_S = 15.0
@@ -295,18 +394,92 @@ def _write_ready_file(path: Path, grpc_address: str, http_port: int) -> None:
     temporary.replace(path)  # whoever waits for the file never reads half of it
 
 
-async def run_until_stopped(settings: Settings) -> None:
-    """Start a pod, serve until SIGTERM or SIGINT, stop it. Raises what `Node.start` raises."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    store = await EmbeddedStore.open(settings.data_dir)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    node = Node(settings, store)
+async def open_store(settings: Settings) -> KeyValueStore:
+    """The store that the settings name. Raises PlacementError."""
+    if not settings.is_pooled:
+        return await EmbeddedStore.open(settings.data_dir)
+    store = await EtcdStore.open(etcd_options(settings))
     try:
-        await node.start()
-        await stop.wait()
+        await open_format(store, f"hexcomb {version('hexcomb')}")
+    except BaseException:
+        await store.close()
+        raise
+    return store
+
+
+def etcd_options(settings: Settings) -> EtcdOptions:
+    """How to reach etcd. Raises InvalidAddress."""
+    if settings.store_connection is not None:
+        text = _read(settings.store_connection, "store_connection")
+        return EtcdOptions.from_connection_json(text, settings.store_connection.parent, default_prefix="hexcomb")
+    options = EtcdOptions.from_url(settings.store)
+    if settings.store_password_file is not None:
+        options = replace(options, password=_read(settings.store_password_file, "store_password_file").strip())
+    if settings.store_ca is not None:
+        options = replace(options, ca=Pem(settings.store_ca))
+    if settings.store_certificate is not None or settings.store_key is not None:
+        options = replace(
+            options,
+            certificate=None if settings.store_certificate is None else Pem(settings.store_certificate),
+            key=None if settings.store_key is None else Pem(settings.store_key),
+        )
+    return options
+
+
+def _read(path: Path, setting: str) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CannotStart(f"{setting}: {path} cannot be read: {error}") from error
+
+
+def read_constraints(settings: Settings) -> Constraints:
+    """The labels that models of each format need. Raises PlacementError."""
+    if settings.type_constraints is None:
+        return NO_CONSTRAINTS
+    return parse_constraints(_read(settings.type_constraints, "type_constraints"))
+
+
+def own_host() -> str:
+    """This host's address on its network: that of the interface towards everywhere else. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return socket.gethostname()
+
+
+async def run_until_stopped(settings: Settings) -> None:
+    """Start a pod, serve until SIGTERM or SIGINT (a second one skips the draining), stop it.
+
+    Raises what `Node.start` raises.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    store = await open_store(settings)
+    node = Node(settings, store)
+    loop = asyncio.get_running_loop()
+    hurry = asyncio.Event()
+
+    def asked_to_stop() -> None:
+        (hurry if node.stop_wanted.is_set() else node.stop_wanted).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked_to_stop)
+    try:
+        starting = asyncio.ensure_future(node.start())
+        stopping = asyncio.ensure_future(node.stop_wanted.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+        else:
+            starting.cancel()  # it waits to be fit, or for the store
+        await stopping
+        draining = asyncio.ensure_future(node.drain())
+        await asyncio.wait({draining, asyncio.ensure_future(hurry.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        if draining.done():
+            await draining
+        draining.cancel()
     finally:
         await node.stop()
 

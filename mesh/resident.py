@@ -7,8 +7,9 @@ and the copy stays until the thread is done with the model.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from cache.copies import Copy
 from mesh.telemetry import RequestMeter
@@ -18,6 +19,12 @@ from runtime_adapters.validation import InputChecker
 
 RUN_MEAN_WEIGHT = 0.2
 """Of the newest run in the mean."""
+
+
+class Recorder(Protocol):
+    """Bytes that outlive the process, or do not."""
+
+    def __setitem__(self, position: int, value: int, /) -> None: ...
 
 
 @dataclass(slots=True)
@@ -45,7 +52,7 @@ class Resident:
     """Of a copy in a subprocess: whose run it is. None for copies in this process, which run several at a time."""
     pin: Callable[[Copy], None] = field(repr=False)
     unpin: Callable[[Copy], None] = field(repr=False)
-    recorder: MutableSequence[int] = field(default_factory=lambda: bytearray(1), repr=False)
+    recorder: Recorder = field(default_factory=lambda: bytearray(1), repr=False)
     """Where it is noted that the copy is in use (`mesh.flight_recorder`), and at which position."""
     recorder_slot: int = 0
     runs: int = 0

@@ -22,7 +22,7 @@ from cache.types import Bytes, RefusalKind, WantedModel
 from mesh.generations import Generations, key_of
 from mesh.loading import HOST_MEMORY, Loading, Refused
 from mesh.resident import Resident
-from mesh.running import Runner
+from mesh.running import Runs
 from mesh.telemetry import Telemetry
 from placement.errors import NotFound
 from placement.records import ModelRecord
@@ -67,16 +67,19 @@ class Serving:
         registry: Registry,
         generations: Generations,
         loading: Loading,
-        runner: Runner,
+        runner: Runs,
         telemetry: Telemetry,
         code_of: Callable[[Exception], str],
+        draw: Callable[[], float] = random.random,
     ) -> None:
+        """`draw`, in [0, 1), decides among an alias's weights."""
         self._registry = registry
         self._generations = generations
         self._loading = loading
         self._runner = runner
         self._telemetry = telemetry
         self._code_of = code_of
+        self._draw = draw
         self.hits = 0
         self.misses = 0
 
@@ -86,14 +89,11 @@ class Serving:
         Raises UnknownModel.
         """
         try:
-            resolved = self._registry.resolve(tenant, name, random.random())
+            resolved = self._registry.resolve(tenant, name, self._draw())
         except NotFound as error:
             if self._registry.alias(tenant, name) is not None:
                 raise UnknownModel(str(error)) from None
-            # Triton's wording first, because clients match on it.
-            raise UnknownModel(
-                f"Request for unknown model: '{name[:200]}' is not found (tenant {tenant!r}); register it first"
-            ) from None
+            raise UnknownModel(_unknown(tenant, name)) from None
         record = self._generations.serving(resolved.record)
         if version and version != str(record.generation):
             raise UnknownModel(
@@ -108,31 +108,40 @@ class Serving:
             return resident
         return await self._loading.wait_servable(wanted(record), deadline_s, background=background)
 
+    def registered(self, record: ModelRecord) -> ModelRecord | None:
+        """The generation that is registered now of a model that was resolved; None: it has gone."""
+        return self._registry.model(record.tenant, record.id)
+
+    def current(self, registered: ModelRecord) -> ModelRecord:
+        """The generation that answers here now: the registered one, or the one before it while that comes in."""
+        return self._generations.serving(registered)
+
+    def hit(self, record: ModelRecord) -> Resident | None:
+        """The pinned copy of this generation, for `infer`; None when there is none here."""
+        return self._loading.servable(key_of(record))
+
     async def infer(
         self,
-        tenant: str,
-        name: str,
-        version: str,
+        record: ModelRecord,
+        resident: Resident | None,
         deadline_s: float | None,
         decode: Callable[[], Awaitable[Tensors]],
     ) -> Answer:
-        """Run one request. `decode` is called once; what it raises is the caller's business.
+        """Run one request on a copy that `hit` gave, or on one that has to be waited for. `decode` is called once;
+        what it raises is the caller's business.
 
         Raises UnknownModel, Refused, BadInput, ModelRaised, ModelCrashed.
         """
         began = time.perf_counter()
-        record = self.resolve(tenant, name, version)
-        resident = self._loading.servable(key_of(record))
         cold = resident is None
-        if cold:
+        if resident is None:
             # A malformed request must not cost a load: read it first.
             tensors = await decode()
             self.misses += 1
-            record, resident = await self._wait(tenant, name, version, record, deadline_s)
+            record, resident = await self._wait(record, deadline_s)
             self._telemetry.queue_wait_seconds.observe(time.perf_counter() - began)
         else:
             self.hits += 1
-        assert resident is not None
         meter = resident.meter
         try:
             if not cold:
@@ -149,9 +158,7 @@ class Serving:
         meter.answered(time.perf_counter() - began, cold=cold)
         return Answer(outputs, tensors.outputs, record, cold)
 
-    async def _wait(
-        self, tenant: str, name: str, version: str, record: ModelRecord, deadline_s: float | None
-    ) -> tuple[ModelRecord, Resident]:
+    async def _wait(self, record: ModelRecord, deadline_s: float | None) -> tuple[ModelRecord, Resident]:
         for attempt in range(_TRIES_WHEN_GONE):
             try:
                 return record, await self._loading.wait_servable(wanted(record), deadline_s)
@@ -159,7 +166,10 @@ class Serving:
                 self._telemetry.refused.labels(refused.refusal.kind.name.lower()).inc()
                 if refused.refusal.kind is not RefusalKind.GONE or attempt + 1 == _TRIES_WHEN_GONE:
                     raise
-            record = self.resolve(tenant, name, version)  # replaced while it waited: perhaps by a newer generation
+                now = self.registered(record)
+                if now is None:
+                    raise UnknownModel(_unknown(record.tenant, record.id)) from refused
+                record = self.current(now)  # replaced while it waited: perhaps by a newer generation
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _run(self, resident: Resident, tensors: Tensors) -> dict[str, Array]:
@@ -182,18 +192,19 @@ class Serving:
         finally:
             resident.let_go()
 
-    async def metadata(
-        self, tenant: str, name: str, version: str, deadline_s: float | None
-    ) -> tuple[ModelRecord, ModelMetadata]:
+    def knows_metadata(self, record: ModelRecord) -> bool:
+        """Whether `metadata` answers at once."""
+        return self._loading.metadata(key_of(record)) is not None
+
+    async def metadata(self, record: ModelRecord, deadline_s: float | None) -> ModelMetadata:
         """What a client may know of a model; loads it if it was never loaded here, since only a load tells."""
-        record = self.resolve(tenant, name, version)
         known = self._loading.metadata(key_of(record))
         if known is not None:
-            return record, known
+            return known
         self.misses += 1  # the client waits for a load, though for no prediction yet
         resident = await self.lease(record, deadline_s)
         try:
-            return record, resident.model.metadata
+            return resident.model.metadata
         finally:
             resident.let_go()
 
@@ -205,6 +216,11 @@ class Serving:
             return False
         failure = self._loading.failure(key_of(record))
         return failure is None or isfinite(failure.retry_at_s)
+
+
+def _unknown(tenant: str, name: str) -> str:
+    # Triton's wording first, because clients match on it.
+    return f"Request for unknown model: '{name[:200]}' is not found (tenant {tenant!r}); register it first"
 
 
 def wanted(record: ModelRecord) -> WantedModel:

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ByteSize, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from placement.errors import InvalidAddress
+from placement.store.etcd_options import EtcdOptions
 from runtime_adapters.devices import cpu
 
 MIB = 1024 * 1024
@@ -280,10 +282,11 @@ class Settings(BaseSettings):
     @field_validator("store")
     @classmethod
     def _check_store(cls, value: str) -> str:
-        if value != "embedded" and not value.startswith(("etcd://", "etcds://")):
-            raise ValueError(
-                f"{value[:80]!r} is not a store; use `embedded` (one pod) or etcd://HOST:PORT/PREFIX (many pods)"
-            )
+        if value != "embedded":
+            try:
+                EtcdOptions.from_url(value)
+            except InvalidAddress as error:
+                raise ValueError(f"{error}; or `embedded` for one pod") from None
         return value
 
     @field_validator("advertise_address")

@@ -11,17 +11,21 @@ for good: whether it is resident at the moment is no client's concern.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 
 from mesh.endpoint.access import Access
+from mesh.resident import Resident
+from mesh.routing.hop import Hop, hop_of
+from mesh.routing.router import Router
 from mesh.serving import Serving, Tensors
 from mesh.transport.base import Call, Reply, ReplyWithTrailers, UnaryHandler
 from mesh.wire import messages
 from mesh.wire.errors import InvalidMessage
 from mesh.wire.generated import inference_pb2
-from mesh.wire.peek import peek
+from mesh.wire.peek import Envelope, peek
 from mesh.wire.tensors import decode_request, encode_response
+from placement.records import ModelRecord
 
 SERVER_NAME = "hexcomb"
 DECODED_HERE_BYTES_MAX = 256 * 1024
@@ -31,13 +35,21 @@ COLD_METADATA = "hexcomb-cold"
 _COLD_TRAILER = ((COLD_METADATA, "1"),)
 
 
+RunCurrent = Callable[[ModelRecord], Awaitable[Reply]]
+"""Answers from this pod, by the generation that it is given."""
+
+
 class V2Endpoint:
     """Handlers of `inference.GRPCInferenceService`."""
 
-    def __init__(self, serving: Serving, access: Access, ready: Callable[[], str]) -> None:
+    def __init__(
+        self, serving: Serving, access: Access, ready: Callable[[], str], router: Router | None = None
+    ) -> None:
+        """`router`: of a pod in a pool."""
         self._serving = serving
         self._access = access
         self._ready = ready
+        self._router = router
 
     def routes(self) -> dict[str, UnaryHandler]:
         """Handlers by method."""
@@ -51,11 +63,49 @@ class V2Endpoint:
         }
 
     async def model_infer(self, call: Call) -> Reply:
-        """Run a model once."""
+        """Run a model once: on this pod's copy if it has one, else where the pool's router says."""
         caller = self._access.caller(call)
-        body = call.body
-        envelope = peek(body)
+        envelope = peek(call.body)
         name = _name(call, envelope.model_name)
+        record, hop = await self._resolve(call, caller.tenant, name, envelope.model_version)
+        resident = self._serving.hit(record)
+        if resident is not None:
+            if self._router is None or hop is not None or not self._router.saturated(record, resident.copy.pins):
+                return await self._run(call, envelope, name, record, resident)
+            resident.let_go()
+
+        async def run_here(current: ModelRecord) -> Reply:
+            return await self._run(call, envelope, name, current, self._serving.hit(current))
+
+        return await self._routed(call, caller.tenant, hop, record, run_here)
+
+    async def _resolve(self, call: Call, tenant: str, name: str, version: str) -> tuple[ModelRecord, Hop | None]:
+        """The generation that answers here, and the hop that brought the call, if it came from another pod."""
+        if self._router is not None:
+            hop = hop_of(call)
+            if hop is not None:
+                return self._serving.current(await self._router.registered(tenant, hop)), hop
+        return self._serving.resolve(tenant, name, version), None
+
+    async def _routed(
+        self, call: Call, tenant: str, hop: Hop | None, record: ModelRecord, run_here: RunCurrent
+    ) -> Reply:
+        """The answer of whoever has, or gets, the model."""
+        if self._router is None:
+            return await run_here(record)
+        registered = self._serving.registered(record) or record
+
+        async def run() -> Reply:
+            return await run_here(self._serving.current(registered))
+
+        if hop is None:
+            return await self._router.from_client(call, tenant, registered, run)
+        return await self._router.from_pod(hop, registered, run)
+
+    async def _run(
+        self, call: Call, envelope: Envelope, name: str, record: ModelRecord, resident: Resident | None
+    ) -> Reply:
+        body = call.body
 
         async def decode() -> Tensors:
             if len(body) <= DECODED_HERE_BYTES_MAX:
@@ -64,7 +114,7 @@ class V2Endpoint:
                 request = await asyncio.to_thread(decode_request, body, envelope)
             return Tensors(request.tensors, request.datatypes, request.outputs, len(body))
 
-        answer = await self._serving.infer(caller.tenant, name, envelope.model_version, call.deadline_s, decode)
+        answer = await self._serving.infer(record, resident, call.deadline_s, decode)
         shown = envelope.model_name if name == envelope.model_name else answer.record.id
         encoded = encode_response(
             shown, str(answer.record.generation), envelope.request_id, answer.outputs, answer.order
@@ -76,17 +126,24 @@ class V2Endpoint:
         caller = self._access.caller(call)
         request = messages.parse(messages.MODEL_METADATA, call.body)
         name = _name(call, request.name)
-        record, metadata = await self._serving.metadata(caller.tenant, name, request.version, call.deadline_s)
-        response = inference_pb2.ModelMetadataResponse(
-            name=request.name if name == request.name else record.id,
-            versions=[str(record.generation)],
-            platform=metadata.platform,
-        )
-        for tensor in metadata.inputs:
-            response.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-        for tensor in metadata.outputs:
-            response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-        return response.SerializeToString()
+        record, hop = await self._resolve(call, caller.tenant, name, request.version)
+
+        async def answer(current: ModelRecord) -> Reply:
+            metadata = await self._serving.metadata(current, call.deadline_s)
+            response = inference_pb2.ModelMetadataResponse(
+                name=request.name if name == request.name else current.id,
+                versions=[str(current.generation)],
+                platform=metadata.platform,
+            )
+            for tensor in metadata.inputs:
+                response.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+            for tensor in metadata.outputs:
+                response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+            return response.SerializeToString()
+
+        if self._serving.knows_metadata(record):
+            return await answer(record)
+        return await self._routed(call, caller.tenant, hop, record, answer)
 
     async def model_ready(self, call: Call) -> Reply:
         """Whether a request for the model has a chance."""

@@ -38,19 +38,14 @@ class Hop:
     """Of the registry's view in which the first pod found the model."""
     load: bool
     """Load the model if it is not here; else only a copy that is here, or on its way, may answer."""
-    claimed: bool = True
-    """`load` is the first copy, to be claimed; False: a further one, whatever copies there are."""
     deaths: int = 0
     """Pods that have died while they worked on this request."""
 
 
 def encode_hop(hop: Hop) -> str:
     """The entry's value: ASCII."""
-    flags = ("l" if hop.load else "") + ("" if hop.claimed else "f")
-    return (
-        f"1;{quote(hop.from_pod, safe='')};{quote(hop.model_id, safe='')};{hop.generation};{hop.revision};"
-        f"{flags};{hop.deaths}"
-    )
+    from_pod, model_id = quote(hop.from_pod, safe=""), quote(hop.model_id, safe="")
+    return f"1;{from_pod};{model_id};{hop.generation};{hop.revision};{int(hop.load)};{hop.deaths}"
 
 
 def hop_of(call: Call) -> Hop | None:
@@ -62,18 +57,10 @@ def hop_of(call: Call) -> Hop | None:
         return None
     parts = value.split(";")
     try:
-        version, from_pod, model_id, generation, revision, flags, deaths = parts[:7]
+        version, from_pod, model_id, generation, revision, load, deaths = parts[:7]
         if version != "1":
             raise ValueError(version)
-        return Hop(
-            unquote(from_pod),
-            unquote(model_id),
-            int(generation),
-            int(revision),
-            "l" in flags,
-            "f" not in flags,
-            int(deaths),
-        )
+        return Hop(unquote(from_pod), unquote(model_id), int(generation), int(revision), load == "1", int(deaths))
     except ValueError:
         raise TransportError(
             StatusCode.INVALID_ARGUMENT,

@@ -75,7 +75,7 @@ class Losses:
             if after == before:
                 return
             try:
-                if await self._membership.write_suspicion(name, after, before):
+                if await self._membership.write_suspicion(name, after):
                     log.warning("model %s was in use when pods died (%s)", name, ", ".join(d.pod for d in deaths))
                     return
             except StoreError as error:

@@ -6,7 +6,7 @@ do to others.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from mesh.routing.links import Links
 from mesh.transport.base import LineBroken, Reply, ReplyWithTrailers, TransportError
@@ -119,24 +119,22 @@ def names_page(view: RegistryView, token: str) -> hexcomb_pb2.ExportNamesRespons
     response = hexcomb_pb2.ExportNamesResponse()
     begin = int(token) if token.isdecimal() else 0
     size_bytes = 0
-    for index, (key, value) in enumerate(_records(view)):
+    for index, (key, record) in enumerate(_records(view)):
         if index < begin:
             continue
         if size_bytes > PAGE_BYTES_MAX:
             response.next_page_token = str(index)
             break
-        encoded = value()
-        size_bytes += len(key) + len(encoded)
-        response.records.add(key=key, value=encoded)
+        value = model_to_json(record) if isinstance(record, ModelRecord) else alias_to_json(record)
+        size_bytes += len(key) + len(value)
+        response.records.add(key=key, value=value)
     return response
 
 
-def _records(view: RegistryView) -> list[tuple[str, Callable[[], bytes]]]:
-    records: list[tuple[str, Callable[[], bytes]]] = []
+def _records(view: RegistryView) -> Iterator[tuple[str, ModelRecord | AliasRecord]]:
     for tenant in sorted(view.tenants):
         names = view.tenants[tenant]
-        for model in (names.models[model_id] for model_id in sorted(names.models)):
-            records.append((keys.model_key(tenant, model.id), lambda model=model: model_to_json(model)))  # type: ignore[misc]
-        for alias in (names.aliases[alias_id] for alias_id in sorted(names.aliases)):
-            records.append((keys.alias_key(tenant, alias.id), lambda alias=alias: alias_to_json(alias)))  # type: ignore[misc]
-    return records
+        for model_id in sorted(names.models):
+            yield keys.model_key(tenant, model_id), names.models[model_id]
+        for alias_id in sorted(names.aliases):
+            yield keys.alias_key(tenant, alias_id), names.aliases[alias_id]

@@ -17,6 +17,7 @@ Deliberately absent: what runs here (the caller passes it in), and gRPC.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Container
@@ -31,7 +32,7 @@ from mesh.routing.links import Links
 from mesh.routing.losses import Losses
 from mesh.routing.probes import Probes
 from mesh.transport.base import Call, LineBroken, Reply, StatusCode, TransportError
-from placement.membership import Claimed, HeldBy, Membership
+from placement.membership import HeldBy, Membership
 from placement.policy.load_choice import choose_load_pod
 from placement.policy.no_pod import Cause, NoPod
 from placement.policy.quarantine import Refused as Quarantined
@@ -39,6 +40,7 @@ from placement.policy.quarantine import may_load
 from placement.policy.routing import Forward, Load, NotHere, RunHere, choose_route
 from placement.policy.snapshot import ModelFacts, ModelName
 from placement.records import ModelRecord
+from placement.registry import Registry
 
 log = logging.getLogger("hexcomb.routing")
 
@@ -56,6 +58,8 @@ ELSEWHERE_HELPS = frozenset(
     }
 )
 """What one pod cannot do and another may. A deadline that is too short is so everywhere; a model that has gone, too."""
+NAMES_WAIT_S = 2.0
+"""How long a forwarded request waits for this pod to learn its model's name, which another pod knows already."""
 DEATHS_MAX = 2
 """Pods that may die over one request: after the first it is tried once more, after the second it is the suspect."""
 
@@ -74,6 +78,9 @@ class HereNow(Protocol):
 
     def limit(self, name: ModelName) -> int:
         """Runs that the copy here takes at a time; 0: as many as come."""
+
+    def publish(self, name: ModelName) -> None:
+        """Tell the pool what is here of this model now."""
 
 
 @dataclass(slots=True)
@@ -103,6 +110,7 @@ class Router:
     def __init__(
         self,
         own_pod: str,
+        registry: Registry,
         membership: Membership,
         links: Links,
         probes: Probes,
@@ -118,6 +126,7 @@ class Router:
     ) -> None:
         """`slow_pods`: those that answer too slowly to be asked; `observe(pod, name, seconds)`: an answer came."""
         self._own_pod = own_pod
+        self._registry = registry
         self._membership = membership
         self._links = links
         self._probes = probes
@@ -130,6 +139,7 @@ class Router:
         self._attempts_max = attempts_max
         self._clock = clock
         self._ordinals = itertools.count()
+        self._claims: dict[ModelName, asyncio.Task[tuple[str, ...]]] = {}
         self.forwarded = 0
         """Requests answered by other pods."""
         self.retried = 0
@@ -139,8 +149,19 @@ class Router:
         """Pods that can be asked, this one included."""
         return _Healthy(self._probes.down, self._slow_pods())
 
-    def saturated(self, name: ModelName, in_flight: int) -> bool:
+    async def registered(self, tenant: str, hop: Hop) -> ModelRecord:
+        """The model that another pod has resolved, once this pod's view knows it too. Raises `not_here`."""
+        record = self._registry.model(tenant, hop.model_id)
+        if record is None or record.generation < hop.generation:
+            await self._registry.wait_revision(hop.revision, NAMES_WAIT_S)
+            record = self._registry.model(tenant, hop.model_id)
+        if record is None:
+            raise not_here("unknown", f"model {hop.model_id!r} is not known to pod {self._own_pod!r} (yet)")
+        return record
+
+    def saturated(self, record: ModelRecord, in_flight: int) -> bool:
         """Whether the copy here has more to do than it takes at a time, and there are others."""
+        name = ModelName(record.tenant, record.id)
         limit = self._here.limit(name)
         return limit > 0 and in_flight > limit and len(self._membership.view.copies.get(name, ())) > 1
 
@@ -212,20 +233,33 @@ class Router:
             raise no_place(choice)
         if choice.pod != self._own_pod:
             return await self._forward(call, tenant, record, choice.pod, record.generation, tries, load=True)
-        claim = await self._membership.claim(name, record.generation, facts.size_bytes)
-        if isinstance(claim, HeldBy):
-            holder = self._reachable_holder(claim, tries.excluded)
-            if holder is not None:
-                return await self._forward(call, tenant, record, holder, record.generation, tries, load=False)
-            # Whoever holds it cannot be reached from here: one copy more is better than an error.
-        return await self._run_here(run_here, tries)
+        holder = await self._claim(name, record.generation, facts.size_bytes, tries.excluded)
+        if holder is not None:
+            return await self._forward(call, tenant, record, holder, record.generation, tries, load=False)
+        try:
+            return await self._run_here(run_here, tries)
+        finally:
+            self._here.publish(name)  # a claim that led to no load must not stand
 
-    def _reachable_holder(self, held: HeldBy, excluded: Container[str]) -> str | None:
+    async def _claim(
+        self, name: ModelName, generation: int, size_bytes: int, excluded: Container[str] = ()
+    ) -> str | None:
+        """The pod that has or loads the model already; None: this pod may load it. One claim for all who wait."""
+        claim = self._claims.get(name)
+        if claim is None:
+            claim = asyncio.get_running_loop().create_task(self._ask_store(name, generation, size_bytes))
+            self._claims[name] = claim
+            claim.add_done_callback(lambda _: self._claims.pop(name, None))
+        held = await asyncio.shield(claim)
+        # Of holders that cannot be reached from here none is any help: one copy more is better than an error.
         healthy = self.healthy()
-        return next(
-            (copy.pod for copy in held.copies if copy.pod in healthy and copy.pod not in excluded),
-            None,
-        )
+        return next((pod for pod in held if pod in healthy and pod not in excluded), None)
+
+    async def _ask_store(self, name: ModelName, generation: int, size_bytes: int) -> tuple[str, ...]:
+        healthy = self.healthy()
+        out = [copy.pod for copy in self._membership.view.copies.get(name, ()) if copy.pod not in healthy]
+        answer = await self._membership.claim(name, generation, size_bytes, ignoring=out)
+        return tuple(copy.pod for copy in answer.copies) if isinstance(answer, HeldBy) else ()
 
     async def _forward(
         self,
@@ -285,7 +319,8 @@ class Router:
         name = ModelName(record.tenant, record.id)
         self._refuse_quarantined(name, record.generation)
         here = self._here
-        if not here.servable_generation(name) and not here.is_loading(name, record.generation):
+        claimed = not here.servable_generation(name) and not here.is_loading(name, record.generation)
+        if claimed:
             await self._admit_load(hop, record, name)
         try:
             return await run_here()
@@ -298,6 +333,9 @@ class Router:
             raise TransportError(
                 error.status, error.message, error.retry_after_s, not_here(why, "").trailers
             ) from refused
+        finally:
+            if claimed:
+                here.publish(name)
 
     async def _admit_load(self, hop: Hop, record: ModelRecord, name: ModelName) -> None:
         """Raise `not_here` unless this pod may load the model for the one that asks."""
@@ -307,12 +345,9 @@ class Router:
             raise not_here("absent", f"model {record.id!r} is not on pod {self._own_pod!r} any more", holder)
         if self._is_draining():
             raise not_here("draining", f"pod {self._own_pod!r} is draining", holder)
-        if hop.claimed:
-            claim = await self._membership.claim(name, record.generation, self._facts_of(record).size_bytes)
-            if isinstance(claim, HeldBy) and not isinstance(claim, Claimed):
-                named = next((copy.pod for copy in claim.copies if copy.pod != hop.from_pod), "")
-                if named:
-                    raise not_here("held", f"model {record.id!r} is loaded by pod {named!r}", named)
+        named = await self._claim(name, record.generation, self._facts_of(record).size_bytes, (hop.from_pod,))
+        if named is not None:
+            raise not_here("held", f"model {record.id!r} is loaded by pod {named!r}", named)
 
     def _refuse_quarantined(self, name: ModelName, generation: int) -> None:
         suspicion = self._membership.view.suspicions.get(name)

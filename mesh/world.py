@@ -1,0 +1,54 @@
+"""Everything of a pod that touches the world, as one value: clocks, threads, sockets, chance.
+
+The defaults are the real ones. A simulator puts others in their place and runs the same `Node` on virtual time; tests
+replace single ones. What is not here, a pod cannot get from anywhere else.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from cache.types import ModelKey
+from mesh.loading import Stages
+from mesh.running import Runs
+from mesh.settings import Settings
+from mesh.threads import InThread, in_thread
+from mesh.transport.base import Dial, Line, ListenAddress, Routes, Transport, TransportLimits
+
+
+def _listen(routes: Routes, addresses: Sequence[ListenAddress], limits: TransportLimits) -> Transport:
+    from mesh.transport.grpcio_transport import GrpcioTransport
+
+    return GrpcioTransport(routes, addresses, limits)
+
+
+def _dial(address: str) -> Line:
+    from mesh.transport.grpcio_line import GrpcioLine
+
+    return GrpcioLine(address)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a Node gets from outside."""
+
+    clock: Callable[[], float] = time.monotonic
+    """The event loop's."""
+    wall_clock: Callable[[], float] = time.time
+    in_thread: InThread = in_thread
+    """Runs what blocks."""
+    listen: Callable[[Routes, Sequence[ListenAddress], TransportLimits], Transport] = _listen
+    dial: Dial = _dial
+    staging: Callable[[Callable[[ModelKey], bool]], Stages] | None = None
+    """Made with what says which models must run apart. None: artifacts are fetched, and prepared, for real."""
+    runner: Callable[[Settings, Callable[[float], None]], Runs] | None = None
+    """Made with the settings and what observes waits. None: models run on threads."""
+    serves_http: bool = True
+    draw: Callable[[], float] = random.random
+    """In [0, 1): which model of an alias with weights serves."""
+    incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Of this process."""
