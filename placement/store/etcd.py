@@ -19,7 +19,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Sequence
 
-from placement.errors import LeaseNotFound, StoreClosed
+from placement.errors import LeaseNotFound, StoreClosed, StoreRefused
 from placement.store.base import (
     Condition,
     KeyValue,
@@ -114,9 +114,17 @@ class EtcdStore:
         return self._keys.txn_result(answer)
 
     async def compact(self, revision: int) -> None:
-        """See KeyValueStore. It is the whole etcd's history, that of other pools and programs in it too."""
+        """See KeyValueStore. It is the whole etcd's history, that of other pools and programs in it too.
+
+        Raises StoreRefused where etcd has users, and this one has no right to do that: late 3.5 and 3.6 ask for root.
+        """
         try:
             await self._connection.call(COMPACT, etcd_pb2.CompactionRequest(revision=revision), repeatable=True)
+        except StoreRefused as error:
+            raise StoreRefused(
+                f"{self._connection.options.shown} may not compact its history: give the user the role root, or let "
+                f"etcd do it, with --auto-compaction-retention=10m ({error})"
+            ) from error
         except CallFailure as failure:
             if failure.code != "OUT_OF_RANGE":
                 raise unexpected(failure) from failure

@@ -147,6 +147,9 @@ def _why(failure: CallFailure, options: EtcdOptions) -> str:
     if "tsi_data_corrupted" in text:
         own = options.certificate.where if options.certificate is not None else "none (give cert and key)"
         return f"the server refuses the pod's certificate, {own}: is it signed by etcd's CA and valid now? ({details})"
+    if "security handshaker" in text:
+        files = ", ".join(f"{name} {pem.where}" for name, pem in options.pems if pem is not None)
+        return f"the certificates cannot be used: not PEM, or the key is not the certificate's? ({files}; {details})"
     if "socket closed" in text:
         hint = (
             "does it speak TLS at all? then etcds://, else etcd://" if options.tls else "does it want TLS (etcds://)?"

@@ -112,11 +112,12 @@ class Member:
             await channel.close()
 
     def failure(self, error: grpc.aio.AioRpcError) -> CallFailure:
-        """gRPC's error in our words. After one about certificates, files that have changed since are read again."""
+        """gRPC's error in our words. One about certificates whose files have changed since is worth another try."""
         failure = CallFailure(self.endpoint, error.code().name, error.details() or "")
         if failure.verdict is Verdict.NOT_TRUSTED and self._file_times_s != _file_times_s(self._options):
             log.info("the certificate files for etcd have changed; they are read again")
             self.renew(self._channel)
+            failure.verdict = Verdict.NOT_REACHED
         return failure
 
     def _make_channel(self) -> grpc.aio.Channel:
@@ -143,9 +144,8 @@ class Member:
         if options.server_name:
             arguments.append(("grpc.ssl_target_name_override", options.server_name))
         self._file_times_s = _file_times_s(options)
-        credentials = grpc.ssl_channel_credentials(
-            _pem_bytes("ca", options.ca), _pem_bytes("key", options.key), _pem_bytes("cert", options.certificate)
-        )
+        pems = {name: _pem_bytes(name, pem) for name, pem in options.pems}
+        credentials = grpc.ssl_channel_credentials(pems["ca"], pems["key"], pems["cert"])
         return grpc.aio.secure_channel(self.endpoint, credentials, arguments)
 
 
@@ -232,7 +232,7 @@ def _pem_bytes(name: str, pem: Pem | None) -> bytes | None:
 def _file_times_s(options: EtcdOptions) -> tuple[float, ...]:
     """When each certificate file was last written; 0: it is not there now."""
     times_s = []
-    for pem in (options.ca, options.certificate, options.key):
+    for _, pem in options.pems:
         if pem is not None and pem.file is not None:
             try:
                 times_s.append(pem.file.stat().st_mtime)

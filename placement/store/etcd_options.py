@@ -103,6 +103,11 @@ class EtcdOptions:
         user = f"{self.user}@" if self.user else ""
         return f"etcd{'s' if self.tls else ''}://{user}{','.join(self.endpoints)}/{self.prefix}"
 
+    @property
+    def pems(self) -> tuple[tuple[str, Pem | None], ...]:
+        """The files by the names that an address gives them."""
+        return ("ca", self.ca), ("cert", self.certificate), ("key", self.key)
+
     @classmethod
     def from_url(cls, url: str) -> EtcdOptions:
         """Read a URL. Raises InvalidAddress."""

@@ -34,9 +34,10 @@ def etcd(etcd_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     server.stop()
 
 
-def ask_etcd(server: EtcdServer, path: str, **fields: Any) -> dict[str, Any]:
+def ask_etcd(server: EtcdServer, path: str, token: str = "", **fields: Any) -> dict[str, Any]:
     """A call over etcd's own HTTP gateway: what a test knows of etcd without our client."""
-    request = urllib.request.Request(f"http://{server.endpoint}/v3/{path}", json.dumps(fields).encode(), method="POST")
+    headers = {"Authorization": token} if token else {}
+    request = urllib.request.Request(f"http://{server.endpoint}/v3/{path}", json.dumps(fields).encode(), headers)
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20) as answer:
         found: dict[str, Any] = json.load(answer)
         return found
