@@ -7,7 +7,7 @@ does not load.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -20,9 +20,7 @@ from placement.view import RegistryView
 class Publishing(Protocol):
     """What is used of a Membership."""
 
-    @property
-    def pod_id(self) -> str:
-        """Whose it is."""
+    pod_id: str
 
     def set_copy(self, name: ModelName, copy: Copy | None) -> None:
         """What the pod has of this model."""
@@ -41,21 +39,22 @@ class FakePeers:
         self.orders: list[tuple[str, Order]] = []
         """All that were accepted, in the order in which they came."""
         self.unreachable: set[str] = set()
+        self.deaf: set[str] = set()
+        """Pods that take orders and do nothing."""
         self.failing: dict[ModelName, str] = {}
         """Why a model does not load, for good."""
         self._at_once = at_once
         self._size_bytes = size_bytes
         self._pods: dict[str, Publishing] = {}
-        self._views: dict[str, RegistryView] = {}
+        self._names: dict[str, Callable[[], RegistryView]] = {}
         self._copies: dict[str, dict[ModelName, Copy]] = {}
         self._pending: list[tuple[str, Order]] = []
 
-    def join(self, pod: Publishing, view: RegistryView | None = None) -> None:
-        """From now on the pod takes orders; `view` is what it says when it is asked for its names."""
+    def join(self, pod: Publishing, names: Callable[[], RegistryView] = RegistryView) -> None:
+        """From now on the pod takes orders; `names` is what it says when it is asked for its names."""
         self._pods[pod.pod_id] = pod
+        self._names[pod.pod_id] = names
         self._copies[pod.pod_id] = {}
-        if view is not None:
-            self._views[pod.pod_id] = view
 
     def leave(self, pod_id: str) -> None:
         """The pod does not answer any more."""
@@ -66,6 +65,20 @@ class FakePeers:
     def hold(self, pod_id: str, name: ModelName, generation: int = 1) -> None:
         """The pod serves this, as after a request of its own."""
         self._publish(pod_id, name, Copy(pod_id, generation, 0, self._size_bytes, 0.0))
+
+    def let_go(self, pod_id: str, name: ModelName) -> None:
+        """The pod evicts this."""
+        self._publish(pod_id, name, None)
+
+    def mend(self, name: ModelName) -> None:
+        """The model loads from now on, and no pod says otherwise any more."""
+        self.failing.pop(name, None)
+        for pod in self._pods.values():
+            pod.set_failure(name, None)
+
+    def forget_pending(self) -> None:
+        """What was ordered and is not done is never done."""
+        self._pending.clear()
 
     def held(self, pod_id: str) -> Mapping[ModelName, Copy]:
         """What the pod has."""
@@ -84,7 +97,8 @@ class FakePeers:
         if pod in self.unreachable or pod not in self._pods:
             raise PeerError(pod, "it does not answer")
         self.orders += [(pod, order) for order in orders]
-        self._pending += [(pod, order) for order in orders]
+        if pod not in self.deaf:
+            self._pending += [(pod, order) for order in orders]
         while self._at_once and self._pending:
             await self.carry_out()
 
@@ -92,7 +106,7 @@ class FakePeers:
         """See Peers."""
         if pod in self.unreachable or pod not in self._pods:
             raise PeerError(pod, "it does not answer")
-        tenants = self._views[pod].tenants.values() if pod in self._views else ()
+        tenants = self._names[pod]().tenants.values()
         models = [record for tenant in tenants for record in tenant.models.values()]
         return models, [record for tenant in tenants for record in tenant.aliases.values()]
 

@@ -1,8 +1,9 @@
 """What is known of a model when a place is sought for it: from its spec, from measurements, from the pool's rules.
 
 Every pod gathers the same facts from the same views, so that ingress pods and the leader choose alike. The size is the
-declared one; else what a copy of it last measured; else the mean of what the pool holds, and for an empty pool a
-constant: a guess is corrected by the pod that fetches the artifact, before anything is evicted for it.
+declared one; else what a copy of it last measured; else a guess: the mean of what the pool holds, and for an empty pool
+a constant, but never so much that a guess rules a pod out. The pod that fetches the artifact corrects it before it
+evicts anything for it.
 
 Deliberately absent: which disks hold the artifact (pods do not publish it yet); rendezvous hashing brings a model back
 to where it was, so a guess is not needed for that.
@@ -18,6 +19,8 @@ from placement.records import ModelRecord
 
 SIZE_UNKNOWN_BYTES = 64 * 1024 * 1024
 """Of a model in a pool without copies: the tabular models are far below it, the neural ones around it."""
+GUESS_SHARE_MAX = 1 / 16
+"""Of the largest pod's capacity."""
 LOAD_FIRST_S = 0.2
 LOAD_BYTES_PER_S = 200e6
 """Object storage to servable, over all formats: only the order of pods depends on it."""
@@ -37,13 +40,13 @@ class FactsGatherer:
         self._view = view
         self._known_size = known_size
         self._constraints = constraints
-        self._mean_copy_bytes = 0
+        self._guessed_bytes = 0
 
     def facts(self, record: ModelRecord) -> ModelFacts:
         """Of one registered model."""
         spec = record.spec
         name = ModelName(record.tenant, record.id)
-        size_bytes = spec.capacity_hint_bytes or self._known_size(name) or self.mean_copy_bytes()
+        size_bytes = spec.capacity_hint_bytes or self._known_size(name) or self.guessed_bytes()
         rule = self._constraints.rule(spec.format or "", spec.labels)
         return ModelFacts(
             name,
@@ -60,10 +63,12 @@ class FactsGatherer:
             disk_load_s=LOAD_FIRST_S + size_bytes / DISK_BYTES_PER_S,
         )
 
-    def mean_copy_bytes(self) -> int:
-        """Of the pool's copies, as the pods account for them."""
-        if not self._mean_copy_bytes:
+    def guessed_bytes(self) -> int:
+        """The size of a model that nothing is known of."""
+        if not self._guessed_bytes:
             pods, models = self._view.pods.values(), len(self._view.copies)
             used_bytes = sum(max(0, pod.capacity_bytes - pod.free_bytes) for pod in pods)
-            self._mean_copy_bytes = max(1, used_bytes // models) if models and used_bytes else SIZE_UNKNOWN_BYTES
-        return self._mean_copy_bytes
+            mean_bytes = used_bytes // models if models and used_bytes else SIZE_UNKNOWN_BYTES
+            largest_bytes = max((pod.capacity_bytes for pod in pods), default=0)
+            self._guessed_bytes = max(1, min(mean_bytes, int(largest_bytes * GUESS_SHARE_MAX)))
+        return self._guessed_bytes

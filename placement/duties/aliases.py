@@ -73,9 +73,9 @@ class Aliases:
             name = AliasName(change.tenant, change.id)
             self._moving.pop(name, None)
             self._splitting.pop(name, None)
-            if change.after is None:
+            if change.before is None or change.after is None or change.before.target != change.after.target:
                 self._failed.pop(name, None)
-            else:
+            if change.after is not None:
                 self._note(change.after)
 
     def wanted_copies(self, name: ModelName) -> int:
@@ -115,16 +115,8 @@ class Aliases:
             return self._fail(plan, name, record, 0, reason)
         active_name = ModelName(record.tenant, record.active)
         active = plan.facts_of(active_name)
-        failed = self._failed.get(name)
-        if failed is None and record.state is AliasState.TRANSITION_FAILED:
-            # Failed under another leader, or told to fail by somebody else.
-            first_s = self._limits.alias_retry_first_s
-            failed = self._failed[name] = _Failed(record.target, target.generation, plan.now_s + first_s, first_s)
-        if failed is not None:
-            if (failed.target, failed.generation) != (record.target, target.generation):
-                del self._failed[name]
-            elif plan.now_s < failed.retry_at_s:
-                return []
+        if record.state is AliasState.TRANSITION_FAILED and plan.now_s < self._retry_at_s(name, target, plan.now_s):
+            return []
         step = plan_transition(
             plan.view,
             active,
@@ -148,6 +140,17 @@ class Aliases:
             case Wait(reason):
                 pass
         return [Told(name, "prepare alias", f"{record.target!r} shall follow {record.active!r}: {reason}")]
+
+    def _retry_at_s(self, name: AliasName, target: ModelFacts, now_s: float) -> float:
+        """When a transition that has failed is tried again; it has its next try until it fails once more."""
+        failed, first_s = self._failed.get(name), self._limits.alias_retry_first_s
+        if failed is None:
+            # Under another leader, or somebody else said so.
+            failed = _Failed(target.name.id, target.generation, now_s + first_s, first_s)
+        elif (failed.target, failed.generation) != (target.name.id, target.generation):
+            failed = _Failed(target.name.id, target.generation, now_s, first_s)
+        self._failed[name] = failed
+        return failed.retry_at_s
 
     def _fail(self, plan: Planning, name: AliasName, record: AliasRecord, generation: int, reason: str) -> list[Told]:
         before = self._failed.get(name)
