@@ -12,20 +12,22 @@ evidence, not proof: the pod may have been killed, with innocent models on board
   crashes `crashes_max` times within `crashes_within_s` on one pod, the model is quarantined.
 * isolated, and on board of a pod that dies anyway: not blamed, it could not have done that.
 
-Serving for a while after a death clears what that death was blamed on: quickly for loading, which succeeded since;
-slowly for running, since the one bad request may come again. What is isolated stays isolated.
+Serving for a while after a death clears what that death was blamed on: soon for loading, which succeeded since, and
+not much later for running, because a request is tried twice: one that kills brings the second death right after the
+first. What is isolated stays isolated.
 
 A suspicion is about one generation: a new spec begins without one, and an operator may release a model by hand.
 
-Deliberately absent: comparing the clocks of two pods. Crashes are counted per incarnation; deaths are only counted.
+Deliberately absent: who is dead (the leader sees that), and comparing the clocks of two pods. Crashes are counted per
+incarnation; deaths are only counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from placement.policy.snapshot import Death, Intent, PoolView, Suspicion, Verdict
+from placement.policy.snapshot import Death, Suspicion, Verdict
 
 LOADING = "loading"
 RUNNING = "running"
@@ -44,7 +46,7 @@ class QuarantineLimits:
     """So many crashes of an isolated model's process so close together end its service."""
     loading_clears_after_s: float = 30.0
     """Servable for so long since the last death, a model did not kill its pod by being loaded."""
-    running_clears_after_s: float = 600.0
+    running_clears_after_s: float = 60.0
     """Servable for so long since the last death, a model that was running at one death is trusted again. Two pods
     that are killed from outside within this isolate what was in use on both."""
     crashes_kept_max: int = 8
@@ -76,23 +78,6 @@ def may_load(suspicion: Suspicion | None, generation: int) -> Allowed | Refused:
     if suspicion.verdict is Verdict.QUARANTINED:
         return Refused(f"quarantined: {_story(suspicion)}; register a corrected spec, or release it by hand")
     return Allowed(isolated=suspicion.isolate)
-
-
-def deaths_told_by(intents: Iterable[Intent], view: PoolView) -> tuple[Death, ...]:
-    """The intents whose process has ended: its pod is gone, or another incarnation answers to the name.
-
-    A pod whose lease merely ran out is still in the view, and its intents tell nothing yet. One that said goodbye has
-    withdrawn them.
-    """
-    ended = (
-        intent
-        for intent in intents
-        if intent.pod not in view.pods or view.pods[intent.pod].incarnation != intent.incarnation
-    )
-    return tuple(
-        Death(intent.pod, intent.incarnation, intent.doing, intent.at_s)
-        for intent in sorted(ended, key=lambda intent: (intent.pod, intent.incarnation, intent.doing))
-    )
 
 
 def judge(
