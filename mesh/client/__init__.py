@@ -1,6 +1,6 @@
 """The client of a pool: inference, registration, aliases, status.
 
-    with Client("127.0.0.1:8033", tenant="blue") as client:
+    with Client("pod-1:8033,pod-2:8033", tenant="blue") as client:
         client.register("iris", uri="file:///models/iris.onnx")
         result = client.infer("iris", {"input": rows})
 
@@ -27,9 +27,11 @@ from mesh.client.errors import (
 )
 from mesh.client.operations import AliasFields, SpecFields, registration
 from mesh.client.retries import RetryPolicy
+from mesh.client.service_config import SERVICE_CONFIG
 from mesh.wire.tensors import InferResult
 
 __all__ = [
+    "SERVICE_CONFIG",
     "AliasFields",
     "AlreadyExists",
     "AsyncClient",

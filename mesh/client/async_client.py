@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
@@ -12,11 +10,13 @@ from typing import Self, TypeVar, Unpack
 from numpy.typing import ArrayLike
 
 from mesh.client import operations
-from mesh.client.client import DEFAULT_ENDPOINT, DEFAULT_TIMEOUT_S, LEAST_TIMEOUT_S, Progress, decoded, metadata_of
+from mesh.client.attempts import Pause, Received
+from mesh.client.client import DEFAULT_ENDPOINT, DEFAULT_TIMEOUT_S, Calls, Progress, decoded
 from mesh.client.connection import AsyncConnection, ClientTls
+from mesh.client.endpoints import parse_endpoints
 from mesh.client.errors import HexcombError
 from mesh.client.operations import AliasFields, Operation, SpecFields
-from mesh.client.retries import RetryPolicy, wait_before_retry_s
+from mesh.client.retries import RetryPolicy
 from mesh.transport.base import Metadata
 from mesh.wire.generated import hexcomb_pb2, inference_pb2, mmesh_pb2
 from mesh.wire.tensors import InferResult
@@ -29,7 +29,7 @@ class AsyncClient:
 
     def __init__(
         self,
-        endpoint: str = DEFAULT_ENDPOINT,
+        endpoint: str | Sequence[str] = DEFAULT_ENDPOINT,
         *,
         tenant: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
@@ -37,13 +37,13 @@ class AsyncClient:
         tls: ClientTls | None = None,
         metadata: Metadata = (),
     ) -> None:
-        self._connection = AsyncConnection(endpoint, tls)
-        self._metadata = metadata_of(tenant, metadata)
-        self._timeout_s = timeout_s
-        self._retry = retry or RetryPolicy()
+        """`endpoint`: HOST:PORT, or several: a list, or one text with commas between them. Raises ValueError."""
+        addresses = parse_endpoints(endpoint)
+        self._connections = {address: AsyncConnection(address, tls) for address in addresses}
+        self._calls = Calls(addresses, tenant, timeout_s, retry, metadata)
 
     async def close(self) -> None:
-        await self._connection.close()
+        await asyncio.gather(*(connection.close() for connection in self._connections.values()))
 
     async def __aenter__(self) -> Self:
         return self
@@ -55,21 +55,22 @@ class AsyncClient:
 
     async def call(self, operation: Operation[Answer], timeout_s: float | None = None) -> Answer:
         """Any operation of `mesh.client.operations`."""
-        deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
-        attempts = 0
+        steps = self._calls.begin(timeout_s)
+        outcome: Received | HexcombError | None = None
         while True:
-            attempts += 1
             try:
-                remaining_s = max(deadline_s - time.monotonic(), LEAST_TIMEOUT_S)
-                body = await self._connection.call(operation.path, operation.body, self._metadata, remaining_s)
+                step = steps.send(outcome)
+            except StopIteration as done:
+                return decoded(operation, done.value)
+            if isinstance(step, Pause):
+                await asyncio.sleep(step.seconds)
+                outcome = None
+                continue
+            try:
+                connection = self._connections[step.address]
+                outcome = await connection.call(operation.path, operation.body, step.metadata, step.timeout_s)
             except HexcombError as error:
-                remaining_s = deadline_s - time.monotonic()
-                wait_s = wait_before_retry_s(error, attempts, remaining_s, self._retry, random.random())
-                if wait_s is None:
-                    raise
-                await asyncio.sleep(wait_s)
-            else:
-                return decoded(operation, body)
+                outcome = error
 
     async def infer(
         self,

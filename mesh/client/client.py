@@ -1,7 +1,10 @@
 """`Client`: everything a pool offers, from blocking code. `mesh.client.async_client` is the same on asyncio.
 
-A call has one deadline for all its attempts. Answers of the management interface are its own messages
-(mesh/wire/protos/hexcomb.proto); tensors are NumPy arrays. Refusals are raised as `mesh.client.errors`.
+It is given one endpoint or several; of several, each call goes to the next one that is well, and from one that does
+not answer to another at once. A call has one deadline for all its attempts.
+
+Answers of the management interface are its own messages (mesh/wire/protos/hexcomb.proto); tensors are NumPy arrays.
+Refusals are raised as `mesh.client.errors`.
 
 Imports beside tritonclient in one process.
 """
@@ -17,10 +20,12 @@ from typing import Self, TypeVar, Unpack
 from numpy.typing import ArrayLike
 
 from mesh.client import operations
+from mesh.client.attempts import Conversation, Pause, Received, conversation
 from mesh.client.connection import BlockingConnection, ClientTls
+from mesh.client.endpoints import Endpoints, parse_endpoints
 from mesh.client.errors import HexcombError, ServerFailed
 from mesh.client.operations import AliasFields, Operation, SpecFields
-from mesh.client.retries import RetryPolicy, wait_before_retry_s
+from mesh.client.retries import RetryPolicy
 from mesh.transport.base import Metadata, StatusCode
 from mesh.wire.generated import hexcomb_pb2, inference_pb2, mmesh_pb2
 from mesh.wire.messages import TENANT_METADATA
@@ -33,7 +38,6 @@ Progress = Callable[[int], None]
 DEFAULT_ENDPOINT = "127.0.0.1:8033"
 DEFAULT_TIMEOUT_S = 60.0
 """Long enough for a cold model of ordinary size; every method takes another."""
-LEAST_TIMEOUT_S = 0.001
 
 
 class Client:
@@ -41,7 +45,7 @@ class Client:
 
     def __init__(
         self,
-        endpoint: str = DEFAULT_ENDPOINT,
+        endpoint: str | Sequence[str] = DEFAULT_ENDPOINT,
         *,
         tenant: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
@@ -49,13 +53,14 @@ class Client:
         tls: ClientTls | None = None,
         metadata: Metadata = (),
     ) -> None:
-        self._connection = BlockingConnection(endpoint, tls)
-        self._metadata = metadata_of(tenant, metadata)
-        self._timeout_s = timeout_s
-        self._retry = retry or RetryPolicy()
+        """`endpoint`: HOST:PORT, or several: a list, or one text with commas between them. Raises ValueError."""
+        addresses = parse_endpoints(endpoint)
+        self._connections = {address: BlockingConnection(address, tls) for address in addresses}
+        self._calls = Calls(addresses, tenant, timeout_s, retry, metadata)
 
     def close(self) -> None:
-        self._connection.close()
+        for connection in self._connections.values():
+            connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -67,21 +72,22 @@ class Client:
 
     def call(self, operation: Operation[Answer], timeout_s: float | None = None) -> Answer:
         """Any operation of `mesh.client.operations`."""
-        deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
-        attempts = 0
+        steps = self._calls.begin(timeout_s)
+        outcome: Received | HexcombError | None = None
         while True:
-            attempts += 1
             try:
-                remaining_s = max(deadline_s - time.monotonic(), LEAST_TIMEOUT_S)
-                body = self._connection.call(operation.path, operation.body, self._metadata, remaining_s)
+                step = steps.send(outcome)
+            except StopIteration as done:
+                return decoded(operation, done.value)
+            if isinstance(step, Pause):
+                time.sleep(step.seconds)
+                outcome = None
+                continue
+            try:
+                connection = self._connections[step.address]
+                outcome = connection.call(operation.path, operation.body, step.metadata, step.timeout_s)
             except HexcombError as error:
-                remaining_s = deadline_s - time.monotonic()
-                wait_s = wait_before_retry_s(error, attempts, remaining_s, self._retry, random.random())
-                if wait_s is None:
-                    raise
-                time.sleep(wait_s)
-            else:
-                return decoded(operation, body)
+                outcome = error
 
     def infer(
         self,
@@ -183,9 +189,26 @@ class Client:
         self.call(operations.delete_alias(alias, owner))
 
 
-def metadata_of(tenant: str | None, metadata: Metadata) -> Metadata:
-    """What goes with every call."""
-    return metadata if tenant is None else (*metadata, (TENANT_METADATA, tenant))
+class Calls:
+    """What both clients keep beside their connections: how a call begins."""
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        tenant: str | None,
+        timeout_s: float,
+        retry: RetryPolicy | None,
+        metadata: Metadata,
+    ) -> None:
+        self._endpoints = Endpoints(addresses, time.monotonic, random.randrange(len(addresses)))
+        self._metadata = metadata if tenant is None else (*metadata, (TENANT_METADATA, tenant))
+        self._timeout_s = timeout_s
+        self._retry = retry or RetryPolicy()
+
+    def begin(self, timeout_s: float | None) -> Conversation:
+        """A call that ends after `timeout_s`, or after the client's own time."""
+        deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        return conversation(self._endpoints, self._retry, self._metadata, deadline_s, time.monotonic, random.random)
 
 
 def decoded(operation: Operation[Answer], body: bytes) -> Answer:

@@ -11,8 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mesh.client.attempts import Received
 from mesh.client.errors import HexcombError, error_of
-from mesh.transport.base import RETRY_AFTER_METADATA, Metadata
+from mesh.transport.base import ANSWERED_METADATA, RETRY_AFTER_METADATA, Metadata, StatusCode
+from mesh.wire.messages import DRAINING_METADATA, REVISION_METADATA
+
+KEEPALIVE_AFTER_S = 12.0
+"""Of a call without an answer: then the pod is asked whether it is there at all. Pods refuse pings every 10 s."""
+KEEPALIVE_TIMEOUT_S = 4.0
+"""A pod that does not answer that is frozen or cut off; the call goes to another one."""
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -24,7 +31,25 @@ _OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Connections are this client's own, not shared with every other one in the process.
     ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.keepalive_time_ms", int(KEEPALIVE_AFTER_S * 1000)),
+    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
+    ("grpc.http2.max_pings_without_data", 0),
 ]
+_UNSENT = ("failed to connect", "Failed to connect", "connections to all backends failing", "DNS resolution failed")
+"""How gRPC's word on a call that never left begins."""
+_BROKEN_LINES = ("RST_STREAM", "Stream removed")
+_MISNAMED = (StatusCode.UNKNOWN, StatusCode.INTERNAL)
+"""What gRPC calls some broken lines."""
+_OF_THE_NETWORK = frozenset(
+    {
+        StatusCode.UNAVAILABLE,
+        StatusCode.CANCELLED,
+        StatusCode.DEADLINE_EXCEEDED,
+        StatusCode.UNKNOWN,
+        StatusCode.INTERNAL,
+    }
+)
+"""What gRPC itself says when there was no answer; the rest is somebody's word, a foreign server's too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +73,18 @@ class BlockingConnection:
             self._channel = grpc.insecure_channel(endpoint, _options(endpoint))
         else:
             self._channel = grpc.secure_channel(endpoint, _credentials(tls), _options(endpoint))
-        self._callables: dict[str, Callable[..., bytes]] = {}
+        self._callables: dict[str, Callable[..., Any]] = {}
 
-    def call(self, path: str, body: bytes, metadata: Metadata, timeout_s: float) -> bytes:
+    def call(self, path: str, body: bytes, metadata: Metadata, timeout_s: float) -> Received:
         """One attempt. Raises HexcombError."""
         callable_ = self._callables.get(path)
         if callable_ is None:
-            callable_ = self._callables.setdefault(path, self._channel.unary_unary(path))
+            callable_ = self._callables.setdefault(path, self._channel.unary_unary(path).with_call)
         try:
-            return callable_(body, timeout=timeout_s, metadata=metadata)
+            reply, call = callable_(body, timeout=timeout_s, metadata=metadata)
         except self._rpc_error as failure:
             raise _as_ours(failure, self._endpoint) from failure
+        return _received(reply, call.trailing_metadata())
 
     def close(self) -> None:
         self._channel.close()
@@ -79,16 +105,16 @@ class AsyncConnection:
             self._channel = grpc.aio.secure_channel(endpoint, _credentials(tls), _options(endpoint))
         self._callables: dict[str, Callable[..., Any]] = {}
 
-    async def call(self, path: str, body: bytes, metadata: Metadata, timeout_s: float) -> bytes:
+    async def call(self, path: str, body: bytes, metadata: Metadata, timeout_s: float) -> Received:
         """One attempt. Raises HexcombError."""
         callable_ = self._callables.get(path)
         if callable_ is None:
             callable_ = self._callables.setdefault(path, self._channel.unary_unary(path))
+        call = callable_(body, timeout=timeout_s, metadata=metadata)
         try:
-            reply: bytes = await callable_(body, timeout=timeout_s, metadata=metadata)
+            return _received(await call, await call.trailing_metadata())
         except self._rpc_error as failure:
             raise _as_ours(failure, self._endpoint) from failure
-        return reply
 
     async def close(self) -> None:
         await self._channel.close()
@@ -113,12 +139,29 @@ def _credentials(tls: ClientTls) -> Any:
     return grpc.ssl_channel_credentials(tls.server_ca_pem, tls.private_key_pem, tls.certificate_chain_pem)
 
 
+def _received(reply: bytes, trailers: Any) -> Received:
+    if not trailers:
+        return Received(reply)
+    draining, revision = False, 0
+    for key, value in trailers:
+        if key == DRAINING_METADATA:
+            draining = True
+        elif key == REVISION_METADATA and str(value).isdecimal():
+            revision = int(value)
+    return Received(reply, draining, revision)
+
+
 def _as_ours(failure: Any, endpoint: str) -> HexcombError:
+    status = failure.code().value[0]
     details = failure.details() or "no further word from the server"
-    if details.startswith(("failed to connect", "Failed to connect", "connections to all backends failing")):
+    trailers = {key: str(value) for key, value in failure.trailing_metadata() or ()}
+    answered = ANSWERED_METADATA in trailers or status not in _OF_THE_NETWORK
+    sent = answered or not details.startswith(_UNSENT)
+    if not sent:
         details = f"cannot reach {endpoint} ({details}); is `hexcomb serve` running there?"
-    retry_after_s = None
-    for key, value in failure.trailing_metadata() or ():
-        if key == RETRY_AFTER_METADATA and str(value).isdecimal():
-            retry_after_s = int(value) / 1000
-    return error_of(failure.code().value[0], details, retry_after_s)
+    elif not answered and status in _MISNAMED and any(sign in details for sign in _BROKEN_LINES):
+        status = StatusCode.UNAVAILABLE
+    hint = trailers.get(RETRY_AFTER_METADATA, "")
+    error = error_of(status, details, int(hint) / 1000 if hint.isdecimal() else None)
+    error.answered, error.sent, error.draining = answered, sent, DRAINING_METADATA in trailers
+    return error

@@ -20,7 +20,15 @@ from mesh.transport.base import StatusCode
 
 
 class HexcombError(Exception):
-    """Base of every error that a client raises. `retry_after_s` is the server's hint, if it gave one."""
+    """Base of every error that a client raises. `retry_after_s` is the server's hint, if it gave one.
+
+    `answered`: a server said so; else the network failed, and nobody knows whether the call was carried out, unless
+    it was never `sent`. `draining`: the server that said so is about to stop.
+    """
+
+    answered = True
+    sent = True
+    draining = False
 
     def __init__(self, message: str, status: StatusCode, retry_after_s: float | None = None) -> None:
         super().__init__(message)

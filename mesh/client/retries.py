@@ -1,11 +1,11 @@
-"""When a failed call is tried again: a decision without a clock or chance, carried out by the clients.
+"""When a failed call is tried again after a pause: a decision without a clock or chance, carried out by the clients.
 
 Everything that a client calls may be repeated: inference has no effect, registration of an equal spec is none either,
 and a compare-and-set fails the second time. So the question is only whether another try can succeed:
 
 1. not after an error that a repetition would repeat (anything but Unavailable, and Overloaded with a hint: a server
    that gives no hint has not promised that room will come);
-2. not beyond `attempts_max`;
+2. not beyond `attempts_max` (with several endpoints, that many rounds over them: `mesh.client.attempts`);
 3. not when the wait would outlast the caller's deadline: the error now is worth more than DEADLINE_EXCEEDED then.
 
 The server's hint is the shortest wait; without one the wait doubles. A random share is added, so that clients that
