@@ -32,7 +32,10 @@ DECODED_HERE_BYTES_MAX = 256 * 1024
 """Larger requests are decoded on a thread: strings and typed numbers take up to 65 ms per MB, all calls would wait."""
 COLD_METADATA = "hexcomb-cold"
 """Trailing metadata of an inference that waited for its model to be loaded."""
-_COLD_TRAILER = ((COLD_METADATA, "1"),)
+_COLD_TRAILER: tuple[tuple[str, str], ...] = ((COLD_METADATA, "1"),)
+DRAINING_METADATA = "hexcomb-draining"
+"""Trailing metadata of an inference on a pod that is about to stop: a client that knows others goes there next."""
+_DRAINING_TRAILER = ((DRAINING_METADATA, "1"),)
 
 
 RunCurrent = Callable[[ModelRecord], Awaitable[Reply]]
@@ -119,7 +122,10 @@ class V2Endpoint:
         encoded = encode_response(
             shown, str(answer.record.generation), envelope.request_id, answer.outputs, answer.order
         )
-        return ReplyWithTrailers(encoded, _COLD_TRAILER) if answer.cold else encoded
+        trailers = _COLD_TRAILER if answer.cold else ()
+        if self._ready():
+            trailers = (*trailers, *_DRAINING_TRAILER)
+        return ReplyWithTrailers(encoded, trailers) if trailers else encoded
 
     async def model_metadata(self, call: Call) -> Reply:
         """Names, datatypes and shapes of a model's inputs and outputs; loads it the first time."""

@@ -26,12 +26,24 @@ class Echo:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    async def infer(
-        self, tenant: str, name: str, version: str, deadline_s: float | None, decode: Callable[[], Awaitable[Tensors]]
-    ) -> Answer:
+    def resolve(self, tenant: str, name: str, version: str) -> ModelRecord:
         self.asked.append(name)
+        return ModelRecord(tenant, name, ModelSpec(uri="file:///m.onnx"), 1, 0.0, 0.0)
+
+    def hit(self, record: ModelRecord) -> None:
+        return None
+
+    def registered(self, record: ModelRecord) -> ModelRecord:
+        return record
+
+    async def infer(
+        self,
+        record: ModelRecord,
+        resident: object,
+        deadline_s: float | None,
+        decode: Callable[[], Awaitable[Tensors]],
+    ) -> Answer:
         tensors = await decode()
-        record = ModelRecord(tenant, name, ModelSpec(uri="file:///m.onnx"), 1, 0.0, 0.0)
         return Answer(tensors.inputs, (), record, cold=False)
 
 
