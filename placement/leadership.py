@@ -63,13 +63,13 @@ class Leadership:
         if self.is_leader:
             return True
         self._since_at_s = self._wall_clock()
-        lease = self._publisher.lease.id
+        lease, sent_s = self._publisher.lease.id, self._clock()
         try:
             return lease != NO_LEASE and await self._write(lease, 0, restoring=restoring)
         except LeaseNotFound:
             self._publisher.lease_lost(lease, "the store does not know it")
         except StoreError as error:
-            self._reach.failed(error)
+            self._reach.failed(error, sent_s)
         return False
 
     async def set_restoring(self, restoring: bool) -> bool:

@@ -19,7 +19,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Protocol
 
 from placement import keys
@@ -27,22 +27,34 @@ from placement.errors import Compacted, StoreClosed, StoreError, StoreReplaced
 from placement.policy.snapshot import Intent, ModelName, PoolView
 from placement.pool_reading import HotEvent, IntentEvent, LeaderEvent, PoolReader, SideEvent
 from placement.pool_records import HotModel, LeaderRecord
-from placement.pool_view import PoolChanges, PoolEvent, SuspicionEvent, advance, faded, let_go, vanished
+from placement.pool_view import (
+    PodEvent,
+    PoolChanges,
+    PoolEvent,
+    SuspicionEvent,
+    advance,
+    faded,
+    let_go,
+    list_pods,
+    vanished,
+)
 from placement.store.base import KeyValue, KeyValueStore, WatchBatch
 from placement.store_reach import StoreReach
 
 log = logging.getLogger(__name__)
 
 LIST_PAGE = 1000
-"""Keys in one page: what the loop reads in about 10 ms."""
+"""Keys in one page: few round trips."""
+READ_AT_ONCE = 200
+"""Keys that are read before others have their turn on the loop: some milliseconds."""
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 1.0
 """Between tries to follow a store that is away."""
 KNOWN_SIZES_MAX = 200_000
 """Of models without a copy; some 50 bytes each beside the name."""
 
-_WATCHED = (keys.COPIES, keys.FAILURES, keys.PODS, keys.INTENTS, keys.SUSPICIONS, keys.LEADER, keys.HOT)
-"""Copies before pods: see `settled` in placement.pool_view."""
+_WATCHED = (keys.PODS, keys.COPIES, keys.FAILURES, keys.INTENTS, keys.SUSPICIONS, keys.LEADER, keys.HOT)
+"""Pods first: see lists in placement.pool_view."""
 
 
 class OwnKeys(Protocol):
@@ -149,17 +161,18 @@ class PoolFollower:
             except StoreClosed:
                 return
             except StoreError as error:
-                self._reach.failed(error)
+                self._reach.failed(error, self._clock())
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, RETRY_MAX_S)
 
     async def read_all(self) -> None:
         """Read everything, page by page, and drop what is not there any more. Raises StoreError."""
         first: int | None = None
-        listed = _Listed()
+        listed: set[str] = set()
         ahead: dict[str, int] = {}
         last = 0
         for prefix in _WATCHED:
+            pods: list[PodEvent] = []
             from_key: str | None = ""
             while from_key is not None:
                 page = await self._store.range(prefix, limit=LIST_PAGE, from_key=from_key)
@@ -168,35 +181,47 @@ class PoolFollower:
                     self.view = replace(self.view, revision=first - 1)
                 last = page.revision
                 ahead.update((kv.key, kv.mod_revision) for kv in page.items if kv.mod_revision > first)
-                self._take(page.items, first, listed)
+                listed.update(kv.key for kv in page.items)
+                for start in range(0, len(page.items), READ_AT_ONCE):
+                    pods += self._take(page.items[start : start + READ_AT_ONCE], first)
+                    await asyncio.sleep(0)
                 from_key = page.next_key
+            if prefix == keys.PODS:
+                self._move(*list_pods(self.view, pods, now_s=self._clock()))
         assert first is not None
         self._ahead, self._ahead_until = ahead, last
-        self._end_list(listed, first)
+        await self._end_list(listed, first)
 
-    def _take(self, items: Iterable[KeyValue], revision: int, listed: _Listed) -> None:
-        """Apply a page. The view stays before `revision` until the list has ended."""
+    def _take(self, items: Iterable[KeyValue], revision: int) -> list[PodEvent]:
+        """Apply a page, but for its pods. The view stays before `revision` until the list has ended."""
         events: list[PoolEvent] = []
         side_events: list[SideEvent] = []
         for kv in items:
-            listed.keys.add(kv.key)
             self._own_keys.observe(kv.key, kv.value, kv.mod_revision)
             self._sort_out(self._reader.read(kv, revision, deleted=False), kv.mod_revision, events, side_events)
-        listed.events += events
-        self._publish(events, side_events, revision - 1)
+        self._publish([event for event in events if not isinstance(event, PodEvent)], side_events, revision - 1)
+        return [event for event in events if isinstance(event, PodEvent)]
 
-    def _end_list(self, listed: _Listed, revision: int) -> None:
-        events = vanished(self.view, listed.events, revision)
-        for name in [n for n in self.suspicion_revisions if keys.suspicion_key(*n) not in listed.keys]:
+    async def _end_list(self, listed: set[str], revision: int) -> None:
+        def is_listed(kind: str, name: ModelName, pod: str) -> bool:
+            key_of = keys.copy_key if kind == "copies" else keys.failure_key
+            return key_of(name.tenant, name.id, pod) in listed
+
+        events: list[PoolEvent] = []
+        known = [*self.view.copies, *(name for name in self.view.failures if name not in self.view.copies)]
+        for start in range(0, len(known), READ_AT_ONCE):
+            events += vanished(self.view, known[start : start + READ_AT_ONCE], is_listed, revision)
+            await asyncio.sleep(0)
+        for name in [n for n in self.suspicion_revisions if keys.suspicion_key(*n) not in listed]:
             del self.suspicion_revisions[name]
             events.append(SuspicionEvent(revision, name, None))
         side_events: list[SideEvent] = [
-            IntentEvent(key, name, None) for key, (name, _) in self.intents.items() if key not in listed.keys
+            IntentEvent(key, name, None) for key, (name, _) in self.intents.items() if key not in listed
         ]
-        if self.leader is not None and keys.LEADER not in listed.keys:
+        if self.leader is not None and keys.LEADER not in listed:
             side_events.append(LeaderEvent(0, None))
         self._publish(events, side_events, revision)
-        self._own_keys.listed(listed.keys, revision)
+        self._own_keys.listed(listed, revision)
 
     def _apply(self, batch: WatchBatch) -> None:
         """One turn of following: the view and the listeners move on by one batch."""
@@ -284,11 +309,3 @@ class PoolFollower:
             log.warning("nothing more was heard from %s: gone", ", ".join(sorted(gone)))
         self._move(*let_go(self.view, gone))
         self._await_fading()
-
-
-@dataclass(slots=True)
-class _Listed:
-    """What a list has shown so far."""
-
-    keys: set[str] = field(default_factory=set)
-    events: list[PoolEvent] = field(default_factory=list)

@@ -309,7 +309,7 @@ def _dump(data: dict[str, Any]) -> bytes:
 
 def _parse(value: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(value)
+        data = json.loads(value.decode())
     except (ValueError, RecursionError) as error:
         raise UnsupportedRecord(f"it is not JSON: {error}") from error
     version = data.get("v") if isinstance(data, dict) else None

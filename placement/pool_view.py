@@ -19,15 +19,19 @@ every request for its models into a load elsewhere, for the whole pool if the st
 
 A copy may be there a moment before or after its pod's record; whoever picks a holder looks for the pod.
 
-Events that are not newer than the view are ignored, so a batch may come twice. A list of the whole store is told as
-events of one revision, ended by `vanished`: what is known and was not listed.
+Events that are not newer than the view are ignored, so a batch may come twice.
+
+**A list** of the whole store is read in pages, while pods go on writing: the pods first (`list_pods`), so that a pod
+that is settled there has all its copies in the pages that follow; then the rest, as events of the list's revision;
+at its end what was known and did not come (`vanished`). Pods that are missing or not settled begin to fade with all
+their copies, and copies that come end that for themselves.
 
 Deliberately absent: whether pods answer (the mesh's probes), JSON and keys (`placement.pool_following`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
@@ -145,20 +149,41 @@ def faded(view: PoolView, now_s: float, fading_s: float) -> tuple[str, ...]:
     return tuple(pod for pod, since_s in view.fading.items() if now_s - since_s >= fading_s)
 
 
-def vanished(view: PoolView, listed: Collection[PoolEvent], revision: int) -> list[PoolEvent]:
-    """What ends a list: events, as of its revision, for all that is known and was not listed.
+def list_pods(view: PoolView, listed: Collection[PodEvent], *, now_s: float) -> tuple[PoolView, PoolChanges]:
+    """The picture when a list of the store has shown the pods, and nothing else yet."""
+    draft = _Draft(view, now_s)
+    settled = {event.pod for event in listed if event.record is not None and event.settled}
+    draft.suspend(settled)
+    for event in listed:
+        if event.record is not None:
+            draft.set_pod(event.pod, event.record)
+    there = {event.pod for event in listed if event.record is not None}
+    for pod, record in view.pods.items():
+        if pod not in there and record.draining:
+            draft.set_pod(pod, None)
+    return draft.finish(view.revision)
 
-    Suspicions are not among them: they are deleted by hand or by the leader, so `listed` cannot tell a release from a
-    store that lost them; whoever lists decides.
+
+def vanished(
+    view: PoolView, names: Iterable[ModelName], is_listed: Callable[[str, ModelName, str], bool], revision: int
+) -> list[PoolEvent]:
+    """What ends a list: events, as of its revision, for what is known of these models and did not come.
+
+    `is_listed` is asked with `copies` or `failures`, the model and the pod. Suspicions are not among the events: a
+    list cannot tell a release from a store that lost them; whoever lists decides.
     """
-    pods = {event.pod for event in listed if isinstance(event, PodEvent)}
-    copies = {(event.name, event.pod) for event in listed if isinstance(event, CopyEvent)}
-    failures = {(event.name, event.pod) for event in listed if isinstance(event, FailureEvent)}
-    gone: list[PoolEvent] = [PodEvent(revision, pod, None) for pod in view.pods if pod not in pods]
-    for name, holders in view.copies.items():
-        gone.extend(CopyEvent(revision, name, copy.pod, None) for copy in holders if (name, copy.pod) not in copies)
-    for name, known in view.failures.items():
-        gone.extend(FailureEvent(revision, name, f.pod, None) for f in known if (name, f.pod) not in failures)
+    gone: list[PoolEvent] = []
+    for name in names:
+        gone.extend(
+            CopyEvent(revision, name, copy.pod, None)
+            for copy in view.copies.get(name, ())
+            if name not in view.unconfirmed.get(copy.pod, ()) and not is_listed("copies", name, copy.pod)
+        )
+        gone.extend(
+            FailureEvent(revision, name, failure.pod, None)
+            for failure in view.failures.get(name, ())
+            if not is_listed("failures", name, failure.pod)
+        )
     return gone
 
 
@@ -236,6 +261,21 @@ class _Draft:
         else:
             self._suspicions[event.name] = event.suspicion
 
+    def suspend(self, settled: Collection[str]) -> None:
+        """A list begins. Of pods that are not settled nothing is certain; what the others have, the list will show."""
+        for pod in self._view.fading:
+            if pod in settled:
+                self._unconfirmed_of(pod).clear()
+                del self._fading[pod]
+        unsure = {pod for pod, record in self._view.pods.items() if pod not in settled and not record.draining}
+        for pod in sorted(unsure):
+            self._fading.setdefault(pod, self._now_s)
+        if unsure:
+            for name, holders in self._view.copies.items():
+                for copy in holders:
+                    if copy.pod in unsure:
+                        self._unconfirmed_of(copy.pod).add(name)
+
     def end_fading(self, pod: str) -> None:
         """The pod fades no more; what it has not published again is gone."""
         if pod not in self._fading:
@@ -307,6 +347,8 @@ OfPod = TypeVar("OfPod", Copy, LoadFailure)
 def _put_of_pod(edit: MapEdit[ModelName, tuple[OfPod, ...]], name: ModelName, pod: str, entry: OfPod | None) -> None:
     """Replace what one pod has of a model; the tuple stays in the order of pods."""
     known = edit.get(name) or ()
+    if entry is not None and entry in known:
+        return
     left = [other for other in known if other.pod != pod]
     if entry is not None:
         left.append(entry)

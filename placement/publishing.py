@@ -198,6 +198,7 @@ class Publisher:
         retry_s = RETRY_FIRST_S
         while True:
             await self._wait_work()
+            sent_s = self._clock()
             try:
                 async with self._turning:
                     await self._turn()
@@ -212,7 +213,7 @@ class Publisher:
             except StoreClosed:
                 return
             except StoreError as error:
-                self._reach.failed(error)
+                self._reach.failed(error, sent_s)
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, RETRY_MAX_S)
 
@@ -225,6 +226,7 @@ class Publisher:
             lease = self.lease.id
             if lease == NO_LEASE:
                 continue
+            sent_s = self._clock()
             try:
                 await self.lease.keep_alive()
                 self._reach.answered()
@@ -233,7 +235,7 @@ class Publisher:
             except StoreClosed:
                 return
             except StoreError as error:
-                self._reach.failed(error)
+                self._reach.failed(error, sent_s)
                 wait_s = self._ttl_s / 10
 
     async def flush(self) -> None:
