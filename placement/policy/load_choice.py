@@ -70,7 +70,8 @@ class Candidate(NamedTuple):
     queue_delay_s: float
     affinity: float
 
-    def __str__(self) -> str:
+    def reasons(self) -> tuple[str, ...]:
+        """What the estimate consists of, and what else its place depends on."""
         parts = [f"waits {self.wait_s:.2f} s", f"loads {self.load_s:.2f} s from {'disk' if self.on_disk else 'afar'}"]
         if self.evicts_bytes:
             parts.append(
@@ -84,7 +85,10 @@ class Candidate(NamedTuple):
             parts.append("its lease ran out")
         if self.queue_delay_s >= QUEUE_STEP_S:
             parts.append(f"requests wait {self.queue_delay_s:.2f} s")
-        return f"{self.pod}: {self.estimate_s:.2f} s ({', '.join(parts)})"
+        return tuple(parts)
+
+    def __str__(self) -> str:
+        return f"{self.pod}: {self.estimate_s:.2f} s ({', '.join(self.reasons())})"
 
 
 @dataclass(frozen=True, slots=True)
