@@ -33,9 +33,7 @@ DECODED_HERE_BYTES_MAX = 256 * 1024
 COLD_METADATA = "hexcomb-cold"
 """Trailing metadata of an inference that waited for its model to be loaded."""
 _COLD_TRAILER: tuple[tuple[str, str], ...] = ((COLD_METADATA, "1"),)
-DRAINING_METADATA = "hexcomb-draining"
-"""Trailing metadata of an inference on a pod that is about to stop: a client that knows others goes there next."""
-_DRAINING_TRAILER = ((DRAINING_METADATA, "1"),)
+_DRAINING_TRAILER = ((messages.DRAINING_METADATA, "1"),)
 
 
 RunCurrent = Callable[[ModelRecord], Awaitable[Reply]]

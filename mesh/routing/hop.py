@@ -21,7 +21,7 @@ NOT_HERE_METADATA = "hexcomb-not-here"
 """Trailer of a forwarded request that was not run; its value says why, in one word."""
 HOLDER_METADATA = "hexcomb-holder"
 """Trailer beside it: a pod that holds or loads the model, as far as the answering pod knows."""
-PREVIOUS_ATTEMPTS_METADATA = "grpc-previous-rpc-attempts"
+GRPC_PREVIOUS_ATTEMPTS = "grpc-previous-rpc-attempts"
 """gRPC's own count of a client's retries of one call."""
 
 _DROPPED = frozenset({FORWARD_METADATA, messages.TENANT_METADATA, "user-agent", "te", "content-type"})
@@ -80,9 +80,11 @@ def forwarded_metadata(call: Call, tenant: str, hop: Hop) -> Metadata:
 
 
 def previous_attempts(call: Call) -> int:
-    """How often the client has tried this very call before."""
-    value = call.metadata_value(PREVIOUS_ATTEMPTS_METADATA) if call.metadata else None
-    return int(value) if value is not None and value.isdecimal() else 0
+    """How often the client has tried this very call before: gRPC's own count, or our client's."""
+    if not call.metadata:
+        return 0
+    counts = (call.metadata_value(key) for key in (GRPC_PREVIOUS_ATTEMPTS, messages.PREVIOUS_ATTEMPTS_METADATA))
+    return max((int(count) for count in counts if count is not None and count.isdecimal()), default=0)
 
 
 def not_here(why: str, message: str, holder: str = "", retry_after_s: float | None = 0.1) -> TransportError:

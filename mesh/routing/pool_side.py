@@ -323,7 +323,10 @@ class PoolSide:
 
     async def _before_load(self, key: ModelKey) -> None:
         name = ModelName(key.tenant, key.model_id)
-        await self.membership.record_intent(name, key.generation, "loading")
+        if self.membership.store_away_since_s is None:
+            await self.membership.record_intent(name, key.generation, "loading")
+        else:
+            self.membership.set_intent(name, key.generation, "loading")
 
     def _resident_changed(self, resident: Resident, here: bool) -> None:
         if self._recorder is None or resident.turn is not None:

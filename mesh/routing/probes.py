@@ -91,7 +91,10 @@ class Probes:
                 await asyncio.sleep(self._interval_s)
             at_once = False
             if self._is_watched(pod_id):
-                self._learned(pod_id, await self._probe(pod_id))
+                answer = await self._probe(pod_id)
+                self._learned(pod_id, answer)
+                # The second failure is what counts: it is not waited for.
+                at_once = answer is Answer.SILENT and self._peers[pod_id].up
 
     def _is_watched(self, pod_id: str) -> bool:
         if len(self._peers) <= WATCHED_MAX or not self._peers[pod_id].up or self._links.in_flight.get(pod_id, 0):

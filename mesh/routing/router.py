@@ -37,7 +37,7 @@ from placement.policy.load_choice import choose_load_pod
 from placement.policy.no_pod import Cause, NoPod
 from placement.policy.quarantine import Refused as Quarantined
 from placement.policy.quarantine import may_load
-from placement.policy.routing import Forward, Load, NotHere, RunHere, choose_route
+from placement.policy.routing import Forward, Load, NotHere, Route, RunHere, choose_route
 from placement.policy.snapshot import ModelFacts, ModelName
 from placement.records import ModelRecord
 from placement.registry import Registry
@@ -184,23 +184,7 @@ class Router:
         self, call: Call, tenant: str, record: ModelRecord, name: ModelName, run_here: RunLocally, tries: _Tries
     ) -> Reply | None:
         """One try: an answer, or None with what was learned in `tries`. Raises what no other pod would change."""
-        here = self._here
-        route = choose_route(
-            self._membership.view,
-            name,
-            record.generation,
-            self_pod=self._own_pod,
-            servable_here=here.servable_generation(name),
-            loading_here=here.is_loading(name, record.generation),
-            here_in_flight=here.in_flight(name),
-            here_limit=here.limit(name),
-            forwarded=False,
-            healthy=self.healthy(),
-            in_flight=self._links.in_flight,
-            excluded=tries.excluded,
-            ordinal=next(self._ordinals),
-        )
-        match route:
+        match self._route(name, record.generation, tries.excluded, forwarded=False):
             case RunHere():
                 return await self._run_here(run_here, tries)
             case Forward(pod, _, generation):
@@ -209,6 +193,24 @@ class Router:
                 return await self._load_somewhere(call, tenant, record, name, run_here, tries)
             case NotHere():
                 raise AssertionError("a client's request is not a forwarded one")
+
+    def _route(self, name: ModelName, generation: int, excluded: Container[str], *, forwarded: bool) -> Route:
+        here = self._here
+        return choose_route(
+            self._membership.view,
+            name,
+            generation,
+            self_pod=self._own_pod,
+            servable_here=here.servable_generation(name),
+            loading_here=here.is_loading(name, generation),
+            here_in_flight=here.in_flight(name),
+            here_limit=here.limit(name),
+            forwarded=forwarded,
+            healthy=self.healthy(),
+            in_flight=self._links.in_flight,
+            excluded=excluded,
+            ordinal=next(self._ordinals),
+        )
 
     async def _run_here(self, run_here: RunLocally, tries: _Tries) -> Reply | None:
         try:
@@ -256,6 +258,8 @@ class Router:
         return next((pod for pod in held if pod in healthy and pod not in excluded), None)
 
     async def _ask_store(self, name: ModelName, generation: int, size_bytes: int) -> tuple[str, ...]:
+        if self._membership.store_away_since_s is not None:
+            return ()  # nobody to ask: what is loaded is published when the store is back
         healthy = self.healthy()
         out = [copy.pod for copy in self._membership.view.copies.get(name, ()) if copy.pod not in healthy]
         answer = await self._membership.claim(name, generation, size_bytes, ignoring=out)
@@ -296,10 +300,13 @@ class Router:
             return None
         except TransportError as error:
             found = why_not_here(error)
-            if found is None and error.status is not StatusCode.UNAVAILABLE:
+            full = found is None and error.status is StatusCode.RESOURCE_EXHAUSTED
+            if found is None and not full and error.status is not StatusCode.UNAVAILABLE:
                 self._observe(pod, name, self._clock() - began_s)
                 raise  # the model's own word
             tries.excluded.add(pod)
+            if full and not self._is_served(name, tries.excluded):
+                raise  # loading it once more would not make the pool less busy
             tries.last = error
             holder = found[1] if found is not None else ""
             if holder and holder not in tries.excluded and holder != self._own_pod and holder in self.healthy():
@@ -310,6 +317,11 @@ class Router:
         self.forwarded += 1
         return reply
 
+    def _is_served(self, name: ModelName, excluded: Container[str]) -> bool:
+        healthy = self.healthy()
+        copies = self._membership.view.copies.get(name, ())
+        return any(copy.servable and copy.pod in healthy and copy.pod not in excluded for copy in copies)
+
     def _incarnation_of(self, pod: str) -> str:
         known = self._membership.view.pods.get(pod)
         return "" if known is None else known.incarnation
@@ -318,10 +330,10 @@ class Router:
         """Answer a request that another pod forwarded: here, or not at all."""
         name = ModelName(record.tenant, record.id)
         self._refuse_quarantined(name, record.generation)
-        here = self._here
-        claimed = not here.servable_generation(name) and not here.is_loading(name, record.generation)
-        if claimed:
-            await self._admit_load(hop, record, name)
+        route = self._route(name, record.generation, (hop.from_pod,), forwarded=True)
+        claimed = isinstance(route, NotHere)
+        if isinstance(route, NotHere):
+            await self._admit_load(hop, record, name, route.holder or "")
         try:
             return await run_here()
         except Refused as refused:
@@ -335,12 +347,10 @@ class Router:
             ) from refused
         finally:
             if claimed:
-                here.publish(name)
+                self._here.publish(name)
 
-    async def _admit_load(self, hop: Hop, record: ModelRecord, name: ModelName) -> None:
+    async def _admit_load(self, hop: Hop, record: ModelRecord, name: ModelName, holder: str) -> None:
         """Raise `not_here` unless this pod may load the model for the one that asks."""
-        holders = [copy.pod for copy in self._membership.view.copies.get(name, ()) if copy.pod != self._own_pod]
-        holder = holders[0] if holders else ""
         if not hop.load:
             raise not_here("absent", f"model {record.id!r} is not on pod {self._own_pod!r} any more", holder)
         if self._is_draining():
