@@ -59,11 +59,11 @@ class Planning:
     orders: OrdersInFlight
     facts_of: Callable[[ModelName], ModelFacts | None]
     """None for a model that is not registered."""
-    placements_max: int
+    orders_max: int
     planned: list[Planned] = field(default_factory=list)
     unplaced: list[Unplaced] = field(default_factory=list)
-    placements: int = 0
-    """Loads ordered, and places sought in vain."""
+    sought: int = 0
+    """Orders, and places sought in vain."""
 
     @property
     def view(self) -> PoolView:
@@ -72,8 +72,8 @@ class Planning:
 
     @property
     def exhausted(self) -> bool:
-        """No further load is to be planned in this turn."""
-        return self.placements >= self.placements_max
+        """Nothing more is to be planned in this turn."""
+        return self.sought >= self.orders_max
 
     def standing(self, model: ModelFacts) -> tuple[Copy, ...]:
         """Copies that serve or load this generation, on pods that are there."""
@@ -85,7 +85,7 @@ class Planning:
 
     def place(self, model: ModelFacts, reason: str) -> str | None:
         """Order one more copy where the policy wants it; the pod, or None where there is no place."""
-        self.placements += 1
+        self.sought += 1
         choice = choose_load_pod(
             self.view,
             model,
@@ -104,19 +104,20 @@ class Planning:
         has_it = any(copy.pod == pod for copy in self.standing(model))
         if has_it or pod in self.orders.taken(model.name, self.now_s):
             return False
-        self.placements += 1
+        self.sought += 1
         self._load(model, pod, reason, None)
         return True
 
     def accept(self, model: ModelFacts, place: Place) -> None:
         """Order a copy that a plan of several has found a place for."""
-        self.placements += 1
+        self.sought += 1
         self._load(model, place.pod, place.reason, place.choice)
 
     def unload(self, name: ModelName, generation: int, pod: str, reason: str) -> bool:
         """Order a copy away. False: the pod was asked already, or did not do it lately."""
         if not self.orders.may_unload(name, pod, self.now_s):
             return False
+        self.sought += 1
         self.planned.append(Planned(pod, UnloadOrder(name, generation, reason)))
         self.pool.unload(pod, name)
         return True

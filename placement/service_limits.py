@@ -26,11 +26,15 @@ class ServiceLimits:
     chunk_models: int = 500
     """Models looked at before the loop may answer requests: some milliseconds."""
 
-    placements_per_turn_max: int = 256
-    """Loads ordered in one turn. Pods queue them; more would be planned from a picture that is old by then."""
+    orders_per_turn_max: int = 256
+    """Orders given, or places sought in vain, in one turn. Pods queue loads; more would be planned from a picture that
+    is old by then."""
 
-    placements_per_chunk: int = 8
+    orders_per_chunk: int = 8
     """Places sought before the loop may answer requests: each takes up to a millisecond in a large pool."""
+
+    unplaced_retried_max: int = 64
+    """Models without a place that a periodic check tries again; all of them are when a pod joins or grows."""
 
     restoring_per_pod_max: int = 4
     """Loads of lost models queued on one pod at a time, so that a request's own cold load does not wait behind."""

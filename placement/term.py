@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -45,6 +45,11 @@ from placement.service_limits import ServiceLimits
 from placement.view import Changes, RegistryView
 
 log = logging.getLogger(__name__)
+
+COPIES_PER_MODEL = 10
+"""Looking at a model's copies costs a tenth of looking at its record too."""
+CHUNK_LOOKS = 100
+"""Models decided on before the loop may answer requests: each takes some ten microseconds without a placement."""
 
 T = TypeVar("T")
 
@@ -145,6 +150,7 @@ class Term:
         measures = _measures(view)
         rates = {name: sum(busy.rate_per_s for busy in by_pod.values()) for name, by_pod in measures.items()}
         self.heat.observe(rates, now_s)
+        await _breathe()
         if now_s >= self._recheck_at_s:
             self._recheck_at_s = now_s + self._limits.recheck_every_s
             await self._recheck(view, names)
@@ -161,6 +167,7 @@ class Term:
             self._carry_out_ruling(ruling)
         self._give(plan, view)
         self._tell(plan, told)
+        await _breathe()
         self._keep_house(view, now_s)
         return TurnReport(tuple(plan.planned), tuple(plan.unplaced), rulings, told, looked_at)
 
@@ -184,15 +191,16 @@ class Term:
             self.heat,
             self.orders,
             facts_of,
-            self._limits.placements_per_turn_max,
+            self._limits.orders_per_turn_max,
         )
 
     async def _recheck(self, view: PoolView, names: RegistryView) -> None:
         """Find among all models those that are to be looked at. Gives way to the loop."""
         due, unplaced = self.attention.due, self.attention.unplaced
-        due |= unplaced
-        unplaced.clear()
-        for some in _chunks(self.attention.kept, self._limits.chunk_models):
+        for name in tuple(islice(unplaced, self._limits.unplaced_retried_max)):
+            del unplaced[name]
+            due[name] = None
+        for some in _chunks(tuple(self.attention.kept), self._limits.chunk_models):
             for name in some:
                 record = names.tenant(name.tenant).models.get(name.id)
                 if record is not None and is_kept(record.spec):
@@ -200,9 +208,9 @@ class Term:
                     if sum(copy.pod in view.pods for copy in view.copies.get(name, ())) < least:
                         due[name] = None
             await _breathe()
-        for some_copies in _chunks(view.copies.items(), 10 * self._limits.chunk_models):
+        for some_copies in _chunks(view.copies.items(), COPIES_PER_MODEL * self._limits.chunk_models):
             for name, copies in some_copies:
-                if len(copies) > 1:
+                if len(copies) > 1 and _may_be_too_many(names, name, len(copies)):
                     due[name] = None
             await _breathe()
 
@@ -210,10 +218,11 @@ class Term:
         """Decide on the copies of what is due, the hottest first. How many models that were."""
         due = self.attention.take_due()
         due.update(dict.fromkeys(self._scaling.names))
-        copies = plan.view.copies
-        for name, by_pod in measures.items():
-            if len(copies.get(name, ())) > 1 or not self._scaling.is_quiet(by_pod.values()):
-                due[name] = None
+        for some in _chunks(measures.items(), 2 * self._limits.chunk_models):
+            for name, by_pod in some:
+                if not self._scaling.is_quiet(by_pod.values()):
+                    due[name] = None
+            await _breathe()
         ordered = sorted(due, key=lambda name: (-self.heat.rate_per_s(name, plan.now_s), name))
         breathed_at = 0
         for index, name in enumerate(ordered):
@@ -221,8 +230,8 @@ class Term:
                 self.attention.due |= dict.fromkeys(ordered[index:])
                 return index
             self._look_at(plan, name, measures)
-            if plan.placements - breathed_at >= self._limits.placements_per_chunk or index % CHUNK_LOOKS == 0:
-                breathed_at = plan.placements
+            if plan.sought - breathed_at >= self._limits.orders_per_chunk or index % CHUNK_LOOKS == 0:
+                breathed_at = plan.sought
                 await _breathe()
         return len(ordered)
 
@@ -243,32 +252,27 @@ class Term:
     # Carrying out ---------------------------------------------------------------------------------------------------
 
     def _give(self, plan: Planning, view: PoolView) -> None:
-        by_pod: dict[str, list[Order]] = {}
         for planned in plan.planned:
-            self.orders.give(
-                planned.pod, planned.order, view, plan.now_s, size_bytes=planned.size_bytes, load_s=planned.load_s
-            )
-            by_pod.setdefault(planned.pod, []).append(planned.order)
-        for pod, orders in by_pod.items():
-            self.errands.send(("orders", pod, plan.now_s), self._send(pod, orders))
+            pod, order = planned.pod, planned.order
+            self.orders.give(pod, order, view, plan.now_s, size_bytes=planned.size_bytes, load_s=planned.load_s)
+            self.errands.send((_action(order), order.name, pod), self._send(pod, order))
 
-    async def _send(self, pod: str, orders: Sequence[Order]) -> None:
+    async def _send(self, pod: str, order: Order) -> None:
+        """One order a call, so that what a pod refuses is told from what it takes."""
         try:
-            await self._peers.order(pod, orders)
+            await self._peers.order(pod, [order])
         except PeerError as error:
-            log.info("%d orders were not taken: %s", len(orders), error)
-            now_s = self._clock()
-            for order in orders:
-                self.orders.refused(pod, order, now_s)
-                self.attention.due[order.name] = None
+            log.info("an order was not taken: %s", error)
+            self.orders.refused(pod, order, self._clock())
+            self.attention.due[order.name] = None
+            self._note(order.name, f"{_action(order)} not taken", error.message, pod)
 
     def _settled(self, settled: Settled) -> None:
         found = settled.in_flight
         self.attention.due[found.order.name] = None
         self._moving.order_settled(settled)
         if settled.outcome is not Outcome.DONE:
-            action = "load" if isinstance(found.order, LoadOrder) else "unload"
-            self._note(found.order.name, f"{action} came to nothing", settled.outcome.value, found.pod)
+            self._note(found.order.name, f"{_action(found.order)} came to nothing", settled.outcome.value, found.pod)
 
     def _carry_out_ruling(self, ruling: Ruling) -> None:
         async def carry_out() -> None:
@@ -285,8 +289,7 @@ class Term:
     def _tell(self, plan: Planning, told: Iterable[Told]) -> None:
         for planned in plan.planned:
             order = planned.order
-            action = "load" if isinstance(order, LoadOrder) else "unload"
-            self._note(order.name, action, order.reason, planned.pod, planned.details)
+            self._note(order.name, _action(order), order.reason, planned.pod, planned.details)
         for unplaced in plan.unplaced:
             self.attention.unplaced[unplaced.name] = None
             details = unplaced.no_pod.explain()[1:] if unplaced.no_pod is not None else ()
@@ -320,10 +323,6 @@ class Term:
         )
 
 
-CHUNK_LOOKS = 100
-"""Models decided on before the loop may answer requests: each takes some ten microseconds without a placement."""
-
-
 async def _breathe() -> None:
     """Let the loop do what else is due."""
     await asyncio.sleep(0)
@@ -331,7 +330,7 @@ async def _breathe() -> None:
 
 def _chunks(items: Iterable[T], size: int) -> Iterable[list[T]]:
     """Pieces of something that does not change meanwhile."""
-    iterator = iter(tuple(items))
+    iterator = iter(items)
     while some := list(islice(iterator, size)):
         yield some
 
@@ -346,12 +345,22 @@ def _measures(view: PoolView) -> Measures:
     return measures
 
 
+def _may_be_too_many(names: RegistryView, name: ModelName, copies: int) -> bool:
+    """Whether a model has more copies than it must have."""
+    record = names.tenant(name.tenant).models.get(name.id)
+    return record is not None and copies > max(1, record.spec.copies_min)
+
+
 def _generations(names: RegistryView) -> Callable[[ModelName], int | None]:
     def generation_of(name: ModelName) -> int | None:
         record = names.tenant(name.tenant).models.get(name.id)
         return record.generation if record is not None else None
 
     return generation_of
+
+
+def _action(order: Order) -> str:
+    return "load" if isinstance(order, LoadOrder) else "unload"
 
 
 def _verdict(ruling: Ruling) -> str:

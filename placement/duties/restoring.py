@@ -49,7 +49,7 @@ class Restoring:
         if not lost or self._pool_gathers(plan.now_s):
             return
         wanted = self._wanted(plan)
-        size, vain = limits.placements_per_chunk, 0
+        size, vain = limits.orders_per_chunk, 0
         for start in range(0, len(wanted), size):
             if plan.exhausted or vain == VAIN_SLICES_MAX:
                 break
@@ -86,7 +86,7 @@ class Restoring:
         for name, since_s in list(lost.items()):
             if has_copy(plan.view, name, plan.healthy) or plan.now_s - since_s > limits.lost_for_s:
                 del lost[name]
-        count = 4 * limits.placements_per_turn_max
+        count = 4 * limits.orders_per_turn_max
         hottest = heapq.nsmallest(
             count,
             ((-plan.heat.rate_per_s(name, plan.now_s), name) for name in lost if name not in self._paused),

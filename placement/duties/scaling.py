@@ -36,13 +36,16 @@ class Scaling:
         return self._history.keys()
 
     def is_quiet(self, measures: Iterable[BusyModel]) -> bool:
-        """Whether a model with one copy and these measures needs no decision: half of what would make it too busy."""
-        limits = self._limits
-        return all(
-            busy.queue_delay_s <= limits.queue_delay_max_s / 2
-            and max(busy.in_flight, busy.rate_per_s * busy.run_s) <= limits.busy_max / 2 * max(1, busy.concurrency)
-            for busy in measures
-        )
+        """Whether these measures ask for no decision now: half of what would make a model too busy.
+
+        Called for every busy model in every turn. That copies are too many can wait for the periodic check.
+        """
+        waits_max_s, busy_max = self._limits.queue_delay_max_s / 2, self._limits.busy_max / 2
+        for busy in measures:
+            runs = max(busy.in_flight, busy.rate_per_s * busy.run_s)
+            if busy.queue_delay_s > waits_max_s or runs > busy_max * busy.concurrency:
+                return False
+        return True
 
     def look_at(self, plan: Planning, model: ModelFacts, measures: Mapping[str, BusyModel] = NO_MEASURES) -> None:
         """Plan copies more or fewer. `measures`: of each pod that reports the model as busy."""
