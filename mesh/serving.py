@@ -108,6 +108,10 @@ class Serving:
             return resident
         return await self._loading.wait_servable(wanted(record), deadline_s, background=background)
 
+    def knows(self, tenant: str, name: str) -> bool:
+        """Whether this pod has heard of a model or alias of this name."""
+        return self._registry.model(tenant, name) is not None or self._registry.alias(tenant, name) is not None
+
     def registered(self, record: ModelRecord) -> ModelRecord | None:
         """The generation that is registered now of a model that was resolved; None: it has gone."""
         return self._registry.model(record.tenant, record.id)

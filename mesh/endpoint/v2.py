@@ -18,7 +18,7 @@ from mesh.endpoint.access import Access
 from mesh.resident import Resident
 from mesh.routing.hop import Hop, hop_of
 from mesh.routing.router import Router
-from mesh.serving import Serving, Tensors
+from mesh.serving import Serving, Tensors, UnknownModel
 from mesh.transport.base import Call, Reply, ReplyWithTrailers, UnaryHandler
 from mesh.wire import messages
 from mesh.wire.errors import InvalidMessage
@@ -82,11 +82,18 @@ class V2Endpoint:
 
     async def _resolve(self, call: Call, tenant: str, name: str, version: str) -> tuple[ModelRecord, Hop | None]:
         """The generation that answers here, and the hop that brought the call, if it came from another pod."""
-        if self._router is not None:
-            hop = hop_of(call)
-            if hop is not None:
-                return self._serving.current(await self._router.registered(tenant, hop)), hop
-        return self._serving.resolve(tenant, name, version), None
+        if self._router is None:
+            return self._serving.resolve(tenant, name, version), None
+        hop = hop_of(call)
+        if hop is not None:
+            return self._serving.current(await self._router.registered(tenant, hop)), hop
+        await self._router.names.catch_up(call)
+        try:
+            return self._serving.resolve(tenant, name, version), None
+        except UnknownModel:
+            if not await self._router.names.look_up(tenant, name):
+                raise
+            return self._serving.resolve(tenant, name, version), None
 
     async def _routed(
         self, call: Call, tenant: str, hop: Hop | None, record: ModelRecord, run_here: RunCurrent
@@ -153,7 +160,12 @@ class V2Endpoint:
         """Whether a request for the model has a chance."""
         caller = self._access.caller(call)
         request = messages.parse(messages.MODEL_READY, call.body)
-        ready = self._serving.ready(caller.tenant, _name(call, request.name), request.version)
+        name = _name(call, request.name)
+        if self._router is not None:
+            await self._router.names.catch_up(call)
+            if not self._serving.knows(caller.tenant, name):
+                await self._router.names.look_up(caller.tenant, name)
+        ready = self._serving.ready(caller.tenant, name, request.version)
         return inference_pb2.ModelReadyResponse(ready=ready).SerializeToString()
 
     async def server_live(self, call: Call) -> Reply:

@@ -27,6 +27,7 @@ from mesh.routing.fitness import Fitness
 from mesh.routing.links import Links
 from mesh.routing.losses import Losses
 from mesh.routing.measuring import Measuring
+from mesh.routing.names import Names
 from mesh.routing.outlying import Outlying
 from mesh.routing.peers import MeshPeers
 from mesh.routing.probes import Probes
@@ -128,6 +129,7 @@ class PoolSide:
         self.router = Router(
             name,
             registry,
+            Names(registry, store, world.clock),
             self.membership,
             self.links,
             self.probes,

@@ -30,6 +30,7 @@ from mesh.loading import Refused
 from mesh.routing.hop import Hop, forwarded_metadata, not_here, why_not_here
 from mesh.routing.links import Links
 from mesh.routing.losses import Losses
+from mesh.routing.names import WAIT_S, Names
 from mesh.routing.probes import Probes
 from mesh.transport.base import Call, LineBroken, Reply, StatusCode, TransportError
 from placement.membership import HeldBy, Membership
@@ -58,8 +59,6 @@ ELSEWHERE_HELPS = frozenset(
     }
 )
 """What one pod cannot do and another may. A deadline that is too short is so everywhere; a model that has gone, too."""
-NAMES_WAIT_S = 2.0
-"""How long a forwarded request waits for this pod to learn its model's name, which another pod knows already."""
 DEATHS_MAX = 2
 """Pods that may die over one request: after the first it is tried once more, after the second it is the suspect."""
 
@@ -111,6 +110,7 @@ class Router:
         self,
         own_pod: str,
         registry: Registry,
+        names: Names,
         membership: Membership,
         links: Links,
         probes: Probes,
@@ -126,6 +126,7 @@ class Router:
     ) -> None:
         """`slow_pods`: those that answer too slowly to be asked; `observe(pod, name, seconds)`: an answer came."""
         self._own_pod = own_pod
+        self.names = names
         self._registry = registry
         self._membership = membership
         self._links = links
@@ -153,7 +154,7 @@ class Router:
         """The model that another pod has resolved, once this pod's view knows it too. Raises `not_here`."""
         record = self._registry.model(tenant, hop.model_id)
         if record is None or record.generation < hop.generation:
-            await self._registry.wait_revision(hop.revision, NAMES_WAIT_S)
+            await self._registry.wait_revision(hop.revision, WAIT_S)
             record = self._registry.model(tenant, hop.model_id)
         if record is None:
             raise not_here("unknown", f"model {hop.model_id!r} is not known to pod {self._own_pod!r} (yet)")
