@@ -50,6 +50,8 @@ class Surplus:
     ) -> None:
         """Plan which copies go."""
         for name in [name for name, until_s in self._since.items() if until_s <= plan.now_s]:
+            if plan.exhausted:
+                return
             model = plan.facts_of(name)
             copies = plan.view.copies.get(name, ())
             if model is None or len(copies) < 2:
