@@ -19,16 +19,16 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mesh.demo.ports import free_ports
 from mesh.demo.server import stop_process
 
 PACKAGE = "etcd-server"
@@ -150,6 +150,8 @@ class EtcdServer:
     metrics_port: int = 0
     initial_cluster: str = ""
     """As etcd's flag; empty: a cluster of this one."""
+    launched: Callable[[int], None] | None = field(default=None, repr=False)
+    """Told the id of each process that is started."""
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -164,7 +166,7 @@ class EtcdServer:
 
     def choose_ports(self) -> None:
         """Take three ports that are free now."""
-        self.client_port, self.peer_port, self.metrics_port = _free_ports(3)
+        self.client_port, self.peer_port, self.metrics_port = free_ports(3)
 
     def launch(self) -> None:
         """Start the process without waiting for it; `wait_healthy` waits."""
@@ -180,6 +182,8 @@ class EtcdServer:
                 env={name: value for name, value in os.environ.items() if not name.startswith("ETCD_")},
                 start_new_session=True,
             )
+        if self.launched is not None:
+            self.launched(self._process.pid)
 
     def start(self) -> EtcdServer:
         """Start, and wait until it serves. Raises EtcdFailed."""
@@ -278,8 +282,15 @@ class EtcdServer:
 class EtcdCluster:
     """Members on 127.0.0.1 that elect a leader."""
 
-    def __init__(self, binary: Path, directory: Path, members: int = 3, options: Sequence[str] = ()) -> None:
-        ports = _free_ports(3 * members)
+    def __init__(
+        self,
+        binary: Path,
+        directory: Path,
+        members: int = 3,
+        options: Sequence[str] = (),
+        launched: Callable[[int], None] | None = None,
+    ) -> None:
+        ports = free_ports(3 * members)
         self.members = [
             EtcdServer(
                 binary,
@@ -289,6 +300,7 @@ class EtcdCluster:
                 client_port=ports[3 * i],
                 peer_port=ports[3 * i + 1],
                 metrics_port=ports[3 * i + 2],
+                launched=launched,
             )
             for i in range(members)
         ]
@@ -317,12 +329,3 @@ class EtcdCluster:
         """End all members."""
         for member in self.members:
             member.stop()
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [int(held.getsockname()[1]) for held in sockets]
-    finally:
-        for held in sockets:
-            held.close()

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 60.0
 _LOOK_EVERY_S = 0.02
-_STOP_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 30.0
 _LOG_SHOWN_CHARACTERS = 2000
 
 
@@ -43,11 +43,11 @@ class DemoServer:
     def check_running(self) -> None:
         """Raises ServerFailed when the pod has ended."""
         if self._process.poll() is not None:
-            raise ServerFailed(_obituary(self._process, self._log))
+            raise ServerFailed(obituary(self._process, self._log))
 
     def stop(self) -> None:
         """SIGTERM; SIGKILL when it takes too long."""
-        stop_process(self._process, _STOP_TIMEOUT_S)
+        stop_process(self._process, STOP_TIMEOUT_S)
 
 
 def start_server(
@@ -80,9 +80,9 @@ def start_server(
             start_new_session=True,
         )
     try:
-        return DemoServer(process, log, _wait_ready(process, ready_file, log))
+        return DemoServer(process, log, wait_ready(process, ready_file, log))
     except BaseException:
-        stop_process(process, _STOP_TIMEOUT_S)
+        stop_process(process, STOP_TIMEOUT_S)
         raise
 
 
@@ -98,11 +98,14 @@ def stop_process(process: subprocess.Popen[Any], timeout_s: float) -> None:
         process.wait()
 
 
-def _wait_ready(process: subprocess.Popen[bytes], ready_file: Path, log: Path) -> dict[str, object]:
-    until_s = time.monotonic() + _START_TIMEOUT_S
+def wait_ready(
+    process: subprocess.Popen[bytes], ready_file: Path, log: Path, timeout_s: float = START_TIMEOUT_S
+) -> dict[str, object]:
+    """What the pod says once it is ready. Raises ServerFailed."""
+    until_s = time.monotonic() + timeout_s
     while time.monotonic() < until_s:
         if process.poll() is not None:
-            raise ServerFailed(_obituary(process, log))
+            raise ServerFailed(obituary(process, log))
         if ready_file.exists():
             try:
                 addresses = json.loads(ready_file.read_text())
@@ -111,10 +114,11 @@ def _wait_ready(process: subprocess.Popen[bytes], ready_file: Path, log: Path) -
             if isinstance(addresses, dict) and "grpc_port" in addresses:
                 return addresses
         time.sleep(_LOOK_EVERY_S)
-    raise ServerFailed(f"the server was not ready after {_START_TIMEOUT_S:.0f} s; its log ends:\n{_end_of(log)}")
+    raise ServerFailed(f"the server was not ready after {timeout_s:.0f} s; its log ends:\n{_end_of(log)}")
 
 
-def _obituary(process: subprocess.Popen[bytes], log: Path) -> str:
+def obituary(process: subprocess.Popen[bytes], log: Path) -> str:
+    """How the pod ended, with the end of its log."""
     code = process.returncode
     how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
     return f"the server {how}; its log ends:\n{_end_of(log)}"
