@@ -93,6 +93,7 @@ class PoolSide:
         self._recorder = recorder
         self._turning: asyncio.Task[None] | None = None
         self._fitness: Fitness | None = None
+        self._pod = Pod(name, world.incarnation, "")
         self._loading: Loading
         self._measuring: Measuring
         self._orders: dict[asyncio.Task[None], None] = {}
@@ -169,10 +170,10 @@ class PoolSide:
             formats,
             started_at_s=self._world.wall_clock(),
         )
+        self._pod = self._measured(pod)
         self.membership.on_change(self._pool_changed)
-        await self.membership.start(self._measured(pod))
+        await self.membership.start(self._pod)
         self._follow_pods()
-        self._pod = pod
         if last is not None and last.in_use:
             await self.losses.report(last)
         await self.service.start()
@@ -207,7 +208,13 @@ class PoolSide:
 
     def say_condition(self, *, urgent: bool = False) -> None:
         """Publish this pod's own record. `urgent`: before the store's usual pace."""
-        self.membership.set_pod(self._measured(self._pod), urgent=urgent)
+        self._pod = self._measured(self._pod)
+        self.membership.set_pod(self._pod, urgent=urgent)
+
+    @property
+    def own_record(self) -> Pod:
+        """What this pod last said of itself."""
+        return self._pod
 
     def _measured(self, pod: Pod) -> Pod:
         condition = self._condition()

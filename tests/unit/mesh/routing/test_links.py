@@ -1,0 +1,122 @@
+"""Lines to peers: counted, bounded, and cut when a pod is found dead."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from mesh.routing.links import Links
+from mesh.transport.base import LineBroken, Metadata, Reply, StatusCode, TransportError
+from placement.policy.snapshot import Pod
+
+POD = Pod("p1", "one", "h:1")
+
+
+class Wire:
+    """A line whose calls wait until the test answers."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.cancelled = 0
+        self.closed = False
+
+    async def call(self, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None) -> Reply:
+        try:
+            return await asyncio.shield(self.answer)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def wires() -> list[Wire]:
+    return []
+
+
+@pytest.fixture
+async def links(wires: list[Wire]) -> Links:
+    def dial(address: str) -> Wire:
+        wires.append(Wire(address))
+        return wires[-1]
+
+    links = Links(dial, "me", calls_per_pod_max=2)
+    links.follow([POD, Pod("me", "x", "h:0")])
+    return links
+
+
+async def started(links: Links) -> asyncio.Task[Reply]:
+    task = asyncio.create_task(links.call("p1", "/m", b"body", (), None))
+    await asyncio.sleep(0)
+    return task
+
+
+async def test_calls_in_flight_are_counted_by_pod(links: Links, wires: list[Wire]) -> None:
+    task = await started(links)
+    assert links.in_flight == {"p1": 1}
+    wires[0].answer.set_result(b"ok")
+    assert await task == b"ok"
+    assert links.in_flight == {"p1": 0}
+
+
+async def test_a_pod_that_is_found_dead_fails_its_calls_at_once(links: Links, wires: list[Wire]) -> None:
+    first, second = await started(links), await started(links)
+    links.cut("p1")
+    links.cut("p1")
+    for task in (first, second):
+        with pytest.raises(LineBroken) as broken:
+            await task
+        assert (broken.value.sent, broken.value.cut) == (True, True)
+        assert not task.cancelled()
+    assert wires[0].cancelled == 2
+    assert links.in_flight == {"p1": 0}
+
+
+async def test_a_caller_that_leaves_is_cancelled_and_not_told_of_a_broken_line(links: Links, wires: list[Wire]) -> None:
+    task = await started(links)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert wires[0].cancelled == 1
+    assert links.in_flight == {"p1": 0}
+
+
+async def test_a_caller_that_leaves_in_the_moment_of_the_cut_stays_cancelled(links: Links) -> None:
+    task = await started(links)
+    links.cut("p1")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_full_line_refuses_with_a_hint(links: Links) -> None:
+    tasks = [await started(links), await started(links)]
+    with pytest.raises(TransportError) as refused:
+        await links.call("p1", "/m", b"", (), None)
+    assert refused.value.status is StatusCode.RESOURCE_EXHAUSTED
+    assert refused.value.retry_after_s is not None
+    links.cut("p1")
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_pod_that_left_cannot_be_called_and_was_not_asked(links: Links, wires: list[Wire]) -> None:
+    links.follow([])
+    with pytest.raises(LineBroken) as broken:
+        await links.call("p1", "/m", b"", (), None)
+    assert broken.value.sent is False
+    await links.close()
+    assert wires[0].closed
+
+
+async def test_a_pod_that_moved_is_dialled_anew_and_its_old_calls_end(links: Links, wires: list[Wire]) -> None:
+    task = await started(links)
+    links.follow([replace(POD, address="h:2")])
+    with pytest.raises(LineBroken):
+        await task
+    assert [wire.address for wire in wires] == ["h:1", "h:2"]
+    assert links.in_flight == {"p1": 0}
