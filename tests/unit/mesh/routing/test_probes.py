@@ -1,0 +1,132 @@
+"""Peers are asked, and what they answer decides who is in the routes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from mesh.routing.links import Links
+from mesh.routing.probes import Probes
+from mesh.routing.reachability import Reachability
+from mesh.transport.base import LineBroken, Metadata, Reply, StatusCode, TransportError
+from mesh.wire.generated import hexcomb_pb2
+from placement.policy.snapshot import Pod
+
+POD = Pod("p1", "one", "h:1")
+TIMEOUT_S = 0.05
+
+
+class Peer:
+    """A pod at the other end: it answers, is silent, or is gone."""
+
+    def __init__(self) -> None:
+        self.incarnation = "one"
+        self.awake = asyncio.Event()
+        self.awake.set()
+        self.gone = False
+        self.busy = False
+        self.asked = 0
+
+    async def call(self, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None) -> Reply:
+        self.asked += 1
+        if self.gone:
+            raise LineBroken("refused", sent=False)
+        await self.awake.wait()
+        if self.busy:
+            raise TransportError(StatusCode.RESOURCE_EXHAUSTED, "busy")
+        return hexcomb_pb2.ProbeResponse(pod="p1", incarnation=self.incarnation).SerializeToString()
+
+    async def close(self) -> None: ...
+
+
+class Watched:
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.changes: asyncio.Queue[tuple[str, bool]] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def changed(pod: str, now: Reachability) -> None:
+            self.changes.put_nowait((pod, now.up))
+
+        self.links = Links(lambda address: peer, "me", 100)
+        self.probes = Probes(self.links, "me", interval_s=0.01, timeout_s=TIMEOUT_S, clock=loop.time, on_change=changed)
+
+    def follow(self, *pods: Pod) -> None:
+        self.links.follow(pods)
+        self.probes.follow(pods)
+
+    async def next_change(self) -> tuple[str, bool]:
+        async with asyncio.timeout(10):
+            return await self.changes.get()
+
+
+@pytest.fixture
+async def watched() -> AsyncIterator[Watched]:
+    watched = Watched(Peer())
+    watched.follow(POD)
+    yield watched
+    await watched.probes.close()
+    await watched.links.close()
+
+
+async def test_a_silent_peer_leaves_the_routes_and_comes_back_when_it_answers(watched: Watched) -> None:
+    watched.peer.awake.clear()
+    assert await watched.next_change() == ("p1", False)
+    assert watched.probes.down == {"p1"}
+    watched.peer.awake.set()
+    assert await watched.next_change() == ("p1", True)
+    assert watched.probes.down == frozenset()
+
+
+async def test_a_peer_that_refuses_is_out_at_the_first_refusal(watched: Watched) -> None:
+    watched.peer.gone = True
+    assert await watched.next_change() == ("p1", False)
+
+
+async def test_calls_to_a_peer_that_is_found_dead_end(watched: Watched) -> None:
+    watched.peer.awake.clear()
+    call = asyncio.create_task(watched.links.call("p1", "/infer", b"", (), None))
+    with pytest.raises(LineBroken):
+        await asyncio.wait_for(call, 10)
+
+
+async def test_a_peer_that_is_too_busy_is_there(watched: Watched) -> None:
+    watched.peer.busy = True
+    asked = watched.peer.asked
+    async with asyncio.timeout(10):
+        while watched.peer.asked < asked + 3:
+            await asyncio.sleep(0.01)
+    assert watched.probes.down == frozenset()
+
+
+async def test_another_process_at_its_address_is_not_the_peer(watched: Watched) -> None:
+    watched.peer.incarnation = "two"
+    assert await watched.next_change() == ("p1", False)
+    watched.follow(replace(POD, incarnation="two"))
+    assert watched.probes.down == frozenset(), "a restarted pod begins anew"
+
+
+async def test_a_broken_line_is_looked_into_at_once() -> None:
+    peer = Peer()
+    watched = Watched(peer)
+    watched.probes._interval_s = 3600.0
+    watched.follow(POD)
+    await asyncio.sleep(0)
+    peer.gone = True
+    watched.probes.broke("p1")
+    assert await watched.next_change() == ("p1", False)
+    await watched.probes.close()
+    await watched.links.close()
+
+
+async def test_a_pod_that_left_is_not_asked_any_more(watched: Watched) -> None:
+    watched.follow()
+    assert watched.probes.peers == {}
+    asked = watched.peer.asked
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(watched.changes.get(), 0.1)
+    assert watched.peer.asked <= asked + 1
