@@ -30,9 +30,11 @@ class Peer:
         self.gone = False
         self.busy = False
         self.asked = 0
+        self.asks = asyncio.Semaphore(0)
 
     async def call(self, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None) -> Reply:
         self.asked += 1
+        self.asks.release()
         if self.gone:
             raise LineBroken("refused", sent=False)
         await self.awake.wait()
@@ -96,10 +98,9 @@ async def test_calls_to_a_peer_that_is_found_dead_end(watched: Watched) -> None:
 
 async def test_a_peer_that_is_too_busy_is_there(watched: Watched) -> None:
     watched.peer.busy = True
-    asked = watched.peer.asked
     async with asyncio.timeout(10):
-        while watched.peer.asked < asked + 3:
-            await asyncio.sleep(0.01)
+        for _ in range(4):
+            await watched.peer.asks.acquire()
     assert watched.probes.down == frozenset()
 
 

@@ -1,0 +1,382 @@
+"""The tries of one request: who is asked, what is learned from each answer, and what the client hears."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cache.types import Refusal, RefusalKind
+from mesh.loading import Refused
+from mesh.routing.hop import Hop, hop_of, not_here, why_not_here
+from mesh.routing.router import Router
+from mesh.transport.base import Call, LineBroken, Metadata, Reply, StatusCode, TransportError
+from mesh.wire.messages import MODEL_INFER
+from placement.membership import Claim, Claimed, HeldBy, StoreAway
+from placement.policy.snapshot import ModelFacts, ModelName, Pod, PoolView, Suspicion, Verdict
+from placement.records import ModelRecord, ModelSpec
+from tests.unit.placement.policy.builders import copy, name, pod, view
+
+RECORD = ModelRecord("t", "m", ModelSpec("file:///m"), 1, 0.0, 0.0, revision=7)
+PODS = [pod("me"), pod("p1"), pod("p2"), pod("p3")]
+CALL = Call(MODEL_INFER.path, b"body", (("mm-model-id", "m"),))
+
+Answer = Callable[[Hop], Awaitable[Reply]]
+
+
+class Lines:
+    """`Links` whose calls reach the pool below."""
+
+    def __init__(self, mesh: Pool) -> None:
+        self.in_flight: dict[str, int] = {}
+        self.call = mesh.call
+
+
+class Pool:
+    """A router of pod `me`, and peers whose answers the test writes."""
+
+    def __init__(self, picture: PoolView) -> None:
+        self.view = picture
+        self.claims: list[Claim] = []
+        self.claimed = 0
+        self.claim_gate = asyncio.Event()
+        self.claim_gate.set()
+        self.store_away_since_s: float | None = None
+        self.asked: list[tuple[str, Hop]] = []
+        self.peers: dict[str, Answer] = {}
+        self.down: frozenset[str] = frozenset()
+        self.broken: list[str] = []
+        self.deaths: list[Any] = []
+        self.published: list[ModelName] = []
+        self.servable = 0
+        self.loading = False
+        self.draining = False
+        self.ran_here = 0
+        self.here: Callable[[], Awaitable[Reply]] = self.answer_here
+        itself: Any = self
+        lines: Any = Lines(self)
+        self.router = Router(
+            "me",
+            itself,
+            itself,
+            itself,
+            lines,
+            itself,
+            itself,
+            itself,
+            lambda record: ModelFacts(ModelName(record.tenant, record.id), record.generation, 100),
+            slow_pods=lambda: frozenset(),
+            observe=lambda pod_id, model, seconds: None,
+            is_draining=lambda: self.draining,
+            attempts_max=8,
+            clock=asyncio.get_running_loop().time,
+        )
+
+    # what the router asks of its surroundings
+    async def claim(self, model: ModelName, generation: int, size_bytes: int, *, ignoring: Any = ()) -> Claim:
+        self.claimed += 1
+        await self.claim_gate.wait()
+        return self.claims.pop(0) if self.claims else Claimed()
+
+    async def call(
+        self, pod_id: str, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None
+    ) -> Reply:
+        hop = hop_of(Call(path, body, metadata, deadline_s))
+        assert hop is not None
+        assert (path, body, dict(metadata)["hexcomb-tenant"]) == (CALL.method, CALL.body, "t")
+        self.asked.append((pod_id, hop))
+        return await self.peers[pod_id](hop)
+
+    def broke(self, pod_id: str) -> None:
+        self.broken.append(pod_id)
+
+    async def heed_retries(self, call: Call, model: ModelName, generation: int) -> None: ...
+
+    async def killed(self, model: ModelName, generation: int, deaths: Any) -> None:
+        self.deaths.append(list(deaths))
+
+    def servable_generation(self, model: ModelName) -> int:
+        return self.servable
+
+    def is_loading(self, model: ModelName, generation: int) -> bool:
+        return self.loading
+
+    def in_flight(self, model: ModelName) -> int:
+        return 0
+
+    def limit(self, model: ModelName) -> int:
+        return 0
+
+    def publish(self, model: ModelName) -> None:
+        self.published.append(model)
+
+    # what the test says
+    async def answer_here(self) -> Reply:
+        self.ran_here += 1
+        return b"here"
+
+    def answers(self, pod_id: str, reply: bytes | Exception) -> None:
+        async def answer(hop: Hop) -> Reply:
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
+
+        self.peers[pod_id] = answer
+
+    async def ask(self, record: ModelRecord = RECORD) -> Reply:
+        return await self.router.from_client(CALL, "t", record, lambda: self.here())
+
+    async def ask_from(self, pod_id: str, *, load: bool) -> Reply:
+        return await self.router.from_pod(Hop(pod_id, "m", 1, 7, load), RECORD, lambda: self.here())
+
+    @property
+    def asked_pods(self) -> list[str]:
+        return [pod_id for pod_id, _ in self.asked]
+
+
+def pool(*holders: str, servable: int = 1, loading: int = 0, pods: list[Pod] | None = None) -> Pool:
+    copies = {"m": [copy(holder, servable, loading) for holder in holders]} if holders else {}
+    made = Pool(view(pods or PODS, copies))
+    return made
+
+
+def refused(kind: RefusalKind) -> Refused:
+    return Refused(Refusal(kind, f"it is {kind.value}", 1.0))
+
+
+async def test_a_copy_elsewhere_answers() -> None:
+    mesh = pool("p1")
+    mesh.answers("p1", b"there")
+    assert await mesh.ask() == b"there"
+    assert mesh.asked == [("p1", Hop("me", "m", 1, 7, load=False))]
+    assert mesh.router.forwarded == 1
+
+
+async def test_a_cold_model_is_loaded_where_placement_says_and_claimed_if_that_is_here() -> None:
+    mesh = pool(pods=[pod("me")])
+    assert await mesh.ask() == b"here"
+    assert (mesh.claimed, mesh.ran_here) == (1, 1)
+
+    elsewhere = pool(pods=[pod("me", ready=False), pod("p1")])
+    elsewhere.answers("p1", b"there")
+    assert await elsewhere.ask() == b"there"
+    assert elsewhere.asked == [("p1", Hop("me", "m", 1, 7, load=True))]
+    assert elsewhere.claimed == 0
+
+
+async def test_who_loses_the_claim_goes_to_the_winner() -> None:
+    mesh = pool(pods=[pod("me"), pod("p1", ready=False)])
+    mesh.claims = [HeldBy((copy("p1", 0, 1),))]
+    mesh.answers("p1", b"there")
+    assert await mesh.ask() == b"there"
+    assert mesh.asked == [("p1", Hop("me", "m", 1, 7, load=False))]
+    assert mesh.ran_here == 0
+
+
+async def test_a_winner_that_cannot_be_reached_does_not_keep_the_model_from_being_served() -> None:
+    mesh = pool(pods=[pod("me"), pod("p1", ready=False)])
+    mesh.down = frozenset({"p1"})
+    mesh.claims = [HeldBy((copy("p1", 0, 1),))]
+    assert await mesh.ask() == b"here"
+
+
+async def test_with_the_store_away_the_model_is_loaded_all_the_same() -> None:
+    mesh = pool(pods=[pod("me")])
+    mesh.claims = [StoreAway("no answer")]
+    assert await mesh.ask() == b"here"
+    mesh.store_away_since_s = 1.0
+    assert await mesh.ask() == b"here"
+    assert mesh.claimed == 1, "a store that is known to be away is not asked"
+
+
+async def test_many_requests_for_one_cold_model_make_one_claim() -> None:
+    mesh = pool(pods=[pod("me")])
+    mesh.claim_gate.clear()
+    waiting = [asyncio.create_task(mesh.ask()) for _ in range(50)]
+    await asyncio.sleep(0)
+    mesh.claim_gate.set()
+    assert await asyncio.gather(*waiting) == [b"here"] * 50
+    assert mesh.claimed == 1
+
+
+async def test_a_pod_that_vanished_is_probed_and_another_one_answers() -> None:
+    mesh = pool("p1", "p2")
+    mesh.answers("p1", LineBroken("reset", sent=True))
+    mesh.answers("p2", LineBroken("reset", sent=True))
+    first = (await _first_asked(mesh))[0]
+    other = "p2" if first == "p1" else "p1"
+    mesh.answers(other, b"there")
+    mesh.asked.clear()
+    mesh.broken.clear()
+    mesh.answers(first, LineBroken("reset", sent=True))
+    for _ in range(8):
+        assert await mesh.ask() == b"there"
+    assert set(mesh.broken) <= {first}
+    assert mesh.deaths == [[(first, f"{first}-1"), (other, f"{other}-1")]]
+
+
+async def _first_asked(mesh: Pool) -> list[str]:
+    with pytest.raises(TransportError):
+        await mesh.ask()
+    return mesh.asked_pods
+
+
+async def test_a_request_over_which_two_pods_died_is_not_tried_on_a_third() -> None:
+    mesh = pool("p1", "p2", "p3")
+    for pod_id in ("p1", "p2", "p3"):
+        mesh.answers(pod_id, LineBroken("reset", sent=True))
+    with pytest.raises(TransportError) as error:
+        await mesh.ask()
+    assert error.value.status is StatusCode.INTERNAL
+    assert len(mesh.asked) == 2
+    assert len(mesh.deaths) == 1
+    assert [hop.deaths for _, hop in mesh.asked] == [0, 1]
+
+
+async def test_lines_that_this_pod_cut_are_no_deaths() -> None:
+    mesh = pool("p1", "p2", "p3")
+    for pod_id in ("p1", "p2"):
+        mesh.answers(pod_id, LineBroken("silent", sent=True, cut=True))
+    mesh.answers("p3", b"there")
+    for _ in range(6):
+        assert await mesh.ask() == b"there"
+    assert mesh.deaths == []
+
+
+async def test_not_here_leads_to_the_holder_that_is_named() -> None:
+    mesh = pool("p1")
+    mesh.answers("p1", not_here("absent", "evicted", "p3"))
+    mesh.answers("p3", b"there")
+    assert await mesh.ask() == b"there"
+    assert mesh.asked_pods == ["p1", "p3"]
+
+
+async def test_the_models_own_error_is_the_answer_and_nobody_else_is_asked() -> None:
+    mesh = pool("p1", "p2")
+    for pod_id in ("p1", "p2"):
+        mesh.answers(pod_id, TransportError(StatusCode.INVALID_ARGUMENT, "input 'x' is missing"))
+    with pytest.raises(TransportError, match="input 'x' is missing"):
+        await mesh.ask()
+    assert len(mesh.asked) == 1
+
+
+async def test_what_one_pod_cannot_load_another_may() -> None:
+    mesh = pool(pods=[pod("me"), pod("p1")])
+    mesh.answers("p1", b"there")
+
+    async def full() -> Reply:
+        raise refused(RefusalKind.FULL)
+
+    mesh.here = full
+    assert await mesh.ask() == b"there"
+    assert mesh.asked_pods == ["p1"]
+
+
+async def test_when_every_pod_refused_the_client_hears_the_last_refusal() -> None:
+    mesh = pool(pods=[pod("me"), pod("p1")])
+    mesh.answers("p1", replace_trailers(TransportError(StatusCode.RESOURCE_EXHAUSTED, "p1 is full", 2.0)))
+
+    async def full() -> Reply:
+        raise refused(RefusalKind.FULL)
+
+    mesh.here = full
+    with pytest.raises((TransportError, Refused)) as error:
+        await mesh.ask()
+    assert "full" in str(error.value)
+    assert mesh.published, "a claim that led to no load was withdrawn"
+
+
+def replace_trailers(error: TransportError) -> TransportError:
+    return TransportError(error.status, error.message, error.retry_after_s, not_here("full", "").trailers)
+
+
+async def test_a_deadline_that_is_too_short_here_is_so_everywhere() -> None:
+    mesh = pool(pods=[pod("me"), pod("p1")])
+
+    async def late() -> Reply:
+        raise refused(RefusalKind.DEADLINE)
+
+    mesh.here = late
+    mesh.answers("p1", refused_elsewhere())
+    with pytest.raises((Refused, TransportError)):
+        await mesh.ask()
+    assert mesh.ran_here == 0
+    assert len(mesh.asked) <= 1
+
+
+def refused_elsewhere() -> TransportError:
+    return TransportError(StatusCode.DEADLINE_EXCEEDED, "too late")
+
+
+async def test_a_full_holder_sheds_and_no_further_copy_is_loaded_for_it() -> None:
+    mesh = pool("p1")
+    mesh.answers("p1", TransportError(StatusCode.RESOURCE_EXHAUSTED, "10000 calls are in flight", 0.1))
+    with pytest.raises(TransportError, match="in flight"):
+        await mesh.ask()
+    assert mesh.asked_pods == ["p1"]
+    assert mesh.ran_here == 0
+
+
+async def test_a_quarantined_model_is_refused_at_the_door_with_the_way_out() -> None:
+    mesh = pool("p1")
+    mesh.view = replace(mesh.view, suspicions={name(): Suspicion(1, Verdict.QUARANTINED, ())})
+    with pytest.raises(TransportError, match="release it by hand") as error:
+        await mesh.ask()
+    assert error.value.status is StatusCode.FAILED_PRECONDITION
+    with pytest.raises(TransportError, match="quarantined"):
+        await mesh.ask_from("p1", load=True)
+
+
+# Asked by another pod ------------------------------------------------------------------------------------------------
+
+
+async def test_a_forwarded_request_is_answered_here_or_sent_back_never_on() -> None:
+    mesh = pool("p1")
+    with pytest.raises(TransportError) as error:
+        await mesh.ask_from("p2", load=False)
+    assert why_not_here(error.value) == ("absent", "p1")
+    assert mesh.asked == []
+    mesh.servable = 1
+    assert await mesh.ask_from("p2", load=False) == b"here"
+
+
+async def test_a_forwarded_request_waits_for_the_load_that_is_under_way_here() -> None:
+    mesh = pool()
+    mesh.loading = True
+    assert await mesh.ask_from("p2", load=False) == b"here"
+    assert mesh.claimed == 0
+
+
+async def test_a_pod_asked_to_load_claims_first_and_names_who_was_quicker() -> None:
+    mesh = pool()
+    assert await mesh.ask_from("p2", load=True) == b"here"
+    assert mesh.claimed == 1
+    mesh.claims = [HeldBy((copy("p3", 0, 1),))]
+    with pytest.raises(TransportError) as error:
+        await mesh.ask_from("p2", load=True)
+    assert why_not_here(error.value) == ("held", "p3")
+
+
+async def test_a_draining_pod_loads_nothing_for_others() -> None:
+    mesh = pool()
+    mesh.draining = True
+    with pytest.raises(TransportError) as error:
+        await mesh.ask_from("p2", load=True)
+    assert why_not_here(error.value) == ("draining", "")
+
+
+async def test_what_cannot_be_loaded_here_goes_back_with_its_code_and_the_word_that_another_may() -> None:
+    mesh = pool()
+
+    async def full() -> Reply:
+        raise refused(RefusalKind.FULL)
+
+    mesh.here = full
+    with pytest.raises(TransportError) as error:
+        await mesh.ask_from("p2", load=True)
+    assert error.value.status is StatusCode.RESOURCE_EXHAUSTED
+    assert why_not_here(error.value) == ("full", "")
+    assert mesh.published, "the claim was withdrawn"
