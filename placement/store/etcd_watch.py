@@ -168,8 +168,8 @@ class WatchFeed:
         except CallFailure as failure:
             self._note(failure)
             self._connection.move_on_from(member)
-            if self._pause_s == RETRY_FIRST_S:
-                log.warning("the watch from revision %d is interrupted: %s", self.next_revision, failure)
+            level = logging.WARNING if self._pause_s == RETRY_FIRST_S else logging.DEBUG
+            log.log(level, "the watch from revision %d is interrupted: %s", self.next_revision, failure)
         await asyncio.sleep(self._pause_s)
         self._pause_s = min(2 * self._pause_s, RETRY_MAX_S)
 
@@ -178,7 +178,7 @@ class WatchFeed:
         if failure.verdict in (Verdict.TOKEN, Verdict.REFUSED):
             self._connection.forget_token(self._token)
         if failure.verdict is Verdict.REFUSED:
-            # Before 3.5.13, a watch with a token that has expired is denied like one without permission.
+            # Early patch versions deny a watch whose token has expired like one without permission: once is not proof.
             if self._denied or not self._token:
                 raise refusal(failure, self._connection.options) from failure
             self._denied = True

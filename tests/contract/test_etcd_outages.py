@@ -454,19 +454,23 @@ async def test_an_endpoint_that_takes_connections_and_says_nothing_is_passed_ove
         assert time.monotonic() - began_s < 5.0
 
 
-async def test_when_one_line_goes_silent_reads_and_watches_move_to_another(own_etcd: EtcdServer) -> None:
-    async with (
-        TcpProxy(own_etcd.client_port) as one,
-        TcpProxy(own_etcd.client_port) as two,
-        opened(f"{one.endpoint},{two.endpoint}", call_timeout_s=4.0) as store,
-    ):
-        first = await put(store, "w/0")
-        async with watching(store, ["w/"], first) as watcher:
+async def test_when_one_line_goes_silent_a_watch_moves_to_another(own_etcd: EtcdServer) -> None:
+    async with behind_line(own_etcd) as (one, _, other), TcpProxy(own_etcd.client_port) as two:
+        first = await put(other, "w/0")
+        async with opened(f"{one.endpoint},{two.endpoint}") as store, watching(store, ["w/"], first) as watcher:
             await watcher.wait_for("w/0")
             one.freeze()
-            assert await store.get("w/0") is not None
-            await put(store, "w/1")
+            await put(other, "w/1")
             await watcher.wait_for("w/1")
+            assert two.connections
+
+
+async def test_when_one_line_goes_silent_a_read_is_answered_by_another_in_time(own_etcd: EtcdServer) -> None:
+    async with behind_line(own_etcd) as (one, _, other), TcpProxy(own_etcd.client_port) as two:
+        await put(other, "k")
+        async with opened(f"{one.endpoint},{two.endpoint}", call_timeout_s=4.0) as store:
+            one.freeze()
+            assert await store.get("k") is not None
             assert two.connections
 
 
@@ -507,8 +511,12 @@ async def _read_until(store: EtcdStore, key: str) -> int:
     return reads
 
 
-async def test_without_a_majority_nothing_is_read_or_written_and_watches_wait_for_it(cluster: EtcdCluster) -> None:
+async def test_without_a_majority_nothing_is_read_or_written_and_watches_know(
+    cluster: EtcdCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A member without a leader would keep a watch open and say nothing, unless asked for the truth (`hasleader`)."""
     lonely, *others = cluster.members
+    caplog.set_level(logging.DEBUG, "placement.store.etcd_watch")
     async with opened(lonely.endpoint, call_timeout_s=2.0) as store:
         first = await put(store, "w/0")
         async with watching(store, ["w/"], first) as watcher:
@@ -519,6 +527,7 @@ async def test_without_a_majority_nothing_is_read_or_written_and_watches_wait_fo
                 await store.get("w/0")
             with pytest.raises(StoreUnavailable):
                 await store.txn([], [Put("w/0", b"")])
+            await wait_for(lambda: "no leader" in caplog.text)
             for member in others:
                 member.resume()
             await put(store, "w/1")
