@@ -26,7 +26,8 @@ from tests.bench.figures import Figure, figure_from_json
 from tests.bench.worker import SETUP
 
 BENCHES = (
-    "load_time", "density", "churn", "sizes", "idle", "stampede", "request_cost", "registration", "demo",
+    "load_time", "density", "churn", "sizes", "idle", "stampede", "request_cost", "registration",
+    "placement_decisions", "demo",
 )  # fmt: skip
 ROOT = Path(__file__).parents[2]
 CACHE_DIR = ROOT / ".cache" / "bench"
