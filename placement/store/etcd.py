@@ -7,7 +7,7 @@ happened (`etcd_errors`), following through disconnections, compactions and wipe
 Reads are linearised: they see every write that was acknowledged anywhere. A transaction is sent once; if its answer is
 lost, StoreUnavailable says that it may have written, and the caller compares and sets again.
 
-**Nobody compacts a bare etcd**, so somebody must (`placement.store.etcd_compaction`).
+**Nobody compacts a bare etcd**, so somebody must (`placement.compaction` says up to where).
 
 Deliberately absent: users and roles (etcdctl), defragmentation, and etcd's locks and elections: a lease and a
 transaction do.
