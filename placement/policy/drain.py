@@ -100,11 +100,13 @@ def plan_drain(
         if rate_per_s <= 0 and not must:
             unneeded += 1
             continue
+        # A copy here may be newer than the generation that this pod knows to be registered.
+        takes_over = min(serves_here, model.generation)
         elsewhere = [copy for copy in copies if copy.pod in others]
-        if any(copy.servable >= serves_here for copy in elsewhere):
+        if any(copy.servable >= takes_over for copy in elsewhere):
             handed_over.append(model.name)
             continue
-        if any(copy.loading >= serves_here for copy in elsewhere) or others.intersection(ordered.get(model.name, ())):
+        if any(copy.loading >= takes_over for copy in elsewhere) or others.intersection(ordered.get(model.name, ())):
             waiting.append(model.name)
             continue
         answer = placing.place(model, f"{pod} drains", whatever_it_costs if must else worth_its_evictions(rate_per_s))

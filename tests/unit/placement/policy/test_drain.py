@@ -110,3 +110,8 @@ def test_pods_that_load_enough_are_asked_later() -> None:
 def test_copies_that_are_only_being_loaded_here_are_left_to_their_requests() -> None:
     of = view([LEAVING, pod("a")], {"m": [copy("x", 0, 1)]})
     assert drain(of, {"m": 1.0}).done
+
+
+def test_a_pod_whose_registry_lags_behind_its_own_copy_orders_once() -> None:
+    of = view([LEAVING, pod("a"), pod("b")], {"m": [copy("x", servable=2), copy("a", 0, 1)]})
+    assert drain(of, {"m": 1.0}, model(generation=1)).waiting == (name(),)
