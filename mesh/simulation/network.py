@@ -30,6 +30,7 @@ from mesh.transport.base import (
     StatusCode,
     TransportError,
     TransportLimits,
+    UnaryHandler,
 )
 
 CLIENTS = "clients"
@@ -287,31 +288,33 @@ class SimulatedTransport:
             return
         exchange_id = next(self._ids)
         self.exchanges[exchange_id] = exchange
-        exchange.task = self._process.start(self._handle(exchange_id, exchange))
+        exchange.task = task = self._process.start(self._handle(handler, exchange.call))
+        # Not in the handler itself: one that is cancelled before its first step never takes it.
+        task.add_done_callback(partial(self._ended, exchange_id, exchange))
         if exchange.call.deadline_s is not None:
             self._process.call(self._network.loop.call_at, exchange.call.deadline_s, exchange.cancel)
 
-    async def _handle(self, exchange_id: int, exchange: _Exchange) -> Reply:
-        handler = self._routes.unary[exchange.call.method]
-        result: Reply | TransportError
+    async def _handle(self, handler: UnaryHandler, call: Call) -> Reply:
         try:
-            result = await handler(exchange.call)
-        except TransportError as error:
-            result = error
-        except asyncio.CancelledError:
-            result = TransportError(StatusCode.CANCELLED, "the call was cancelled")
+            return await handler(call)
+        except (TransportError, asyncio.CancelledError):
+            raise
         except Exception as error:
-            self._network.loop.call_exception_handler({"message": exchange.call.method, "exception": error})
-            result = TransportError(StatusCode.INTERNAL, f"{type(error).__name__} in {exchange.call.method}")
-        finally:
-            self._left(exchange_id)
-        self._network.answered(exchange, self.machine, result)
-        return b""
+            self._network.loop.call_exception_handler({"message": call.method, "exception": error})
+            raise TransportError(StatusCode.INTERNAL, f"{type(error).__name__} in {call.method}") from error
 
-    def _left(self, exchange_id: int) -> None:
-        self.exchanges.pop(exchange_id, None)
+    def _ended(self, exchange_id: int, exchange: _Exchange, task: asyncio.Task[Reply]) -> None:
+        del self.exchanges[exchange_id]
         if not self.exchanges and self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
+        result: Reply | TransportError
+        if task.cancelled():
+            result = TransportError(StatusCode.CANCELLED, "the call was cancelled")
+        elif isinstance(error := task.exception(), TransportError):
+            result = error
+        else:
+            result = task.result()
+        self._network.answered(exchange, self.machine, result)
 
     async def stop(self, grace_s: float) -> None:
         """See `Transport`."""

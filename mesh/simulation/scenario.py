@@ -54,7 +54,7 @@ class Scenario:
 
     seed: int
     steps: int
-    """Events until the faults end; what it takes to come to rest comes on top."""
+    """Events between the first registrations and the end of the faults; what comes before and after is on top."""
     pods: int
     zones: int
     capacity_bytes: int
@@ -97,7 +97,7 @@ def draw_scenario(seed: int, steps: int) -> Scenario:
         tenants=random.choice((1, 1, 2)),
         models_fit_share=random.choice((0.5, 0.8, 1.5)),
         zipf_exponent=random.choice((0.6, 1.0, 1.4)),
-        requests_per_s=random.choice((10.0, 25.0, 50.0)),
+        requests_per_s=random.choice((5.0, 15.0, 30.0)),
         flash_every_s=random.choice((15.0, 40.0)),
         changes_every_s=random.choice((2.0, 6.0)),
         flawed_share=random.choice((0.0, 0.0, 0.1, 0.2)),

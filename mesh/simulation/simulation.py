@@ -17,6 +17,7 @@ import shutil
 import struct
 import sys
 import tempfile
+import traceback
 import zlib
 from collections import deque
 from collections.abc import Awaitable
@@ -45,11 +46,11 @@ from placement.store.base import Put
 STORY_LINES_MAX = 400
 """The last events that a failure is told with."""
 BOOT_LIMIT_S = 120
-SETTLE_EXTRA_S = 30.0
+SETTLE_EXTRA_S = 15.0
 """Beyond four lease ttls: how long the pool may take to come to rest once everything is mended."""
 CRASH_LOOP_S = (1.0, 2.0, 4.0, 8.0)
 """How long a machine waits before it starts a pod again that has killed itself, by how often it did lately."""
-BURNT_REVISIONS = 2_000
+BURNT_REVISIONS = 1_000
 """Revisions that a store has behind it at the start: one that is wiped begins at 1, which then differs for certain."""
 
 
@@ -97,6 +98,8 @@ class Simulation:
         self._spawned: dict[asyncio.Task[Any], None] = {}
         self._scratch = Path(tempfile.mkdtemp(prefix="hexcomb-simulation-"))
         self._trace = 0
+        self._last_step = 1 << 62
+        """After which the faults end."""
         self._steps_done = self.loop.create_future()
 
     def _machine(self, number: int) -> Machine:
@@ -130,13 +133,14 @@ class Simulation:
         except Exception as error:  # of the simulator itself, or a loop without end
             failure, promise = self._told(f"{type(error).__name__}: {error}"), type(error).__name__
         finally:
+            steps, virtual_s = self.loop.steps, self.loop.time()
+            counts = self._counts()
+            stories.over = True
+            self.loop.discard()
             for logger, (level, propagate) in zip(loggers, before, strict=True):
                 logger.removeHandler(stories)
                 logger.setLevel(level)
                 logger.propagate = propagate
-            steps, virtual_s = self.loop.steps, self.loop.time()
-            counts = self._counts()
-            self.loop.discard()
             shutil.rmtree(self._scratch, ignore_errors=True)
         return Outcome(self.scenario.seed, failure, promise, steps, virtual_s, self._trace, counts)
 
@@ -151,6 +155,7 @@ class Simulation:
         await self.workload.register_first()
         self.note("all is registered")
         self.last_trouble_s = self.loop.time()
+        self._last_step = self.loop.steps + scenario.steps
         busy = [
             self.loop.world_start(work)
             for work in (
@@ -167,6 +172,7 @@ class Simulation:
             task.cancel()
         self.faults.end()
         self.last_trouble_s = self.loop.time()
+        self.workload.calm_down()
         await asyncio.sleep(4 * scenario.lease_ttl_s + SETTLE_EXTRA_S)
         busy[0].cancel()
         await self.checkers.check_rest()
@@ -184,7 +190,7 @@ class Simulation:
             raise Violation("no error goes unhandled", "; ".join(self.loop.mishaps[:3]))
         if self.violation is not None:
             raise self.violation
-        if self.loop.steps >= self.scenario.steps and not self._steps_done.done():
+        if self.loop.steps >= self._last_step and not self._steps_done.done():
             self._steps_done.set_result(None)
 
     def broke(self, violation: Violation) -> None:
@@ -374,19 +380,25 @@ class Simulation:
 
 
 class _Stories(logging.Handler):
-    """Log lines become part of the story, with virtual times; an error that was logged breaks a promise."""
+    """Log lines become part of the story, with virtual times. An exception that somebody caught and could only log is
+    a defect."""
 
     def __init__(self, simulation: Simulation) -> None:
         super().__init__()
+        self.over = False
+        """The run has ended; what its remains say is of no interest."""
         self._simulation = simulation
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self.over:
+            return
         simulation = self._simulation
         text = f"{record.levelname.lower()} {record.name}: {record.getMessage()}"
         simulation.note(text)
-        if record.levelno >= logging.ERROR:
-            error = record.exc_info[1] if record.exc_info else None
-            simulation.broke(Violation("no defect is logged", f"{text} ({error!r})" if error else text))
+        if record.levelno >= logging.ERROR and record.exc_info and (error := record.exc_info[1]) is not None:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{place.filename}:{place.lineno}"
+            simulation.broke(Violation("no defect is logged", f"{text} ({error!r} at {where})"))
 
 
 def play(scenario: Scenario, *, log_level: int = logging.WARNING, echo: bool = False) -> Outcome:

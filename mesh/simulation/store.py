@@ -30,6 +30,8 @@ T = TypeVar("T")
 LEASE_CHECK_S = 0.5
 """How often the server looks for leases that have run out; etcd's own pace."""
 FIRST_CLUSTER = 1
+LEASES_PER_CLUSTER = 1_000_000
+"""etcd's leases are random numbers of 63 bits; here those of two clusters differ by this."""
 REACH_SETTLES_S = 15.0
 """A pod that reached the store for less has not caught up for certain."""
 
@@ -145,7 +147,7 @@ class StoreServer:
         """Another store at the same address: empty, of another cluster, from revision 1."""
         self.counts.wipes += 1
         self.cluster += 1
-        self.memory = MemoryStore(clock=self._lease_clock)
+        self.memory = MemoryStore(clock=self._lease_clock, first_lease=self.cluster * LEASES_PER_CLUSTER)
         self._poke_all()
         self._written()
 

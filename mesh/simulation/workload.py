@@ -28,6 +28,7 @@ from placement.policy.snapshot import ModelName
 CHANGE_TIMEOUT_S = 8.0
 DEADLINES_S: tuple[tuple[float | None, float], ...] = ((None, 1.0), (20.0, 5.0), (5.0, 3.0), (1.0, 0.5), (0.1, 0.2))
 """Deadlines of requests, by weight; None: the client waits for as long as the pod lets it."""
+CALM_REQUESTS_PER_S = 2.0
 INSIST_TRIES_MAX = 60
 DRIFT_SHARE = 0.2
 """Of changes after which two models trade popularity."""
@@ -72,6 +73,7 @@ class Workload:
         self._weights = list(
             itertools.accumulate(1 / (rank + 1) ** scenario.zipf_exponent for rank in range(4 * scenario.models))
         )
+        self._requests_per_s = scenario.requests_per_s
         self._crowd: ModelName | None = None
 
     # What is registered ---------------------------------------------------------------------------------------------
@@ -128,11 +130,16 @@ class Workload:
 
     # Requests -------------------------------------------------------------------------------------------------------
 
+    def calm_down(self) -> None:
+        """From now on few requests, and no crowds."""
+        self._requests_per_s = CALM_REQUESTS_PER_S
+        self._crowd = None
+
     async def send_requests(self) -> None:
         """Requests for ever, each on its own."""
-        random, scenario = self._requests, self._scenario
+        random = self._requests
         while True:
-            await asyncio.sleep(random.expovariate(scenario.requests_per_s))
+            await asyncio.sleep(random.expovariate(self._requests_per_s))
             name = self._pick(random)
             if name is not None:
                 self.counts.requests += 1

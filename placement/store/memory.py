@@ -34,7 +34,14 @@ from placement.store.transaction import run_revoke, run_txn
 class MemoryStore:
     """A KeyValueStore that forgets everything when the process ends."""
 
-    def __init__(self, *, clock: Callable[[], float] = lambda: 0.0, limits: StoreLimits | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = lambda: 0.0,
+        limits: StoreLimits | None = None,
+        first_lease: int = 1,
+    ) -> None:
+        """`first_lease`: so that stores which replace one another do not give out the same leases."""
         self.limits = limits or StoreLimits()
         self.outage: str | None = None
         """While set, every call raises StoreUnavailable with this text."""
@@ -42,7 +49,7 @@ class MemoryStore:
         self._space = _MemorySpace()
         self._revision = 1
         self._history = History(self.limits, self._revision)
-        self._next_lease = 1
+        self._next_lease = first_lease
         self._closed = False
 
     @property

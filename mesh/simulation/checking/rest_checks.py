@@ -22,6 +22,8 @@ from placement import keys
 from placement.policy.snapshot import Copy, ModelName
 from placement.pool_records import copy_from_json, leader_from_json
 
+LOOK_AGAIN_S = 0.37
+LOOKS_MAX = 40
 PATIENCE_S = 60.0
 """For one model, with nothing else going on."""
 AT_ONCE = 4
@@ -45,8 +47,8 @@ class RestChecks:
     async def check(self) -> None:
         """Raise Violation for the first thing that is not right again."""
         self._check_pods()
-        self._check_views()
-        self._check_leader()
+        await self._until_right(self._check_views)
+        await self._until_right(self._check_leader)
         names = [name for name in self._store.models if self._can_be_served(name)]
         aliases = [
             name for name, alias in self._store.aliases.items() if self._can_be_served(name._replace(id=alias.active))
@@ -57,6 +59,16 @@ class RestChecks:
         for alias in aliases:
             await self._check_served(alias)
         self._check_leftovers()
+
+    async def _until_right(self, look: Callable[[], None]) -> None:
+        """The pool goes on tidying up at rest, so at any one moment something may be on its way; not for long."""
+        for _ in range(LOOKS_MAX):
+            try:
+                look()
+                return
+            except Violation:
+                await asyncio.sleep(LOOK_AGAIN_S)
+        look()
 
     def _check_pods(self) -> None:
         missing = [name for name in self._run.machines_of() if name not in self._run.pods]
