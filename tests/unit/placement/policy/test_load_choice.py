@@ -119,6 +119,18 @@ def test_labels_match_by_their_words() -> None:
     assert choose(of, model(labels_required=frozenset({"disk=ssd", "gpu"}))).pod == "a"
 
 
+def test_a_pod_that_has_just_joined_is_a_candidate_at_once() -> None:
+    """ModelMesh heard of instances only when their record changed, not when they joined (its defect h)."""
+    assert choose(view([pod("old", load_wait_s=5.0), pod("new")])).pod == "new"
+
+
+def test_another_pods_failure_counts_as_soon_as_it_is_published() -> None:
+    """A failed load on a known remote instance was never noted by the pod that had asked for it (its defect g)."""
+    before, after = view([pod("a"), pod("b")]), view([pod("a"), pod("b")], failures={"m": [failure("b")]})
+    assert choose(before, excluded=["a"]).pod == "b"
+    assert choose(after).pod == "a"
+
+
 def test_a_preferred_label_is_a_wish_and_not_a_filter() -> None:
     wish = model(labels_preferred=frozenset({"gpu"}))
     assert choose(view([pod("a"), pod("b", labels=frozenset({"gpu"}), load_wait_s=1.0)]), wish).pod == "b"
@@ -164,6 +176,17 @@ def test_the_choice_is_widened_when_none_of_the_models_own_pods_starts_soon() ->
     choice = choose(view(busy_pods))
     assert choice.pod not in own
     assert choice.estimate_s == 1.0
+
+
+@pytest.mark.parametrize("wish", [{"labels": frozenset({"gpu"})}, {"zone": "2"}])
+def test_the_choice_is_widened_to_pods_that_meet_a_wish(wish: dict[str, Any]) -> None:
+    wanted = model(labels_preferred=frozenset({"gpu"}) if "labels" in wish else frozenset())
+    pods = [pod(f"p{number}", zone="1") for number in range(20)]
+    holder = {"m": [copy("p0")]}
+    own = {candidate.pod for candidate in choose(view(pods, holder), wanted).considered}
+    other = next(each for each in pods if each.id not in own and each.id != "p0")
+    met = [pod(each.id, **({"zone": "1"} | wish)) if each is other else each for each in pods]
+    assert choose(view(met, holder), wanted).pod == other.id
 
 
 def test_without_widening_the_model_stays_with_its_own_pods() -> None:

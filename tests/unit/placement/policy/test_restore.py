@@ -91,6 +91,14 @@ def test_what_fits_nowhere_is_listed_with_the_reason() -> None:
     assert "too small: 1 pod" in plan.unplaced[0].reason
 
 
+def test_a_model_without_a_place_does_not_end_the_turn_for_the_others() -> None:
+    """ModelMesh's janitor returned where it should have gone on to the next model (its defect i)."""
+    wanted = [(model("hottest", size_bytes=5000), 9.0), (model("gone", format="x"), 5.0), (model("next"), 1.0)]
+    plan = restore(view([pod("a", formats=frozenset({"", "onnx"}))]), *wanted)
+    assert [each.name.id for each in plan.unplaced] == ["hottest", "gone"]
+    assert ids(plan) == ["next"]
+
+
 def test_pods_that_are_held_off_are_not_asked() -> None:
     plan = restore(view([pod("a"), pod("b")]), (model(), 1.0), held_off=lambda _: frozenset("a"))
     assert [place.pod for place in plan.places] == ["b"]

@@ -92,6 +92,19 @@ def test_four_copies_that_need_six_get_two_and_not_one() -> None:
     assert decision == AddCopies(2, decision.reason)
 
 
+@pytest.mark.parametrize(("work", "changes"), [(0.75, False), (0.76, True)])
+def test_a_copy_is_too_busy_above_three_quarters(work: float, changes: bool) -> None:
+    """The limits are what their names and words say; ModelMesh's "half" was a quarter (its defect f)."""
+    decision, _ = Model().turns(on("p0"), {"p0": busy(in_flight=work)}, 10)
+    assert isinstance(decision, AddCopies) is changes
+
+
+@pytest.mark.parametrize(("work", "changes"), [(0.40, True), (0.41, False)])
+def test_two_copies_are_too_many_when_one_would_be_less_than_four_tenths_busy(work: float, changes: bool) -> None:
+    decision, _ = Model().turns(on("p0", "p1"), {each: busy(in_flight=work / 2) for each in ("p0", "p1")}, 100)
+    assert isinstance(decision, DropCopies) is changes
+
+
 def test_copies_on_their_way_are_not_ordered_again() -> None:
     subject = Model()
     waiting = {"p0": busy(in_flight=9.0)}
