@@ -104,6 +104,7 @@ class PoolSide:
             claim_timeout_s=settings.claim_timeout_s,
             clock=world.clock,
             wall_clock=world.wall_clock,
+            shared_name=registry.shared_name,
         )
         self.publisher = Publisher(name, cache, self.membership, clock=world.clock, wall_clock=world.wall_clock)
         self.losses = Losses(self.membership, world.clock, world.wall_clock)
