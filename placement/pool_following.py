@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Protocol
@@ -105,6 +106,8 @@ class PoolFollower:
         self._ahead_until = 0
         self._listeners: dict[int, Callable[[PoolChanges], None]] = {}
         self._listener_ids = itertools.count()
+        self._untold: deque[PoolChanges] = deque()
+        self._telling = False
         self._fade_timer: asyncio.TimerHandle | None = None
 
     def on_change(self, listener: Callable[[PoolChanges], None]) -> Callable[[], None]:
@@ -280,13 +283,23 @@ class PoolFollower:
         if changes.began_fading:
             log.warning("no word in the store from %s: kept for a while", ", ".join(sorted(changes.began_fading)))
             self._await_fading()
-        if not changes:
+        if changes:
+            self._untold.append(changes)
+            self._tell()
+
+    def _tell(self) -> None:
+        """Listeners hear of changes in their order, also of those that a listener brings about (`forget`)."""
+        if self._telling:
             return
-        for listener in tuple(self._listeners.values()):
-            try:
-                listener(changes)
-            except Exception:
-                log.exception("a listener of the pool's view failed on revision %d", changes.revision)
+        self._telling = True
+        while self._untold:
+            changes = self._untold.popleft()
+            for listener in tuple(self._listeners.values()):
+                try:
+                    listener(changes)
+                except Exception:
+                    log.exception("a listener of the pool's view failed on revision %d", changes.revision)
+        self._telling = False
 
     def _remember_sizes(self, before: PoolView, changes: PoolChanges) -> None:
         for name in changes.copies:

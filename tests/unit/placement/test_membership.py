@@ -17,6 +17,7 @@ from placement.errors import PodIdTaken, StoreUnavailable
 from placement.membership import Claimed, HeldBy, Membership, StoreAway
 from placement.policy.snapshot import BusyModel, Copy, Death, LoadFailure, ModelName, Pod, Suspicion, Verdict
 from placement.pool_records import HotModel
+from placement.pool_view import PoolChanges
 from placement.store.base import Put
 
 TTL_S = 10.0
@@ -178,6 +179,31 @@ def test_a_listener_that_fails_keeps_nobody_from_hearing(world: World, caplog: p
         assert heard == [A]
         assert "ZeroDivisionError" in caplog.text
         stop_bad()
+
+    world.loop.run(story())
+
+
+def test_what_a_listener_brings_about_is_told_after_what_it_was_told(world: World) -> None:
+    async def story() -> None:
+        one, two = await world.start("one"), await world.start("two")
+        two.set_copy(A, serving("two"))
+        await asyncio.sleep(SETTLED_S)
+
+        def forget(changes: PoolChanges) -> None:
+            for pod in changes.began_fading:
+                one.forget(pod)
+
+        heard: list[str] = []
+
+        def listen(changes: PoolChanges) -> None:
+            heard.extend(f"{pod} fades" for pod in changes.began_fading)
+            heard.extend(f"{change.pod} is gone" for change in changes.pods if change.after is None)
+
+        one.on_change(forget)
+        one.on_change(listen)
+        world.kill("two")
+        await world.until(lambda: "two" not in one.view.pods)
+        assert heard == ["two fades", "two is gone"]
 
     world.loop.run(story())
 
