@@ -6,7 +6,8 @@ what waits. A rate alone says nothing (a thousand requests of a millisecond are 
 requests per minute, as ModelMesh has it, is wrong for every model but one.
 
 * Up, when the copies are busier than `busy_max`, or requests wait longer than is fair, for `up_after_s`: to as many
-  copies as bring them to `busy_goal`, at most doubling and one. Copies on their way count, so one burst orders once.
+  copies as bring them to `busy_goal`, at most doubling and one. While copies are on their way nothing is ordered, and
+  the seconds begin anew when they serve, so one burst orders once.
 * Down, when without some of them the rest would stay below `idle_below` for `down_after_s`, and none was added for
   `rest_after_up_s`: to what the work needs, at most halving. The last copy is never taken: only eviction and a time to
   live end a cold model, on its own pod. Memory pressure needs no rule here: a copy that is not used is what its pod
@@ -135,7 +136,8 @@ def plan_copies(
     under = not over and needed < serving
     history = replace(
         history,
-        over_since_s=_since(history.over_since_s, over, now_s),
+        # While copies are on their way, waits prove nothing about how many more are needed.
+        over_since_s=_since(history.over_since_s, over and serving == total, now_s),
         under_since_s=_since(history.under_since_s, under, now_s),
         needed_since=max(history.needed_since, needed) if under else 0,
     )
@@ -150,12 +152,12 @@ def plan_copies(
             # Not its own work makes it wait: one more copy helps where requests do not wait for others.
             free_pods = [pod for pod in free_pods if view.pods[pod].queue_delay_s <= waits_max_s]
             wanted = serving + 1
-        count = min(wanted, 2 * serving + 1, most, total + len(free_pods)) - total
+        count = min(wanted, 2 * serving + 1, most, serving + len(free_pods)) - serving
         if count > 0:
             return AddCopies(count, f"{seen} for {limits.up_after_s:g} s"), replace(
                 history, over_since_s=None, added_at_s=now_s
             )
-        return KeepCopies(f"{seen}; {total - serving} on their way, {len(free_pods)} pods without one"), history
+        return KeepCopies(f"{seen}; at most {most}, and {len(free_pods)} pods could have one more"), history
 
     if (
         history.under_since_s is not None

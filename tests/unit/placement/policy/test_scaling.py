@@ -114,6 +114,16 @@ def test_copies_on_their_way_are_not_ordered_again() -> None:
     assert isinstance(subject.turns(loading, waiting, 30)[0], KeepCopies)
 
 
+def test_new_copies_have_two_seconds_to_show_before_more_are_ordered() -> None:
+    subject = Model()
+    waiting = {"p0": busy(in_flight=9.0)}
+    assert isinstance(subject.turns(on("p0"), waiting, 10)[0], AddCopies)
+    loading = view(PODS, {"m": [copy("p0"), copy("p1", 0, 1), copy("p2", 0, 1)]})
+    subject.turns(loading, waiting, 30)
+    _, after_s = subject.turns(on("p0", "p1", "p2"), waiting, 10)
+    assert after_s == 2.0
+
+
 def test_a_copy_that_runs_many_at_a_time_is_not_busy_with_a_few() -> None:
     assert isinstance(Model().turns(on("p0"), {"p0": busy(in_flight=4.0, concurrency=8)}, 10)[0], KeepCopies)
 
@@ -140,7 +150,7 @@ def test_a_busy_model_that_every_pod_has_stays_as_it_is() -> None:
     pods = [each.id for each in PODS]
     decision, _ = Model().turns(on(*pods), {each: busy(in_flight=9.0) for each in pods}, 10)
     assert isinstance(decision, KeepCopies)
-    assert "0 pods without one" in decision.reason
+    assert "0 pods could have one more" in decision.reason
 
 
 def test_idle_copies_go_after_a_minute_by_half() -> None:
