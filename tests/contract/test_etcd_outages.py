@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from mesh.demo.etcd_server import EtcdCluster, EtcdServer
-from placement.errors import Compacted, LeaseNotFound, StoreReplaced, StoreUnavailable
+from placement.errors import Compacted, LeaseNotFound, LimitExceeded, StoreReplaced, StoreUnavailable
 from placement.store.base import Delete, Event, Put, WatchBatch, absent
 from placement.store.etcd import EtcdStore
 from placement.store.etcd_options import EtcdOptions
@@ -357,6 +357,39 @@ async def test_leases_of_a_wiped_etcd_are_gone(own_etcd: EtcdServer) -> None:
             await store.keep_lease_alive(lease)
         with pytest.raises(LeaseNotFound, match=str(lease)):
             await store.txn([], [Put("k", b"", lease)])
+
+
+# etcd has had enough ------------------------------------------------------------------------------------------------
+
+
+async def test_an_etcd_that_is_full_takes_no_writes_says_so_and_is_still_read(
+    etcd_binary: Path, tmp_path: Path
+) -> None:
+    async def fill(store: EtcdStore) -> None:
+        for i in range(100):
+            await store.txn([], [Put(f"k/{i}", b"x" * 500_000)])
+
+    server = EtcdServer(etcd_binary, tmp_path, options=(*QUICK, "--quota-backend-bytes", str(16 * 1024 * 1024))).start()
+    try:
+        async with opened(server.endpoint) as store:
+            with pytest.raises(StoreUnavailable, match="has used up its space"):
+                await fill(store)
+            assert await store.get("k/0") is not None
+            with pytest.raises(StoreUnavailable, match="etcdctl alarm disarm"):
+                await store.txn([], [Put("k", b"")])
+    finally:
+        server.kill()
+
+
+async def test_what_etcd_finds_too_large_is_a_limit_and_not_an_outage(etcd_binary: Path, tmp_path: Path) -> None:
+    server = EtcdServer(etcd_binary, tmp_path, options=(*QUICK, "--max-request-bytes", "4096")).start()
+    try:
+        async with opened(server.endpoint) as store:
+            with pytest.raises(LimitExceeded, match="too large"):
+                await store.txn([], [Put("k", b"x" * 5_000)])
+            await store.txn([], [Put("k", b"x" * 500)])
+    finally:
+        server.kill()
 
 
 # The line is broken -------------------------------------------------------------------------------------------------
