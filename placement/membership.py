@@ -97,10 +97,12 @@ class Membership:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         shared_name: Callable[[ModelName], ModelName] = lambda name: name,
+        sole_process: bool = False,
     ) -> None:
         """`fading_s`: how long a pod is kept whose lease ran out; None: two lease ttls.
 
-        `shared_name` gives an equal name that is in memory anyway (`Registry.shared_name`).
+        `shared_name` gives an equal name that is in memory anyway (`Registry.shared_name`). `sole_process`: no other
+        process reaches this store, so whoever left something of this pod in it is dead.
         Raises InvalidName.
         """
         keys.check_pod(pod_id)
@@ -109,6 +111,7 @@ class Membership:
         self._store = store
         self._clock = clock
         self._wall_clock = wall_clock
+        self._sole_process = sole_process
         self._claim_timeout_s = claim_timeout_s
         self._reach = StoreReach(clock)
         self._publisher = Publisher(store, pod_id, lease_ttl_s, clock, self._reach)
@@ -158,6 +161,8 @@ class Membership:
 
     async def _take_id(self, pod: Pod) -> None:
         deadline_s = self._clock() + self.lease_ttl_s + PREDECESSOR_GRACE_S
+        if self._sole_process:
+            await self._end_predecessor()
         other = await self._publisher.join(pod)
         if other is not None:
             log.warning("pod id %r is still held by a process at %s; waiting", self.pod_id, other.address)
@@ -167,6 +172,12 @@ class Membership:
             await asyncio.sleep(PREDECESSOR_POLL_S)
             if await self._store.get(keys.pod_key(self.pod_id)) is None:
                 other = await self._publisher.join(pod)
+
+    async def _end_predecessor(self) -> None:
+        """The process before this one was killed, and nobody else can be it: why wait for its lease?"""
+        left = await self._store.get(keys.pod_key(self.pod_id))
+        if left is not None:
+            await self._store.revoke_lease(left.lease)
 
     def _spawn(self, what: str, body: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(_persistent(what, body)))

@@ -49,6 +49,7 @@ from placement.records import ModelRecord
 from placement.registry import Registry
 from placement.service import PlacementService
 from placement.store.base import KeyValueStore
+from placement.store.embedded import EmbeddedStore
 
 log = logging.getLogger("hexcomb.pool")
 
@@ -105,6 +106,7 @@ class PoolSide:
             clock=world.clock,
             wall_clock=world.wall_clock,
             shared_name=registry.shared_name,
+            sole_process=isinstance(store, EmbeddedStore),
         )
         self.publisher = Publisher(name, cache, self.membership, clock=world.clock, wall_clock=world.wall_clock)
         self.losses = Losses(self.membership, world.clock, world.wall_clock)

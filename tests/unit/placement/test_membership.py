@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -14,11 +15,12 @@ from mesh.simulation.store import StoreConditions, StoreServer
 from mesh.simulation.virtual_loop import Process, VirtualLoop
 from placement import keys
 from placement.errors import PodIdTaken, StoreUnavailable
-from placement.membership import Claimed, HeldBy, Membership, StoreAway
+from placement.membership import LEASE_TTL_S, Claimed, HeldBy, Membership, StoreAway
 from placement.policy.snapshot import BusyModel, Copy, Death, LoadFailure, ModelName, Pod, Suspicion, Verdict
 from placement.pool_records import HotModel
 from placement.pool_view import PoolChanges
 from placement.store.base import Put
+from placement.store.embedded import EmbeddedStore
 
 TTL_S = 10.0
 A, B = ModelName("t", "a"), ModelName("t", "b/ž")
@@ -558,6 +560,26 @@ def test_a_restarted_pod_waits_for_the_lease_of_its_predecessor_and_begins_empty
         assert [intent.incarnation for _, intent in watcher.intents] == ["one-2", "one-3"]  # evidence is kept
 
     world.loop.run(story())
+
+
+async def test_a_pod_alone_with_its_store_does_not_wait_for_the_lease_of_the_killed_process(tmp_path: Path) -> None:
+    store = await EmbeddedStore.open(tmp_path)
+    first = Membership(store, "one", sole_process=True)
+    await first.start(Pod("one", "one-1", "h:1"))
+    first.set_copy(A, serving("one"))
+    first.set_intent(A, 1, "loading")
+    await first.flush()
+    await first.close()
+    await store.close()
+    store = await EmbeddedStore.open(tmp_path)
+    second = Membership(store, "one", sole_process=True)
+    async with asyncio.timeout(LEASE_TTL_S / 2):
+        await second.start(Pod("one", "one-2", "h:1"))
+    assert second.view.pods["one"].incarnation == "one-2"
+    assert second.view.copies == {}
+    assert [intent.incarnation for _, intent in second.intents] == ["one-1"]
+    await second.leave()
+    await store.close()
 
 
 def test_a_pod_whose_id_was_taken_while_it_slept_keeps_silent_until_it_is_free(world: World) -> None:
