@@ -185,7 +185,7 @@ class LocalPod:
 
 
 class LocalPool:
-    """etcd and pods on 127.0.0.1. Use it as a context manager, or `start` and `stop` it."""
+    """etcd and pods on 127.0.0.1. `start` it; at the end `stop` it, or use it as a context."""
 
     def __init__(
         self,
@@ -205,6 +205,7 @@ class LocalPool:
         self._lines = Lines() if with_lines else None
         binary = find_etcd(etcd_binary)
         self._cluster = EtcdCluster(binary, directory / "etcd", etcd_members, etcd_options, self._guardian.watch)
+        self._is_stopped = False
         self.pods: list[LocalPod] = []
         for _ in range(pods):
             self.add()
@@ -256,7 +257,10 @@ class LocalPool:
         return self
 
     def stop(self) -> None:
-        """End everything, the pods first, all at once."""
+        """End everything, the pods first, all at once. A second call does nothing."""
+        if self._is_stopped:
+            return
+        self._is_stopped = True
         for pod in self.pods:
             pod.thaw()
             pod.drain()
@@ -272,7 +276,7 @@ class LocalPool:
         self._guardian.dismiss()
 
     def __enter__(self) -> Self:
-        return self.start()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

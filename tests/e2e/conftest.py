@@ -26,6 +26,8 @@ import numpy as np
 import pytest
 
 from mesh.client import Client
+from mesh.demo.etcd_server import EtcdMissing
+from mesh.demo.local_pool import LocalPool
 from mesh.wire.generated import hexcomb_pb2
 from runtime_adapters.base import Tensors
 
@@ -362,6 +364,7 @@ class PodStarter:
 
 
 StartPod = Callable[..., Pod]
+StartPool = Callable[..., LocalPool]
 
 
 def serve_command(settings: Mapping[str, object]) -> list[str]:
@@ -385,6 +388,26 @@ def start_module_pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start
     starter = PodStarter(tmp_path_factory.mktemp("pods"))
     yield starter
     starter.close()
+
+
+@pytest.fixture(scope="module")
+def start_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartPool]:
+    """Start pools of several pods on an etcd of their own; what a test does not stop is stopped at the module's end."""
+    from tests.e2e import pools
+
+    started: list[LocalPool] = []
+
+    def start(pods: int = 3, **options: Any) -> LocalPool:
+        try:
+            pool = pools.start_pool(tmp_path_factory.mktemp("pool"), pods, **options)
+        except EtcdMissing as error:
+            pytest.skip(str(error))
+        started.append(pool)
+        return pool
+
+    yield start
+    for pool in started:
+        pool.stop()
 
 
 @pytest.fixture(scope="session")
