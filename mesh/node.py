@@ -30,18 +30,26 @@ from cache.events import Drain, Forgive, Retire
 from cache.limits import CacheLimits
 from cache.machine import CacheMachine
 from cache.types import Bytes, ModelKey, Place
+from mesh.asking import Asking
 from mesh.endpoint.access import Access
+from mesh.endpoint.aliases import AliasesEndpoint, AliasSetting
+from mesh.endpoint.descriptions import Describer
+from mesh.endpoint.explain import ExplainEndpoint
 from mesh.endpoint.health import HealthEndpoint
 from mesh.endpoint.http import HttpFront, build_app
 from mesh.endpoint.management import ManagementEndpoint
 from mesh.endpoint.modelmesh import ModelMeshEndpoint
+from mesh.endpoint.pods import PodsEndpoint
 from mesh.endpoint.pool import PoolEndpoint
+from mesh.endpoint.revisions import catching_up
 from mesh.endpoint.status import code_name, guarded_stream, guarded_unary
 from mesh.endpoint.v2 import V2Endpoint
+from mesh.explaining import Explaining
 from mesh.flight_recorder import FlightRecorder, read_last_flight
 from mesh.generations import Generations
 from mesh.loading import HOST_MEMORY, Loading
 from mesh.models import Models
+from mesh.overview import Alone, InPool, Overview
 from mesh.pod import PodView, default_pod_name, runtime_reports
 from mesh.routing.pool_side import Condition, PoolSide, address_to_advertise
 from mesh.running import Runner, Runs
@@ -142,10 +150,26 @@ class Node:
             else world.runner(settings, observe)
         )
         self.serving = Serving(
-            self.registry, self.generations, self.loading, self.runner, self.telemetry, code_name, world.draw
+            self.registry,
+            self.generations,
+            self.loading,
+            self.runner,
+            self.telemetry,
+            code_name,
+            has_chance=lambda record: self.status.has_chance(record),
+            draw=world.draw,
         )
         self.models = Models(self.registry, policy, self.loading, self.serving, self.pool)
-        self.status = StatusView(self.cache, self.loading, self.generations, world.clock, world.wall_clock)
+        self.overview = self._overview(name)
+        self.status = StatusView(
+            name,
+            self.cache,
+            self.loading,
+            self.generations,
+            lambda: self.overview.view,
+            world.clock,
+            world.wall_clock,
+        )
         if self.pool is not None:
             self.pool.attach(self.loading)
 
@@ -161,7 +185,7 @@ class Node:
             ),
         )
         self.pod = PodView(
-            name,
+            self.overview,
             self.registry,
             self.cache,
             self.artifacts,
@@ -170,6 +194,8 @@ class Node:
             unready_reason=self.unready_reason,
             draining=lambda: self._draining,
             calls_in_flight=lambda: self.transport.calls_in_flight,
+            clock=world.clock,
+            wall_clock=world.wall_clock,
         )
         self.telemetry.add_samples(self.pod.samples)
         self.http = None
@@ -187,24 +213,61 @@ class Node:
             self.registry,
             self.cache,
             read_constraints(self._settings),
-            condition=lambda: Condition(not self.unready_reason(), self._draining, self.unready_reason()),
+            condition=self._condition,
             calls_in_flight=lambda: self.transport.calls_in_flight,
             recorder=self.recorder,
         )
 
+    def _overview(self, name: str) -> Overview:
+        if self.pool is not None:
+            return InPool(self.pool, self.registry, self._world.clock)
+        return Alone(
+            name,
+            self._settings,
+            self.registry,
+            self.cache,
+            self.loading,
+            read_constraints(self._settings),
+            version=version("hexcomb"),
+            formats=installed_formats(),
+            condition=self._condition,
+            calls_in_flight=lambda: self.transport.calls_in_flight,
+            clock=self._world.clock,
+        )
+
+    def _condition(self) -> Condition:
+        return Condition(not self.unready_reason(), self._draining, self.unready_reason())
+
     def _routes(self, access: Access, name: str) -> Routes:
         router = None if self.pool is None else self.pool.router
         v2 = V2Endpoint(self.serving, access, self.unready_reason, router)
-        mmesh = ModelMeshEndpoint(self.models, self.registry, self.status, access, name)
-        management = ManagementEndpoint(
-            self.models, self.registry, self.status, access, name, lambda: self.pod.report()
+        describer = Describer(self.registry, self.status, self.overview)
+        aliases = AliasSetting(self.models, self.registry, describer)
+        mmesh = ModelMeshEndpoint(self.models, self.registry, self.status, aliases, access)
+        management = ManagementEndpoint(self.models, self.registry, describer, access)
+        asking = Asking(self.overview, self._world.clock)
+        pods = PodsEndpoint(
+            self.overview,
+            asking,
+            access,
+            lambda: self.pod.report(),
+            is_draining=lambda: self._draining,
+            request_drain=self.stop_wanted.set,
         )
+        explaining = Explaining(
+            self.overview, self.status, self.cache, self.registry, self._world.clock, self._world.wall_clock
+        )
+        explain = ExplainEndpoint(self.overview, explaining, asking, self.registry, self.loading, describer, access)
         unary = {
             **v2.routes(),
             **mmesh.routes(),
             **management.routes(),
-            messages.HEALTH_CHECK.path: self.health.check,
+            **pods.routes(),
+            **explain.routes(),
+            **AliasesEndpoint(aliases, self.registry, describer, access).routes(),
         }
+        unary = {path: catching_up(handler, self.registry) for path, handler in unary.items()}
+        unary[messages.HEALTH_CHECK.path] = self.health.check
         if self.pool is not None:
             unary |= PoolEndpoint(
                 access,
@@ -264,8 +327,7 @@ class Node:
             self.pod.addresses = (*self.pod.addresses, f"http://{self._settings.host}:{http_port}")
         if self.pool is not None:
             address = address_to_advertise(self._settings, grpc[0], own_host)
-            formats = frozenset(report.format for report in runtime_reports() if report.available)
-            await self.pool.start(address, version("hexcomb"), formats, self._last_flight)
+            await self.pool.start(address, version("hexcomb"), installed_formats(), self._last_flight)
             await self._wait_fit()
         self._started = True
         if self.pool is not None:
@@ -333,6 +395,11 @@ _LAST_FILES_S = 15.0
 """At the end: how long fetches may take to stop; a server that says nothing is given up after ten seconds."""
 _LAST_THREADS_S = 3.0
 """After the end: how long a thread that nobody can stop, in a model's run or a preparation, may hold up the exit."""
+
+
+def installed_formats() -> frozenset[str]:
+    """Formats whose frameworks are here."""
+    return frozenset(report.format for report in runtime_reports() if report.available)
 
 
 def chosen_device(settings: Settings) -> Device:

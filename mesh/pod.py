@@ -1,10 +1,13 @@
-"""What a pod reports of itself: capacities, use, counts, the runtimes it has. One report feeds status and metrics."""
+"""What a pod reports of itself: capacities, use, counts, the runtimes it has. One report feeds status and metrics.
+
+Of a pod that cannot be asked, the same report is made from what it published last: less, and a moment old.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -14,8 +17,10 @@ from cache.machine import CacheMachine
 from cache.types import CopyState
 from cache.views import Usage
 from mesh.loading import Loading
+from mesh.overview import Overview
 from mesh.serving import Serving
 from mesh.telemetry import Sample
+from placement.policy.snapshot import BusyModel, Pod, PoolView
 from placement.registry import Registry
 from runtime_adapters.artifacts.fetch import ArtifactStore
 from runtime_adapters.frameworks import installed_version
@@ -56,7 +61,7 @@ class RuntimeReport:
 
 @dataclass(frozen=True, slots=True)
 class PodReport:
-    """The pod at one moment; counts are since its start."""
+    """A pod at one moment; counts are since its start. What another pod does not publish has its default."""
 
     pod: str
     version: str
@@ -66,19 +71,30 @@ class PodReport:
     draining: bool
     tiers: tuple[TierReport, ...]
     runtimes: tuple[RuntimeReport, ...]
-    models_registered: int
     models_resident: int
-    models_loading: int
     loads_queued: int
     requests_in_flight: int
-    requests_waiting: int
-    hits: int
-    misses: int
     loads: int
     load_failures: int
-    evictions: int
     eviction_age_s: float
-    rss_bytes: int
+    models_registered: int = 0
+    models_loading: int = 0
+    requests_waiting: int = 0
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    rss_bytes: int = 0
+    zone: str = ""
+    labels: tuple[str, ...] = ()
+    why_unready: str = ""
+    reachable: bool = True
+    why_unreachable: str = ""
+    leader: bool = False
+    store_away_since_ms: int = 0
+    requests_per_s: float = 0.0
+    queue_delay_s: float = 0.0
+    notices: tuple[str, ...] = ()
+    busy: tuple[BusyModel, ...] = ()
 
 
 class PodView:
@@ -86,7 +102,7 @@ class PodView:
 
     def __init__(
         self,
-        name: str,
+        overview: Overview,
         registry: Registry,
         cache: CacheMachine,
         artifacts: ArtifactStore,
@@ -96,8 +112,9 @@ class PodView:
         draining: Callable[[], bool],
         calls_in_flight: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._name = name
+        self._overview = overview
         self._registry = registry
         self._cache = cache
         self._artifacts = artifacts
@@ -107,23 +124,25 @@ class PodView:
         self._draining = draining
         self._calls_in_flight = calls_in_flight
         self._clock = clock
-        self._started_at_ms = int(time.time() * 1e3)
+        self._wall_clock = wall_clock
+        self._started_at_ms = int(wall_clock() * 1e3)
         self._process = psutil.Process()
         self._runtimes: tuple[RuntimeReport, ...] | None = None
         self.addresses: tuple[str, ...] = ()
 
     def report(self) -> PodReport:
         """Everything, now."""
-        usage = self._cache.usage()
+        overview, usage = self._overview, self._cache.usage()
+        record, unready, store_away_s = overview.own_record(), self._unready_reason(), overview.store_away_for_s
         copies = usage.copies_by_state
         if self._runtimes is None:
             self._runtimes = runtime_reports()
         return PodReport(
-            pod=self._name,
+            pod=overview.own_pod,
             version=version("hexcomb"),
             addresses=self.addresses,
             started_at_ms=self._started_at_ms,
-            ready=not self._unready_reason(),
+            ready=not unready,
             draining=self._draining(),
             tiers=tuple(self._tiers(usage)),
             runtimes=self._runtimes,
@@ -140,6 +159,15 @@ class PodView:
             evictions=usage.evictions_total,
             eviction_age_s=0.0 if usage.oldest_use_s is None else max(0.0, self._clock() - usage.oldest_use_s),
             rss_bytes=self._process.memory_info().rss,
+            zone=record.zone,
+            labels=tuple(sorted(record.labels)),
+            why_unready=unready,
+            leader=overview.leader == overview.own_pod,
+            store_away_since_ms=0 if store_away_s is None else int((self._wall_clock() - store_away_s) * 1e3),
+            requests_per_s=record.rate_per_s,
+            queue_delay_s=record.queue_delay_s,
+            notices=overview.notices(),
+            busy=record.busy,
         )
 
     def _tiers(self, usage: Usage) -> Iterator[TierReport]:
@@ -194,6 +222,48 @@ class PodView:
             "hexcomb_cache_misses_total", "Requests that had to wait for a load, since the start.", none, report.misses
         )
         yield Sample("hexcomb_ready", "1 when the pod takes requests.", none, float(report.ready))
+
+
+def reports_from_records(
+    pods: Iterable[Pod], view: PoolView, why_unreachable: Callable[[str], str], leader: str
+) -> list[PodReport]:
+    """Pods as they described themselves last, for want of an answer. Looks at every copy in the view, once."""
+    pods = list(pods)
+    if not pods:
+        return []
+    copies: dict[str, int] = {}
+    for holders in view.copies.values():
+        for copy in holders:
+            if copy.servable:
+                copies[copy.pod] = copies.get(copy.pod, 0) + 1
+    return [
+        PodReport(
+            pod=pod.id,
+            version=pod.version,
+            addresses=(f"grpc://{pod.address}",),
+            started_at_ms=int(pod.started_at_s * 1e3),
+            ready=pod.ready,
+            draining=pod.draining,
+            tiers=(TierReport("device", "", pod.capacity_bytes, max(0, pod.capacity_bytes - pod.free_bytes)),),
+            runtimes=tuple(RuntimeReport(name, "", True) for name in sorted(pod.formats)),
+            models_resident=copies.get(pod.id, 0),
+            loads_queued=pod.loads_queued,
+            requests_in_flight=pod.requests_in_flight,
+            loads=pod.loads,
+            load_failures=pod.load_failures,
+            eviction_age_s=pod.eviction_age_s,
+            zone=pod.zone,
+            labels=tuple(sorted(pod.labels)),
+            why_unready=pod.why_unready,
+            reachable=False,
+            why_unreachable=why_unreachable(pod.id),
+            leader=leader == pod.id,
+            requests_per_s=pod.rate_per_s,
+            queue_delay_s=pod.queue_delay_s,
+            busy=pod.busy,
+        )
+        for pod in pods
+    ]
 
 
 def runtime_reports() -> tuple[RuntimeReport, ...]:

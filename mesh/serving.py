@@ -16,7 +16,6 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from math import isfinite
 
 from cache.types import Bytes, RefusalKind, WantedModel
 from mesh.generations import Generations, key_of
@@ -70,15 +69,18 @@ class Serving:
         runner: Runs,
         telemetry: Telemetry,
         code_of: Callable[[Exception], str],
+        *,
+        has_chance: Callable[[ModelRecord], bool],
         draw: Callable[[], float] = random.random,
     ) -> None:
-        """`draw`, in [0, 1), decides among an alias's weights."""
+        """`has_chance`: nothing speaks for good against a model. `draw`, in [0, 1), is for aliases with weights."""
         self._registry = registry
         self._generations = generations
         self._loading = loading
         self._runner = runner
         self._telemetry = telemetry
         self._code_of = code_of
+        self._has_chance = has_chance
         self._draw = draw
         self.hits = 0
         self.misses = 0
@@ -215,11 +217,9 @@ class Serving:
     def ready(self, tenant: str, name: str, version: str) -> bool:
         """Whether a request for this model has a chance: it is registered and has not failed for good."""
         try:
-            record = self.resolve(tenant, name, version)
+            return self._has_chance(self.resolve(tenant, name, version))
         except UnknownModel:
             return False
-        failure = self._loading.failure(key_of(record))
-        return failure is None or isfinite(failure.retry_at_s)
 
 
 def _unknown(tenant: str, name: str) -> str:

@@ -9,14 +9,15 @@ Deliberately absent: ModelMesh's debug ids and its guess of a copy's state; the 
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 from mesh.endpoint.access import Access
+from mesh.endpoint.aliases import AliasSetting, Wish
+from mesh.endpoint.revisions import written
 from mesh.loading import Refused
-from mesh.models import SYNC_WAIT_MAX_S, Models
+from mesh.models import Models
 from mesh.status import ModelState, StatusView
-from mesh.transport.base import Call, UnaryHandler
+from mesh.transport.base import Call, Reply, UnaryHandler
 from mesh.wire import messages
 from mesh.wire.generated import mmesh_pb2
 from placement.errors import InvalidSpec, PlacementError
@@ -44,12 +45,14 @@ _ALIAS_STATES = {
 class ModelMeshEndpoint:
     """Handlers of `mmesh.ModelMesh`."""
 
-    def __init__(self, models: Models, registry: Registry, status: StatusView, access: Access, pod_name: str) -> None:
+    def __init__(
+        self, models: Models, registry: Registry, status: StatusView, aliases: AliasSetting, access: Access
+    ) -> None:
         self._models = models
         self._registry = registry
         self._status = status
+        self._aliases = aliases
         self._access = access
-        self._pod_name = pod_name
 
     def routes(self) -> dict[str, UnaryHandler]:
         """Handlers by method."""
@@ -63,7 +66,7 @@ class ModelMeshEndpoint:
             messages.GET_VMODEL_STATUS.path: self.get_vmodel_status,
         }
 
-    async def register_model(self, call: Call) -> bytes:
+    async def register_model(self, call: Call) -> Reply:
         """Register; the same registration again is no error."""
         tenant = self._access.caller(call).tenant
         request = messages.parse(messages.REGISTER_MODEL, call.body)
@@ -73,24 +76,24 @@ class ModelMeshEndpoint:
             raise result
         if request.loadNow:
             await self._load(result.record, call, wait=request.sync, background=not request.sync)
-        return self._model_status(result.record).SerializeToString()
+        return written(self._model_status(result.record).SerializeToString(), self._registry)
 
-    async def unregister_model(self, call: Call) -> bytes:
+    async def unregister_model(self, call: Call) -> Reply:
         """Unregister; an unknown model is no error."""
         tenant = self._access.caller(call).tenant
         request = messages.parse(messages.UNREGISTER_MODEL, call.body)
         (result,) = await self._models.unregister(tenant, [request.modelId])
         if isinstance(result, PlacementError):
             raise result
-        return mmesh_pb2.UnregisterModelResponse().SerializeToString()
+        return written(mmesh_pb2.UnregisterModelResponse().SerializeToString(), self._registry)
 
-    async def get_model_status(self, call: Call) -> bytes:
+    async def get_model_status(self, call: Call) -> Reply:
         """The state of a model; NOT_FOUND is a state here, not an error."""
         tenant = self._access.caller(call).tenant
         request = messages.parse(messages.GET_MODEL_STATUS, call.body)
         return self._status_of(tenant, request.modelId).SerializeToString()
 
-    async def ensure_loaded(self, call: Call) -> bytes:
+    async def ensure_loaded(self, call: Call) -> Reply:
         """Load; with `sync`, answer when it is done."""
         tenant = self._access.caller(call).tenant
         request = messages.parse(messages.ENSURE_LOADED, call.body)
@@ -107,41 +110,37 @@ class ModelMeshEndpoint:
         except Refused:
             return  # the status that is answered says why
 
-    async def set_vmodel(self, call: Call) -> bytes:
+    async def set_vmodel(self, call: Call) -> Reply:
         """Point an alias at a model: at once where nothing would be lost by it, else when the target serves."""
         tenant = self._access.caller(call).tenant
         request = messages.parse(messages.SET_VMODEL, call.body)
         spec = spec_from_model_info(request.modelInfo) if request.HasField("modelInfo") else None
         if spec is not None:
             self._models.check(spec)
-        before = self._registry.alias(tenant, request.vModelId)
-        alias = await self._registry.set_alias(
+        wish = Wish(
             tenant,
             request.vModelId,
             request.targetModelId,
             owner=request.owner,
-            expected_target=request.expectedTargetModelId or None,
+            expected_target=request.expectedTargetModelId,
             update_only=request.updateOnly,
-            force=request.force or (before is not None and not request.loadNow and not self._is_loaded(before)),
+            force=request.force,
             target_spec=spec,
             auto_delete_target=request.autoDeleteTargetModel,
+            load_now=request.loadNow,
+            wait=request.sync,
         )
-        if alias.state is not AliasState.DEFINED:
-            transition = self._models.begin_transition(alias)
-            if request.sync:
-                await asyncio.wait([transition], timeout=SYNC_WAIT_MAX_S)
-        elif request.loadNow:
-            await self._load(self._models.required(tenant, alias.active), call, wait=request.sync, background=False)
-        return self._alias_status(self._registry.alias(tenant, request.vModelId) or alias).SerializeToString()
+        alias = await self._aliases.set(wish, call.deadline_s)
+        return written(self._alias_status(alias).SerializeToString(), self._registry)
 
-    async def delete_vmodel(self, call: Call) -> bytes:
+    async def delete_vmodel(self, call: Call) -> Reply:
         """Delete an alias; an unknown one is no error."""
         tenant = self._access.caller(call).tenant
         request = messages.parse(messages.DELETE_VMODEL, call.body)
         await self._registry.delete_alias(tenant, request.vModelId, owner=request.owner)
-        return mmesh_pb2.DeleteVModelResponse().SerializeToString()
+        return written(mmesh_pb2.DeleteVModelResponse().SerializeToString(), self._registry)
 
-    async def get_vmodel_status(self, call: Call) -> bytes:
+    async def get_vmodel_status(self, call: Call) -> Reply:
         """The state of an alias; NOT_FOUND is a state here, not an error."""
         tenant = self._access.caller(call).tenant
         request = messages.parse(messages.GET_VMODEL_STATUS, call.body)
@@ -150,10 +149,6 @@ class ModelMeshEndpoint:
             return mmesh_pb2.VModelStatusInfo(status=mmesh_pb2.VModelStatusInfo.NOT_FOUND).SerializeToString()
         return self._alias_status(alias).SerializeToString()
 
-    def _is_loaded(self, alias: AliasRecord) -> bool:
-        active = self._registry.model(alias.tenant, alias.active)
-        return active is not None and self._status.model(active).state is ModelState.LOADED
-
     def _status_of(self, tenant: str, model_id: str) -> mmesh_pb2.ModelStatusInfo:
         record = self._registry.model(tenant, model_id)
         return _STATUS(status=_STATUS.NOT_FOUND) if record is None else self._model_status(record)
@@ -161,12 +156,9 @@ class ModelMeshEndpoint:
     def _model_status(self, record: ModelRecord) -> mmesh_pb2.ModelStatusInfo:
         status = self._status.model(record)
         info = _STATUS(status=_STATES[status.state])
-        if status.failure is not None:
-            info.errors.append(status.failure.message)
+        info.errors.extend(dict.fromkeys(failure.message for failure in status.failures))
         for copy in status.copies:
-            info.modelCopyInfos.add(
-                location=self._pod_name, copyStatus=_STATES[copy.state], time=int(copy.since_s * 1e3)
-            )
+            info.modelCopyInfos.add(location=copy.pod, copyStatus=_STATES[copy.state], time=int(copy.since_s * 1e3))
         return info
 
     def _alias_status(self, alias: AliasRecord) -> mmesh_pb2.VModelStatusInfo:
