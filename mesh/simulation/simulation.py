@@ -337,7 +337,7 @@ class Simulation:
         """The store forgets the lease of its pod."""
         kv = self.store.peek(keys.pod_key(machine.name))
         if kv is not None:
-            self.store.revoke(kv.lease)
+            self.store.revoke(machine.name, kv.lease)
 
     def troubled(self) -> bool:
         """A fault is in force."""

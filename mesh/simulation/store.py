@@ -85,6 +85,7 @@ class StoreServer:
         self._cut: dict[str, None] = {}
         self._clients: dict[str, None] = {}
         self._reach: dict[str, _Reach] = {}
+        self._lost_lease_s: dict[str, float] = {}
         self._streams: list[_Stream] = []
         self._on_write: list[Callable[[], None]] = []
         self.memory = MemoryStore(clock=self._lease_clock)
@@ -132,6 +133,12 @@ class StoreServer:
             return now_s - lag_s
         return reach.shut_since_s - lag_s
 
+    def reached_since(self, pod: str, since_s: float) -> bool:
+        """The pod has reached the store, with its lease standing, all the while."""
+        reach = self._reach.get(pod)
+        lost_s = self._lost_lease_s.get(pod, -1e9)
+        return self.reaches(pod) and lost_s < since_s and (reach is None or reach.open_since_s < since_s)
+
     def _mark_reach(self) -> None:
         now_s = self._loop.time()
         for pod in dict.fromkeys((*self._clients, *self._cut)):
@@ -146,6 +153,7 @@ class StoreServer:
     def wipe(self) -> None:
         """Another store at the same address: empty, of another cluster, from revision 1."""
         self.counts.wipes += 1
+        self._lost_lease_s = dict.fromkeys(self._clients, self._loop.time())
         self.cluster += 1
         self.memory = MemoryStore(clock=self._lease_clock, first_lease=self.cluster * LEASES_PER_CLUSTER)
         self._poke_all()
@@ -165,8 +173,9 @@ class StoreServer:
         """What the store holds, without a line."""
         return drive(self.memory.get(key))
 
-    def revoke(self, lease: int) -> None:
-        """End a lease now, with its keys."""
+    def revoke(self, pod: str, lease: int) -> None:
+        """End a pod's lease now, with its keys."""
+        self._lost_lease_s[pod] = self._loop.time()
         drive(self.memory.revoke_lease(lease))
         self._written()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from cache.commands import Command, StartUnload
 from cache.events import Event
 from cache.machine import CacheMachine
-from cache.types import ModelKey
+from cache.types import CopyState, ModelKey
 from mesh.simulation.checking.truth import ServingTruth
 from mesh.simulation.checking.violation import Violation
 
@@ -16,8 +16,17 @@ VALIDATE_EVERY = 8
 victims after each."""
 
 
-def watch_cache(cache: CacheMachine, machine: str, serving: ServingTruth, broke: Callable[[Violation], None]) -> None:
-    """Look at a cache after each event that it takes in. Replaces methods of this one instance."""
+def watch_cache(
+    cache: CacheMachine,
+    machine: str,
+    serving: ServingTruth,
+    begins: Callable[[str, ModelKey], None],
+    broke: Callable[[Violation], None],
+) -> None:
+    """Look at a cache after each event that it takes in. Replaces methods of this one instance.
+
+    `begins` hears of each copy that enters the queue.
+    """
     handle, take_changed = cache.handle, cache.take_changed
     events = 0
 
@@ -37,10 +46,13 @@ def watch_cache(cache: CacheMachine, machine: str, serving: ServingTruth, broke:
     def noted_changes() -> Sequence[ModelKey]:
         keys = take_changed()
         for key in keys:
-            if cache.servable(key) is not None:
-                serving.is_serving(machine, key)
-            else:
+            current = cache.current(key)
+            if current is None:
                 serving.stopped(machine, key)
+            elif current.state is CopyState.SERVABLE:
+                serving.is_serving(machine, key)
+            elif serving.is_loading(machine, key):
+                begins(machine, key)
         return keys
 
     cache.handle = checked_handle  # type: ignore[method-assign]

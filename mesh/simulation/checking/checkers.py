@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Protocol
 
+from cache.types import ModelKey
 from mesh.simulation.checking.cache_checks import watch_cache
+from mesh.simulation.checking.load_checks import LoadChecks
 from mesh.simulation.checking.pods import Run
 from mesh.simulation.checking.pool_checks import PoolChecks
 from mesh.simulation.checking.request_checks import RequestChecks
@@ -40,13 +42,15 @@ class Checkers:
         self.serving = ServingTruth(run.now_s)
         self.requests = RequestChecks(run, self.store, self.serving)
         self.pool = PoolChecks(run, self.store, self.serving)
+        self.loads = LoadChecks(run, self.store, self.serving)
         self.rest = RestChecks(run, self.store, run.infer_at)
         self._gone: dict[str, int] = {}
         self.store.on_alias.append(self._alias_changed)
 
     def watch(self, pod: SimulatedPod) -> None:
         """A pod's process begins."""
-        watch_cache(pod.node.cache, pod.machine.name, self.serving, self._run.broke)
+        watch_cache(pod.node.cache, pod.machine.name, self.serving, self._load_begins, self._run.broke)
+        self.loads.watch_orders(pod)
 
     def process_ended(self, pod: SimulatedPod) -> None:
         """It has ended, one way or the other."""
@@ -64,6 +68,12 @@ class Checkers:
         """A request has been answered."""
         try:
             self.requests.judge(answered, asked)
+        except Violation as violation:
+            self._run.broke(violation)
+
+    def _load_begins(self, machine: str, key: ModelKey) -> None:
+        try:
+            self.loads.begins(machine, key)
         except Violation as violation:
             self._run.broke(violation)
 
@@ -96,6 +106,7 @@ class Checkers:
             "models served at rest": self.rest.served_at_rest,
             **self._gone,
             **self.pool.counts,
+            **self.loads.counts,
         }
         for excuse, times in self.requests.excuses.items():
             counts[f"excused: {excuse}"] = times

@@ -27,7 +27,7 @@ from placement.policy.snapshot import ModelName
 
 VIEW_LAG_S = 15.0
 """How far a pod's view may be behind a store that it reaches: a late batch, or a watch that is set up again."""
-LOADED_WITHIN_S = 5.0
+LOADED_WITHIN_S = 6.0
 """In calm a load, queueing included, takes less; requests with shorter deadlines may miss it."""
 AFTERMATH_S = 20.0
 """Beyond three lease ttls: how long after the last fault errors may still come from it."""
@@ -72,10 +72,11 @@ class RequestChecks:
         began_s = answered.began_s
         if not undisturbed_since(asked, began_s):
             return "the pod that was asked was stopped, frozen or leaving"
-        if reason := self._unregistered(answered, asked):
+        if failed.status is StatusCode.NOT_FOUND and (reason := self._unregistered(answered, asked)):
             return reason
         models = self._current_models(answered.name)
-        if not all(self._is_sound(model) for model in models):
+        known_s = self._known_s(answered, asked)
+        if not all(self._is_sound(model, known_s) for model in models):
             return "its artifact is bad, or was a moment ago"
         patience_s = float("inf") if answered.deadline_s is None else answered.deadline_s - began_s
         if failed.status is StatusCode.DEADLINE_EXCEEDED and patience_s <= LOADED_WITHIN_S:
@@ -94,15 +95,18 @@ class RequestChecks:
             f"{answered.name} at {answered.machine} from {began_s:.3f} s on: {failed.status.name}: {failed.message!r}",
         )
 
+    def _known_s(self, answered: Answered, asked: SimulatedPod) -> float:
+        """What the registry held until then, the asked pod knew when the request came."""
+        waited_s = answered.ended_s - answered.began_s
+        return self._run.store.informed_until_s(asked.machine.name, VIEW_LAG_S + waited_s)
+
     def _unregistered(self, answered: Answered, asked: SimulatedPod) -> str:
         """Whether the pod may have believed that there is no such name."""
-        waited_s = answered.ended_s - answered.began_s
-        lagging_since_s = self._run.store.informed_until_s(asked.machine.name, VIEW_LAG_S + waited_s)
+        known_s = self._known_s(answered, asked)
         for name in (answered.name, *self._models_of(answered.name)):
-            known = name in self._store.models or name in self._store.aliases
-            if not known:
+            if name not in self._store.models and name not in self._store.aliases:
                 return "it is not registered"
-            if self._store.story(name).changed_s >= lagging_since_s:
+            if self._store.story(name).changed_s >= known_s:
                 return "its registration has just changed"
         return ""
 
@@ -112,12 +116,15 @@ class RequestChecks:
             return [name]
         return [ModelName(name.tenant, model_id) for model_id in dict.fromkeys((alias.active, *alias.weights))]
 
-    def _is_sound(self, model: ModelName) -> bool:
+    def _is_sound(self, model: ModelName, known_s: float) -> bool:
+        """Whether its artifact can be loaded and run; if it was replaced since `known_s`, also those before it."""
         record = self._store.models.get(model)
         if record is None or model in self._store.suspicions:
             return False
-        content = self._run.contents.at(record.spec.uri)
-        return content is not None and content.sound and not content.transient_share
+        story = self._store.story(model)
+        uris = [record.spec.uri] if story.changed_s < known_s else list(story.uris)
+        contents = [self._run.contents.at(uri) for uri in uris]
+        return all(content is not None and content.sound and not content.transient_share for content in contents)
 
     def _holder(self, model: ModelName, asked: SimulatedPod, began_s: float) -> str:
         """A machine that could have answered all along, and that the asked pod knew of."""

@@ -18,6 +18,7 @@ from mesh.simulation.clients import Answered
 from mesh.simulation.execution import factor_of
 from mesh.simulation.pod import SimulatedPod
 from mesh.transport.base import StatusCode
+from mesh.wire import messages
 from placement import keys
 from placement.policy.snapshot import Copy, ModelName
 from placement.pool_records import copy_from_json, leader_from_json
@@ -168,11 +169,10 @@ class RestChecks:
             except AssertionError as error:
                 raise Violation("the cache keeps its invariants", f"{pod.incarnation}: {error}") from error
             pinned = [str(view.key) for view in pod.node.cache.copies() if view.pins]
-            if pinned or pod.node.loading.waiting:
-                raise Violation(
-                    "nothing is left over",
-                    f"{pod.incarnation}: copies held by nobody: {pinned}; {pod.node.loading.waiting} requests wait",
-                )
+            assert pod.transport is not None
+            calls = [x.call.method for x in pod.transport.exchanges.values() if x.call.method != messages.PROBE.path]
+            if pinned or calls:
+                raise Violation("nothing is left over", f"{pod.incarnation}: copies in use: {pinned}; calls: {calls}")
 
 
 def _compare(what: str, seen: object, true: object) -> None:

@@ -130,15 +130,26 @@ class ServingTruth:
         self._clock = clock
         self._copies: dict[ModelName, dict[str, dict[ModelKey, Serving]]] = {}
         self._ended_s: dict[tuple[ModelName, str], float] = {}
+        self._loading: dict[ModelName, dict[str, dict[ModelKey, None]]] = {}
+
+    def is_loading(self, machine: str, key: ModelKey) -> bool:
+        """A copy there is on its way in; whether this is news."""
+        held = self._loading.setdefault(ModelName(key.tenant, key.model_id), {}).setdefault(machine, {})
+        if key in held:
+            return False
+        held[key] = None
+        return True
 
     def is_serving(self, machine: str, key: ModelKey) -> None:
         """A copy there answers from now on, or still does."""
         name = ModelName(key.tenant, key.model_id)
+        self._loading.get(name, {}).get(machine, {}).pop(key, None)
         self._copies.setdefault(name, {}).setdefault(machine, {}).setdefault(key, Serving(key, self._clock()))
 
     def stopped(self, machine: str, key: ModelKey) -> None:
         """It does not, or did not."""
         name = ModelName(key.tenant, key.model_id)
+        self._loading.get(name, {}).get(machine, {}).pop(key, None)
         held = self._copies.get(name, {}).get(machine)
         if held is not None and held.pop(key, None) is not None:
             self._ended_s[(name, machine)] = self._clock()
@@ -148,6 +159,13 @@ class ServingTruth:
         for name, holders in self._copies.items():
             if holders.pop(machine, None):
                 self._ended_s[(name, machine)] = self._clock()
+        for loading in self._loading.values():
+            loading.pop(machine, None)
+
+    def present(self, name: ModelName) -> list[str]:
+        """Machines that serve the model, or load it."""
+        held = (self._copies.get(name, {}), self._loading.get(name, {}))
+        return list(dict.fromkeys(machine for by_machine in held for machine, keys in by_machine.items() if keys))
 
     def holders(self, name: ModelName) -> dict[str, dict[ModelKey, Serving]]:
         """Machines that serve the model, with what they serve of it."""
