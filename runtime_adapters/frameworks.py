@@ -1,21 +1,49 @@
-"""The error for a framework that is not installed: which package, and the command that installs it.
+"""Importing a framework late: by one thread at a time, and with an error that says how to install it.
 
 An adapter imports its framework inside its functions and turns the ImportError into ours here:
 
     try:
-        import onnxruntime
+        with importing("onnxruntime"):
+            import onnxruntime
     except ImportError as error:
         raise missing_runtime("onnx", "onnxruntime", error) from error
 
 The import statement stays in the adapter, so that a reader (and a type checker) sees who owns which library.
 It is repeated in each call rather than cached: after the first it is a dictionary look-up.
+
+**One thread at a time**, because Python locks modules one by one. Where two threads come into a circle of modules from
+two sides, each waits for the other, and Python resolves that by showing one of them a half-made module or by an error.
+XGBoost, LightGBM, skops and every pickle of an estimator import parts of scikit-learn, which is full of such circles.
+Of twelve processes whose first loads came together, one refused a good pickle for good (`_DeadlockError`).
 """
 
 from __future__ import annotations
 
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 from runtime_adapters.errors import MissingRuntime
+
+_first_imports = threading.RLock()
+
+
+@contextmanager
+def importing(*modules: str) -> Iterator[None]:
+    """Around whatever imports these modules. Waits for nobody once they are there, whole."""
+    if all(_is_whole(name) for name in modules):
+        yield
+        return
+    with _first_imports:
+        yield
+
+
+def _is_whole(name: str) -> bool:
+    """Is this module imported, to its last line? Python's own mark says so; none has one that is not to be imported."""
+    module = sys.modules.get(name)
+    return module is not None and not getattr(getattr(module, "__spec__", None), "_initializing", False)
 
 
 def missing_runtime(extra: str, package: str, error: ImportError) -> MissingRuntime:

@@ -37,7 +37,7 @@ from runtime_adapters.base import (
     Trust,
 )
 from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed
-from runtime_adapters.frameworks import missing_runtime
+from runtime_adapters.frameworks import importing, missing_runtime
 from runtime_adapters.heap_churn import heap_freed
 from runtime_adapters.lightgbm_format import LightgbmFacts, looks_like_lightgbm, read_model
 from runtime_adapters.model_file import read_beginning, read_model_file
@@ -197,7 +197,8 @@ def _output_of(options: LoadOptions) -> str | None:
 
 def _lightgbm() -> Any:
     try:
-        import lightgbm
+        with importing("lightgbm"):
+            import lightgbm
     except ImportError as error:
         raise missing_runtime("lightgbm", "lightgbm", error) from error
     return lightgbm

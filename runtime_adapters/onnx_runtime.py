@@ -56,7 +56,7 @@ from runtime_adapters.base import (
 )
 from runtime_adapters.datatypes import DTYPE_OF
 from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelRaised
-from runtime_adapters.frameworks import missing_runtime
+from runtime_adapters.frameworks import importing, missing_runtime
 from runtime_adapters.memory import trim
 from runtime_adapters.onnx_graph import GraphOutline, inputs_without_rank, is_onnx_file, outline_of_file
 from runtime_adapters.validation import refuse_unknown_parameters
@@ -576,7 +576,8 @@ def _uses_global_pool(runtime: Any, threads: int) -> bool:
 
 def _onnxruntime() -> Any:
     try:
-        import onnxruntime
+        with importing("onnxruntime"):
+            import onnxruntime
     except ImportError as error:
         raise missing_runtime("onnx", "onnxruntime", error) from error
     return onnxruntime

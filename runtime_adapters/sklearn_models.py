@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,7 +52,7 @@ from runtime_adapters.base import (
 )
 from runtime_adapters.datatypes import DTYPE_OF, datatype_of
 from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelRaised, UntrustedArtifact
-from runtime_adapters.frameworks import missing_runtime
+from runtime_adapters.frameworks import importing, missing_runtime
 from runtime_adapters.heap_churn import heap_freed
 from runtime_adapters.model_file import find_model_file
 from runtime_adapters.sklearn_allowlist import TRUSTED_NAMES
@@ -424,14 +423,14 @@ def _short(error: Exception) -> str:
 
 def _sklearn() -> Any:
     try:
-        import sklearn
+        with importing("sklearn"):
+            import sklearn
     except ImportError as error:
         raise missing_runtime("sklearn", "scikit-learn", error) from error
     return sklearn
 
 
 _TORCH_SHIM = "sklearn.externals.array_api_compat.torch"
-_importing_skops = threading.Lock()
 
 
 def _skops() -> Any:
@@ -440,7 +439,7 @@ def _skops() -> Any:
     Its import walks through all of scikit-learn for estimators, and one module on the way imports torch where that is
     installed: 440 MiB and seconds for a pod that serves none. That module is shown as missing while skops looks.
     """
-    with _importing_skops:
+    with importing("skops.io"):
         hide = "skops.io" not in sys.modules and _TORCH_SHIM not in sys.modules and "torch" not in sys.modules
         if hide:
             sys.modules[_TORCH_SHIM] = None  # type: ignore[assignment]  # how Python spells: not to be imported
@@ -456,10 +455,21 @@ def _skops() -> Any:
 
 
 def _joblib() -> Any:
+    """joblib, whose unpickler imports what a pickle names by one thread at a time."""
     try:
-        import joblib
+        with importing("joblib", "joblib.numpy_pickle"):
+            import joblib
+            from joblib.numpy_pickle import NumpyUnpickler
     except ImportError as error:
         raise missing_runtime("sklearn", "joblib", error) from error
+    if "find_class" not in vars(NumpyUnpickler):
+        find_class = NumpyUnpickler.find_class
+
+        def find_class_alone(unpickler: Any, module: str, name: str) -> Any:
+            with importing(module):
+                return find_class(unpickler, module, name)
+
+        NumpyUnpickler.find_class = find_class_alone
     return joblib
 
 

@@ -54,7 +54,7 @@ from runtime_adapters.errors import (
     ModelRaised,
     UntrustedArtifact,
 )
-from runtime_adapters.frameworks import missing_runtime
+from runtime_adapters.frameworks import importing, missing_runtime
 from runtime_adapters.torch_archive import ProgramFile, ProgramKind, find_program, looks_like_program
 from runtime_adapters.torch_effects import Effects, effects_of
 from runtime_adapters.validation import refuse_unknown_parameters
@@ -244,7 +244,8 @@ _TENSOR = object()
 def _load_exported(torch: Any, file: ProgramFile, device: Any, options: LoadOptions) -> TorchModel:
     if "inputs" in options.parameters:
         raise BadArtifact("parameters: inputs is for TorchScript; a .pt2 file says its inputs itself; leave it out")
-    with _reading, _load_errors(file):
+    # The first one to be read brings a thousand more modules along, this one among the last.
+    with _reading, importing("torch._dynamo"), _load_errors(file):
         program = torch.export.load(file.path)
         if device.type != "cpu" or any(t.device.type != "cpu" for t in program.state_dict.values()):
             from torch.export.passes import move_to_device_pass
@@ -430,8 +431,9 @@ def _zeros(spec: TensorSpec, dynamic_size: int) -> Array:
 
 def _torch() -> Any:
     try:
-        import torch
-        import torch.export
+        with importing("torch", "torch.export"):
+            import torch
+            import torch.export
     except ImportError as error:
         raise missing_runtime("torch", "torch", error) from error
     return torch

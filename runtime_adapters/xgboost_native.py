@@ -12,7 +12,7 @@ import numpy as np
 
 from runtime_adapters.base import Array, LoadOptions, Size
 from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelRaised
-from runtime_adapters.frameworks import missing_runtime
+from runtime_adapters.frameworks import importing, missing_runtime
 from runtime_adapters.heap_churn import heap_freed
 from runtime_adapters.xgboost_format import XgboostFacts
 
@@ -23,7 +23,8 @@ _DEVICE_NODE_BYTES = 53
 def import_xgboost() -> Any:
     """The framework. Raises MissingRuntime."""
     try:
-        import xgboost
+        with importing("xgboost"):
+            import xgboost
     except ImportError as error:
         raise missing_runtime("xgboost", "xgboost", error) from error
     return xgboost

@@ -46,6 +46,7 @@ from runtime_adapters.base import (
     Trust,
 )
 from runtime_adapters.errors import BadArtifact
+from runtime_adapters.frameworks import importing
 from runtime_adapters.heap_churn import heap_freed
 from runtime_adapters.model_file import read_beginning, read_model_file
 from runtime_adapters.passed_checks import PassedChecks
@@ -211,8 +212,8 @@ class XgboostModel:
         if self._facts.objective == "multi:softmax":
             if not len(rows):
                 return np.zeros((0, self._facts.groups), np.float32)
-            from scipy.special import softmax  # type: ignore[import-untyped]
-
+            with importing("scipy.special"):
+                from scipy.special import softmax  # type: ignore[import-untyped]
             return np.asarray(softmax(self._trees.sums(rows, margin), axis=1), np.float32)
         assert values is not None
         if values.ndim == 2:
