@@ -234,6 +234,8 @@ class EtcdServer:
         """It keeps its connections and says nothing more, as behind a broken network."""
         if self._process is not None:
             self._process.send_signal(signal.SIGSTOP)
+            # Until the last of its threads stands; an exit is left for `Popen` to see.
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """End a pause."""

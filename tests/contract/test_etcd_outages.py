@@ -184,6 +184,8 @@ async def test_calls_ride_over_a_restart_of_etcd_without_an_error(own_etcd: Etcd
 async def test_a_call_without_any_etcd_names_all_that_was_tried_and_why(own_etcd: EtcdServer) -> None:
     async with opened(own_etcd.endpoint, call_timeout_s=1.0) as store:
         own_etcd.kill()
+        with pytest.raises(StoreUnavailable):
+            await store.get("k")  # from here on the broken connection is known: what comes next is sent to nobody
         began_s = time.monotonic()
         with pytest.raises(StoreUnavailable, match=r"refused.*nothing was written") as caught:
             await store.txn([], [Put("k", b"")])
