@@ -177,7 +177,8 @@ def _measure_baseline(
     few = tuple(largest.values())
     _register_all(client, few)
     draws = [(index, case) for index in range(len(few)) for case in range(len(BATCHES))] * options.in_flight
-    _run_requests(Plan(server.grpc_endpoint, few, tuple(draws), options.in_flight, _DEADLINE_S), lambda answered: None)
+    plan = Plan(server.grpc_endpoint, few, tuple(draws), options.in_flight, _DEADLINE_S)
+    refuse_faults(_run_requests(plan, lambda answered: None), "the first load of each kind")
     for result in client.unregister_many(model.name for model in few):
         if result.status_code:
             raise DemoFailed(f"cannot unregister {result.id}: {result.message}")
@@ -235,6 +236,15 @@ def _make_outcome(
 
 
 # What the steps are made of ------------------------------------------------------------------------------------
+
+
+def refuse_faults(asked: dict[str, Any], what: str) -> None:
+    """Raises DemoFailed when any of these requests failed or was answered wrongly: they are in no count of the demo."""
+    if asked["errors"] or asked["wrong"]:
+        raise DemoFailed(
+            f"{what}: {asked['errors']} requests failed and {asked['wrong']} answers were wrong; the first complaints: "
+            + "; ".join(asked["complaints"][:3])
+        )
 
 
 def _register_all(client: Client, models: Sequence[TrainedModel]) -> None:
