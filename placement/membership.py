@@ -21,8 +21,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from placement import keys
 from placement.errors import InvalidName, PodIdTaken, StoreClosed, StoreError, StoreUnavailable, UnsupportedRecord
@@ -48,10 +49,14 @@ from placement.store_reach import StoreReach
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 LEASE_TTL_S = 10.0
 """How long a dead pod is believed in by those who do not ask it; probes find out sooner."""
 CLAIM_TIMEOUT_S = 0.5
 """What a cold request may lose to a store that does not answer."""
+LIMIT_PIECES = 10
+"""In which the time of a claim is counted."""
 INTENT_TIMEOUT_S = 0.5
 """What a load may lose to it."""
 PREDECESSOR_GRACE_S = 2.0
@@ -299,8 +304,8 @@ class Membership:
             return held is not None and held.pod not in ignoring
 
         try:
-            async with asyncio.timeout(self._claim_timeout_s):
-                others = await self._publisher.claim(key, keys.copies_prefix(*name), wanted, counts)
+            claiming = self._publisher.claim(key, keys.copies_prefix(*name), wanted, counts)
+            others = await _within(claiming, self._claim_timeout_s)
         except (TimeoutError, StoreUnavailable, StoreClosed) as error:
             for written, how in wanted.items():
                 self._publisher.set(written, how)
@@ -382,6 +387,27 @@ class Membership:
     def _intent(self, generation: int, doing: str) -> Wanted:
         intent = Intent(self.pod_id, self._publisher.incarnation, generation, doing, self._wall_clock())
         return Wanted(intent_to_json(intent), leased=False)
+
+
+async def _within(call: Coroutine[Any, Any, T], limit_s: float) -> T:
+    """The call's result. Raises TimeoutError after `limit_s` in which this loop ran.
+
+    A loop that was stalled, by a thousand requests at once or by a busy machine, has not waited for the store: its
+    answer may lie there unread. So the limit is waited for in pieces, and a stall counts as one.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        for _ in range(LIMIT_PIECES):
+            if (await asyncio.wait({task}, timeout=limit_s / LIMIT_PIECES))[0]:
+                return task.result()
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled() and task.exception() is None:
+        return task.result()
+    raise TimeoutError
 
 
 def _read_copy(kv: KeyValue) -> Copy | None:

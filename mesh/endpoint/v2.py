@@ -87,7 +87,6 @@ class V2Endpoint:
         hop = hop_of(call)
         if hop is not None:
             return self._serving.current(await self._router.registered(tenant, hop)), hop
-        await self._router.names.catch_up(call)
         try:
             return self._serving.resolve(tenant, name, version), None
         except UnknownModel:
@@ -161,10 +160,8 @@ class V2Endpoint:
         caller = self._access.caller(call)
         request = messages.parse(messages.MODEL_READY, call.body)
         name = _name(call, request.name)
-        if self._router is not None:
-            await self._router.names.catch_up(call)
-            if not self._serving.knows(caller.tenant, name):
-                await self._router.names.look_up(caller.tenant, name)
+        if self._router is not None and not self._serving.knows(caller.tenant, name):
+            await self._router.names.look_up(caller.tenant, name)
         ready = self._serving.ready(caller.tenant, name, request.version)
         return inference_pb2.ModelReadyResponse(ready=ready).SerializeToString()
 

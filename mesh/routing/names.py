@@ -1,10 +1,10 @@
 """Names that another pod knows a moment before this one.
 
 A client registers a model at one pod and calls it at the next; between the two lies the watch of the store, some
-milliseconds. Our own client says what it has seen (`REVISION_METADATA`), and the pod waits until its view is there.
-For every other client a name that is not known is looked up in the store itself, once, before it is called unknown:
-never for a name that is known, so the store stays off the request path, and no more than so many a second, so that
-nobody can ask it to death with names that do not exist.
+milliseconds. Our own client says what it has seen, and the pod waits for it (`mesh.endpoint.revisions`). For every
+other client a name that is not known is looked up in the store itself, once, before it is called unknown: never for a
+name that is known, so the store stays off the request path, and no more than so many a second, so that nobody can ask
+it to death with names that do not exist.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from mesh.transport.base import Call
-from mesh.wire.messages import REVISION_METADATA
 from placement import keys
 from placement.errors import PlacementError, StoreError
 from placement.registry import Registry
@@ -36,14 +34,6 @@ class Names:
         self._clock = clock
         self._allowance = LOOK_UPS_PER_S
         self._counted_s = clock()
-
-    async def catch_up(self, call: Call) -> None:
-        """Wait until this pod knows what the client has seen."""
-        value = call.metadata_value(REVISION_METADATA) if call.metadata else None
-        if value is None or not value.isdecimal():
-            return
-        if int(value) > self._registry.view.revision:
-            await self._registry.wait_revision(int(value), WAIT_S)
 
     async def look_up(self, tenant: str, name: str) -> bool:
         """Whether a name that is unknown here is in the store after all; then it is known here now."""

@@ -92,9 +92,9 @@ class Probes:
             at_once = False
             if self._is_watched(pod_id):
                 answer = await self._probe(pod_id)
-                self._learned(pod_id, answer)
+                peer = self._learned(pod_id, answer)
                 # The second failure is what counts: it is not waited for.
-                at_once = answer is Answer.SILENT and self._peers[pod_id].up
+                at_once = answer is Answer.SILENT and peer.up
 
     def _is_watched(self, pod_id: str) -> bool:
         if len(self._peers) <= WATCHED_MAX or not self._peers[pod_id].up or self._links.in_flight.get(pod_id, 0):
@@ -125,12 +125,13 @@ class Probes:
             return Answer.REFUSED  # another process has its address by now
         return Answer.GOOD
 
-    def _learned(self, pod_id: str, answer: Answer) -> None:
+    def _learned(self, pod_id: str, answer: Answer) -> Reachability:
+        """The peer after this answer; by then it may have been let go of, and this task with it."""
         before = self._peers[pod_id]
         after = after_probe(before, answer, self._clock())
         self._peers[pod_id] = after
         if after.up == before.up:
-            return
+            return after
         if after.up:
             self._down -= {pod_id}
             log.info("pod %s answers again", pod_id)
@@ -139,6 +140,7 @@ class Probes:
             log.warning("pod %s is out of the routes: %s", pod_id, after.why)
             self._links.cut(pod_id)
         self._on_change(pod_id, after)
+        return after
 
     async def close(self) -> None:
         """Stop asking."""

@@ -375,4 +375,4 @@ def no_place(no_pod: NoPod) -> TransportError:
         return TransportError(StatusCode.FAILED_PRECONDITION, no_pod.message)
     if no_pod.cause is Cause.UNSATISFIABLE:
         return TransportError(StatusCode.FAILED_PRECONDITION, no_pod.message)
-    return TransportError(StatusCode.UNAVAILABLE, no_pod.message, 1.0)
+    return TransportError(StatusCode.UNAVAILABLE, no_pod.message, no_pod.retry_after_s or 1.0)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 
 from mesh.routing.names import LOOK_UPS_PER_S, Names
-from mesh.transport.base import Call
-from mesh.wire.messages import MODEL_INFER, REVISION_METADATA
 from placement.errors import StoreUnavailable
 from placement.records import ModelSpec
 from placement.registry import Registry
@@ -47,18 +45,6 @@ async def test_a_name_registered_elsewhere_is_found_by_looking_it_up(
     await first.set_alias("t", "a", "m")
     assert await names.look_up("t", "a")
     assert second.alias("t", "a") is not None
-    await first.close()
-    await second.close()
-
-
-async def test_a_pod_waits_for_the_revision_that_the_client_has_seen(
-    pods: tuple[Registry, Registry, MemoryStore],
-) -> None:
-    first, second, store = pods
-    record = (await first.register("t", "m", ModelSpec("file:///m"))).record
-    call = Call(MODEL_INFER.path, b"", ((REVISION_METADATA, str(record.revision)),))
-    await Names(second, store, Clock()).catch_up(call)
-    assert second.model("t", "m") is not None
     await first.close()
     await second.close()
 
