@@ -191,7 +191,8 @@ class PlacementService:
     async def _lead(self) -> Term | None:
         """This pod's term, if it leads now."""
         if self._others_should_lead():
-            if self._membership.is_leader:
+            # The key may be ours although we do not lead: the answer to an earlier resignation was lost.
+            if self._is_own_record() and await self._membership.try_lead():
                 log.info("this pod drains: another one leads the pool")
                 await self._membership.resign()
         elif not self._membership.is_leader and self._is_vacant():
@@ -204,7 +205,11 @@ class PlacementService:
 
     def _is_vacant(self) -> bool:
         leader = self._membership.leader
-        return leader is None or leader.pod not in self._membership.view.pods
+        return leader is None or leader.pod not in self._membership.view.pods or self._is_own_record()
+
+    def _is_own_record(self) -> bool:
+        leader = self._membership.leader
+        return leader is not None and leader.pod == self._membership.pod_id
 
     def _others_should_lead(self) -> bool:
         pods = self._membership.view.pods

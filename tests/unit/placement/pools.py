@@ -95,13 +95,19 @@ class Member:
 class Pods:
     """The pool."""
 
-    def __init__(self, *, at_once: bool = True, constraints: Constraints = NO_CONSTRAINTS, **limits: Any) -> None:
-        """`at_once`: orders are carried out as soon as they are given; else by `peers.carry_out`."""
+    def __init__(
+        self, *, at_once: bool = True, virtual: bool = False, constraints: Constraints = NO_CONSTRAINTS, **limits: Any
+    ) -> None:
+        """`at_once`: orders are carried out as soon as they are given; else by `peers.carry_out`.
+
+        `virtual`: time passes on the loop too, which is one of virtual time; so pauses between retries end.
+        """
         self.clock = Clock()
         self.store = WipeableStore(self.clock)
         self.peers = FakePeers(at_once=at_once, size_bytes=MODEL_BYTES)
         self.members: dict[str, Member] = {}
         self.down: set[str] = set()
+        self._virtual = virtual
         self._limits = ServiceLimits(**limits)
         self._constraints = constraints
         self._starts = 0
@@ -146,8 +152,8 @@ class Pods:
         await self.stop_tasks(member)
         self.peers.leave(pod_id)
         kv = await self.store.get(keys.pod_key(pod_id))
-        assert kv is not None
-        await self.store.revoke_lease(kv.lease)
+        if kv is not None:
+            await self.store.revoke_lease(kv.lease)
         await self.quiet()
         for other in self.members.values():
             other.membership.forget(pod_id)
@@ -167,6 +173,8 @@ class Pods:
         report: TurnReport | None = None
         for _ in range(times):
             self.clock.now_s += every_s
+            if self._virtual:
+                await asyncio.sleep(every_s)
             for member in tuple(self.members.values()):
                 report = await member.service.turn() or report
                 await member.service.settled()

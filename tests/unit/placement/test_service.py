@@ -9,6 +9,7 @@ import pytest
 
 from placement import keys
 from placement.constraints import parse_constraints
+from placement.errors import StoreUnavailable
 from placement.orders import OrderLimits
 from placement.policy.snapshot import Verdict
 from placement.pool_records import HotModel
@@ -50,6 +51,18 @@ async def test_a_pod_that_drains_hands_leadership_over_at_once(pool: Pods) -> No
     pool.leader.say(draining=True)
     await pool.quiet()
     await pool.turn()
+    assert pool.leader.pod.id == "p2"
+
+
+async def test_a_resignation_that_did_not_reach_the_store_is_made_up_for(pool: Pods) -> None:
+    await pool.turn()
+    pool.leader.say(draining=True)
+    await pool.quiet()
+    pool.store.outage = "away"
+    with pytest.raises(StoreUnavailable):
+        await pool.turn()
+    pool.store.outage = None
+    await pool.turn(2)
     assert pool.leader.pod.id == "p2"
 
 
