@@ -50,6 +50,7 @@ SETTLE_EXTRA_S = 15.0
 """Beyond four lease ttls: how long the pool may take to come to rest once everything is mended."""
 CRASH_LOOP_S = (1.0, 2.0, 4.0, 8.0)
 """How long a machine waits before it starts a pod again that has killed itself, by how often it did lately."""
+COLLECT_EVERY_STEPS = 4_000
 BURNT_REVISIONS = 1_000
 """Revisions that a store has behind it at the start: one that is wiped begins at 1, which then differs for certain."""
 
@@ -98,6 +99,7 @@ class Simulation:
         self._spawned: dict[asyncio.Task[Any], None] = {}
         self._scratch = Path(tempfile.mkdtemp(prefix="hexcomb-simulation-"))
         self._trace = 0
+        self._collect_at_step = COLLECT_EVERY_STEPS
         self._last_step = 1 << 62
         """After which the faults end."""
         self._steps_done = self.loop.create_future()
@@ -126,6 +128,10 @@ class Simulation:
             logger.setLevel(self._log_level)
             logger.propagate = False
         failure, promise = "", ""
+        # A task that failed unseen tells so when it is collected: that must be at the same step each time.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
         try:
             self.loop.run(self._play())
         except Violation as violation:
@@ -137,6 +143,8 @@ class Simulation:
             counts = self._counts()
             stories.over = True
             self.loop.discard()
+            gc.unfreeze()
+            gc.enable()
             for logger, (level, propagate) in zip(loggers, before, strict=True):
                 logger.removeHandler(stories)
                 logger.setLevel(level)
@@ -176,6 +184,9 @@ class Simulation:
         await asyncio.sleep(4 * scenario.lease_ttl_s + SETTLE_EXTRA_S)
         busy[0].cancel()
         await self.checkers.check_rest()
+        gc.collect()
+        if self.loop.mishaps:
+            raise Violation("no error goes unhandled", "; ".join(self.loop.mishaps[:3]))
 
     async def _all_well(self) -> None:
         for _ in range(BOOT_LIMIT_S):
@@ -186,6 +197,9 @@ class Simulation:
 
     def _on_quiet(self) -> None:
         self._trace = zlib.crc32(struct.pack("<d", self.loop.time()), self._trace)
+        if self.loop.steps >= self._collect_at_step:
+            self._collect_at_step = self.loop.steps + COLLECT_EVERY_STEPS
+            gc.collect()
         if self.loop.mishaps:
             raise Violation("no error goes unhandled", "; ".join(self.loop.mishaps[:3]))
         if self.violation is not None:
@@ -403,6 +417,4 @@ class _Stories(logging.Handler):
 
 def play(scenario: Scenario, *, log_level: int = logging.WARNING, echo: bool = False) -> Outcome:
     """One run of a scenario, in this process."""
-    outcome = Simulation(scenario, log_level=log_level, echo=echo).run()
-    gc.collect()
-    return outcome
+    return Simulation(scenario, log_level=log_level, echo=echo).run()

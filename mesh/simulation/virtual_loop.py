@@ -24,9 +24,11 @@ import contextlib
 import contextvars
 import heapq
 import itertools
+import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine
 from enum import Enum
+from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -275,4 +277,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if self._discarded:
             return
         error = context.get("exception")
-        self.mishaps.append(f"{context.get('message')}: {error!r}" if error is not None else str(context))
+        if error is None:
+            self.mishaps.append(str(context))
+            return
+        places = traceback.extract_tb(error.__traceback__)
+        where = " < ".join(f"{Path(place.filename).name}:{place.lineno}" for place in reversed(places[-3:]))
+        self.mishaps.append(f"{context.get('message')}: {error!r} at {where}")
