@@ -7,7 +7,7 @@ does not load.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -79,10 +79,6 @@ class FakePeers:
     def forget_pending(self) -> None:
         """What was ordered and is not done is never done."""
         self._pending.clear()
-
-    def held(self, pod_id: str) -> Mapping[ModelName, Copy]:
-        """What the pod has."""
-        return self._copies.get(pod_id, {})
 
     def loads(self) -> list[tuple[str, ModelName]]:
         """Pods and models of all orders to load."""

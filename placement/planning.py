@@ -17,7 +17,7 @@ from placement.peers import LoadOrder, Order, UnloadOrder
 from placement.policy.load_choice import LoadChoice, choose_load_pod
 from placement.policy.no_pod import NoPod
 from placement.policy.places import Place
-from placement.policy.snapshot import Copy, ModelFacts, ModelName, PoolView
+from placement.policy.snapshot import ModelFacts, ModelName, PoolView
 from placement.view import RegistryView
 
 CONSIDERED_KEPT = 5
@@ -75,14 +75,6 @@ class Planning:
         """Nothing more is to be planned in this turn."""
         return self.sought >= self.orders_max
 
-    def standing(self, model: ModelFacts) -> tuple[Copy, ...]:
-        """Copies that serve or load this generation, on pods that are there."""
-        return tuple(
-            copy
-            for copy in self.view.copies.get(model.name, ())
-            if model.generation in (copy.servable, copy.loading) and copy.pod in self.view.pods
-        )
-
     def place(self, model: ModelFacts, reason: str) -> str | None:
         """Order one more copy where the policy wants it; the pod, or None where there is no place."""
         self.sought += 1
@@ -99,15 +91,6 @@ class Planning:
         self._load(model, choice.pod, reason, choice)
         return choice.pod
 
-    def load_on(self, model: ModelFacts, pod: str, reason: str) -> bool:
-        """Order a copy where a policy has found a place for it. False: the pod has it, or was told lately."""
-        has_it = any(copy.pod == pod for copy in self.standing(model))
-        if has_it or pod in self.orders.taken(model.name, self.now_s):
-            return False
-        self.sought += 1
-        self._load(model, pod, reason, None)
-        return True
-
     def accept(self, model: ModelFacts, place: Place) -> None:
         """Order a copy that a plan of several has found a place for."""
         self.sought += 1
@@ -122,10 +105,9 @@ class Planning:
         self.pool.unload(pod, name)
         return True
 
-    def _load(self, model: ModelFacts, pod: str, reason: str, choice: LoadChoice | None) -> None:
-        details = _details(choice) if choice is not None else ()
+    def _load(self, model: ModelFacts, pod: str, reason: str, choice: LoadChoice) -> None:
         order = LoadOrder(model.name, model.generation, reason)
-        self.planned.append(Planned(pod, order, model.size_bytes, model.load_s, details))
+        self.planned.append(Planned(pod, order, model.size_bytes, model.load_s, _details(choice)))
         self.pool.load(pod, model.name, model.generation, model.size_bytes, model.load_s)
 
 
