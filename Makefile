@@ -8,8 +8,9 @@ TEST_STAMP := $(VENV)/.installed-test
 BENCH_ARGS ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+SIM_ARGS ?= --seeds 1000 --steps 10000
 
-.PHONY: demo test check fmt bench protos clean
+.PHONY: demo test check fmt bench sim protos clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/hexcomb demo $(DEMO_ARGS)
@@ -36,6 +37,10 @@ fmt: $(TEST_STAMP)
 
 bench: $(TEST_STAMP)
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+# Whole pools on virtual time, against faults drawn from seeds.
+sim: $(TEST_STAMP)
+	$(BIN)/python -m mesh.simulation $(SIM_ARGS)
 
 # Code from the protos of mesh/wire and of placement/store/etcd_api, made by the compiler whose output runs on
 # protobuf 6 and 7 alike.

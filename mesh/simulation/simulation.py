@@ -18,6 +18,7 @@ import struct
 import sys
 import tempfile
 import traceback
+import warnings
 import zlib
 from collections import deque
 from collections.abc import Awaitable
@@ -129,7 +130,6 @@ class Simulation:
             logger.propagate = False
         failure, promise = "", ""
         # A task that failed unseen tells so when it is collected: that must be at the same step each time.
-        gc.collect()
         gc.freeze()
         gc.disable()
         try:
@@ -142,9 +142,12 @@ class Simulation:
             steps, virtual_s = self.loop.steps, self.loop.time()
             counts = self._counts()
             stories.over = True
-            self.loop.discard()
-            gc.unfreeze()
-            gc.enable()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # of what was about to be awaited
+                self.loop.discard()
+                gc.unfreeze()
+                gc.enable()
+                gc.collect()
             for logger, (level, propagate) in zip(loggers, before, strict=True):
                 logger.removeHandler(stories)
                 logger.setLevel(level)
