@@ -56,7 +56,7 @@ class Attention:
 
     def pool_changed(self, changes: PoolChanges, before: PoolView, after: PoolView, now_s: float) -> None:
         """Pods and copies came, changed or went."""
-        gone = {change.pod for change in changes.pods if _is_gone(change)}
+        gone = {change.pod for change in changes.pods if is_gone(change)}
         for name in changes.copies:
             self.due[name] = None
             held = before.copies.get(name, ())
@@ -84,7 +84,7 @@ def _name(record: ModelRecord) -> ModelName:
     return ModelName(record.tenant, record.id)
 
 
-def _is_gone(change: PodChange) -> bool:
+def is_gone(change: PodChange) -> bool:
     """The pod went away, or another process is in its place."""
     before, after = change.before, change.after
     return before is not None and (after is None or after.incarnation != before.incarnation)

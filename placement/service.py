@@ -7,6 +7,9 @@ and one that is cut off from the store stops leading by its own clock before tha
 Here are the loop, the election, and what every pod does, leader or not: it adopts restored registrations
 (`placement.name_loss`), and remembers its own decisions for `explain`.
 
+The pod that dies may be the one that leads. So every pod keeps for a while what went with pods that are gone; whoever
+leads next begins with that.
+
 A pod that drains does not lead while another one could.
 """
 
@@ -16,9 +19,11 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 
+from placement.attention import is_gone
 from placement.constraints import NO_CONSTRAINTS, Constraints
 from placement.decisions import Decision, DecisionLog
 from placement.errands import Errands
@@ -26,7 +31,7 @@ from placement.errors import StoreClosed, StoreError
 from placement.membership import Membership
 from placement.name_loss import NameLoss
 from placement.peers import Peers
-from placement.policy.snapshot import ModelName
+from placement.policy.snapshot import ModelName, PoolView
 from placement.pool_view import PodChange, PoolChanges
 from placement.registry import Registry
 from placement.service_limits import ServiceLimits
@@ -34,6 +39,9 @@ from placement.term import Term, TurnReport
 from placement.view import Changes
 
 log = logging.getLogger(__name__)
+
+LOSSES_KEPT_MAX = 16
+"""Batches in which pods went, kept for the next leader."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +94,7 @@ class PlacementService:
         self._errands = Errands()
         self._term: Term | None = None
         self._seen = membership.view
+        self._losses: deque[tuple[float, PoolChanges, PoolView, PoolView]] = deque(maxlen=LOSSES_KEPT_MAX)
         self._wake = asyncio.Event()
         self._stops: list[Callable[[], None]] = []
         self._running: asyncio.Task[None] | None = None
@@ -230,6 +239,11 @@ class PlacementService:
             decisions=self._decisions,
         )
         self._term.begin()
+        since_s = self._clock() - self._limits.losses_kept_s
+        for at_s, changes, before, after in self._losses:
+            if at_s >= since_s:
+                self._term.pool_changed(changes, before, after)
+        self._losses.clear()
 
     async def _end_term(self) -> None:
         if self._term is not None:
@@ -243,6 +257,8 @@ class PlacementService:
         before, self._seen = self._seen, self._membership.view
         if self._term is not None:
             self._term.pool_changed(changes, before, self._seen)
+        elif any(is_gone(change) for change in changes.pods):
+            self._losses.append((self._clock(), changes, before, self._seen))
         if changes.leader or any(_matters_at_once(change) for change in changes.pods):
             self._wake.set()
 

@@ -36,6 +36,9 @@ class ServiceLimits:
     unplaced_retried_max: int = 64
     """Models without a place that a periodic check tries again; all of them are when a pod joins or grows."""
 
+    losses_kept_s: float = 60.0
+    """A pod that begins to lead restores what it saw go in this time: the leader before it may have gone with it."""
+
     restoring_per_pod_max: int = 4
     """Loads of lost models queued on one pod at a time, so that a request's own cold load does not wait behind."""
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
-from placement.attention import Attention, is_kept
+from placement.attention import Attention, is_gone, is_kept
 from placement.compaction import CompactionPlan
 from placement.constraints import Constraints
 from placement.decisions import Decision, DecisionLog
@@ -37,7 +37,7 @@ from placement.model_facts import FactsGatherer
 from placement.orders import OrdersInFlight, Outcome, Settled
 from placement.peers import LoadOrder, Order, PeerError, Peers
 from placement.planning import Planned, Planning, Unplaced
-from placement.policy.snapshot import BusyModel, ModelFacts, ModelName, PoolView
+from placement.policy.snapshot import BusyModel, ModelFacts, ModelName, Pod, PoolView
 from placement.pool_records import HotModel
 from placement.pool_view import PoolChanges
 from placement.registry import Registry
@@ -131,6 +131,9 @@ class Term:
     def pool_changed(self, changes: PoolChanges, before: PoolView, after: PoolView) -> None:
         """The pool's view has moved on."""
         now_s = self._clock()
+        gone = [change.before for change in changes.pods if change.before is not None and is_gone(change)]
+        if gone:
+            self.heat.observe(_rates(_measures(gone)), now_s)
         self.attention.pool_changed(changes, before, after, now_s)
         for name in changes.copies:
             ordered = any(True for _ in self.orders.of(name))
@@ -147,8 +150,9 @@ class Term:
         now_s, view, names = self._clock(), self._membership.view, self._registry.view
         for settled in self.orders.settle(view, now_s):
             self._settled(settled)
-        measures = _measures(view)
-        rates = {name: sum(busy.rate_per_s for busy in by_pod.values()) for name, by_pod in measures.items()}
+        # A pod whose lease ran out measured long ago.
+        measures = _measures(pod for pod in view.pods.values() if pod.id not in view.fading)
+        rates = _rates(measures)
         self.heat.observe(rates, now_s)
         await _breathe()
         if now_s >= self._recheck_at_s:
@@ -335,14 +339,18 @@ def _chunks(items: Iterable[T], size: int) -> Iterable[list[T]]:
         yield some
 
 
-def _measures(view: PoolView) -> Measures:
-    """By model, then pod. A pod whose lease ran out measured long ago."""
+def _measures(pods: Iterable[Pod]) -> Measures:
+    """By model, then pod."""
     measures: Measures = {}
-    for pod in view.pods.values():
-        if pod.id not in view.fading:
-            for busy in pod.busy:
-                measures.setdefault(busy.name, {})[pod.id] = busy
+    for pod in pods:
+        for busy in pod.busy:
+            measures.setdefault(busy.name, {})[pod.id] = busy
     return measures
+
+
+def _rates(measures: Measures) -> dict[ModelName, float]:
+    """Requests per second of each model, over all pods."""
+    return {name: sum(busy.rate_per_s for busy in by_pod.values()) for name, by_pod in measures.items()}
 
 
 def _may_be_too_many(names: RegistryView, name: ModelName, copies: int) -> bool:

@@ -62,6 +62,13 @@ class RunningPool:
         self.pods.pop(pod_id).process.kill()
         self.peers.leave(pod_id)
 
+    def probe(self) -> None:
+        """Probes find at once that a pod does not answer whose lease has run out."""
+        for pod in self.pods.values():
+            pod.membership.on_change(
+                lambda changes, own=pod: [own.membership.forget(gone) for gone in changes.began_fading] and None
+            )
+
     def leaders(self) -> list[str]:
         return [pod_id for pod_id, pod in self.pods.items() if pod.service.is_leader]
 
@@ -85,15 +92,15 @@ def play(story: Callable[[RunningPool], Coroutine[Any, Any, None]]) -> None:
     assert loop.mishaps == []
 
 
-async def begin_with_a_hot_model_on_p3(pool: RunningPool, queue_delay_s: float) -> None:
+async def begin_with_a_hot_model_on(pool: RunningPool, pod_id: str, queue_delay_s: float) -> None:
     await pool.start("p1", "p2", "p3")
     hot = ModelName(T, "hot")
     await pool.pods["p1"].registry.register(T, "hot", ModelSpec("file:///hot"))
-    pool.peers.hold("p3", hot)
-    await pool.until(lambda: len(pool.leaders()) == 1 and pool.serving("hot") == ["p3"], 3.0)
-    p3 = pool.pods["p3"]
+    pool.peers.hold(pod_id, hot)
+    await pool.until(lambda: len(pool.leaders()) == 1 and pool.serving("hot") == [pod_id], 3.0)
+    holder = pool.pods[pod_id]
     busy = BusyModel(hot, 50.0, 8.0 * queue_delay_s, queue_delay_s, 0.02, concurrency=4)
-    p3.membership.set_pod(replace(p3.pod, busy=(busy,)), urgent=True)
+    holder.membership.set_pod(replace(holder.pod, busy=(busy,)), urgent=True)
 
 
 def test_another_pod_leads_within_a_lease_of_the_leaders_death() -> None:
@@ -136,7 +143,7 @@ def test_a_pinned_model_is_served_within_two_seconds_of_its_registration() -> No
 
 def test_a_model_whose_requests_wait_has_more_copies_within_five_seconds() -> None:
     async def story(pool: RunningPool) -> None:
-        await begin_with_a_hot_model_on_p3(pool, queue_delay_s=1.0)
+        await begin_with_a_hot_model_on(pool, "p3", queue_delay_s=1.0)
         await pool.until(lambda: len(pool.serving("hot")) > 1, 5.0)
 
     play(story)
@@ -144,7 +151,7 @@ def test_a_model_whose_requests_wait_has_more_copies_within_five_seconds() -> No
 
 def test_a_hot_model_is_restored_when_its_pods_lease_has_run_out_and_it_has_faded() -> None:
     async def story(pool: RunningPool) -> None:
-        await begin_with_a_hot_model_on_p3(pool, queue_delay_s=0.0)
+        await begin_with_a_hot_model_on(pool, "p3", queue_delay_s=0.0)
         await asyncio.sleep(2.0)  # virtual: the leader has seen that it is hot
         pool.kill("p3")
         fading_s = 2 * TTL_S
@@ -155,13 +162,22 @@ def test_a_hot_model_is_restored_when_its_pods_lease_has_run_out_and_it_has_fade
 
 def test_a_hot_model_is_restored_within_a_lease_when_probes_find_its_pod_gone() -> None:
     async def story(pool: RunningPool) -> None:
-        await begin_with_a_hot_model_on_p3(pool, queue_delay_s=0.0)
+        await begin_with_a_hot_model_on(pool, "p3", queue_delay_s=0.0)
         await asyncio.sleep(2.0)  # virtual: the leader has seen that it is hot
-        for pod in pool.pods.values():
-            pod.membership.on_change(
-                lambda changes, own=pod: [own.membership.forget(gone) for gone in changes.began_fading] and None
-            )
+        pool.probe()
         pool.kill("p3")
         await pool.until(lambda: pool.serving("hot") != ["p3"] and bool(pool.serving("hot")), TTL_S + 2.0)
+
+    play(story)
+
+
+def test_what_was_hot_on_the_leader_itself_is_restored_by_the_next_one() -> None:
+    async def story(pool: RunningPool) -> None:
+        await begin_with_a_hot_model_on(pool, "p1", queue_delay_s=0.0)
+        assert pool.leaders() == ["p1"]
+        await asyncio.sleep(2.0)  # virtual
+        pool.probe()
+        pool.kill("p1")
+        await pool.until(lambda: pool.serving("hot") != ["p1"] and bool(pool.serving("hot")), TTL_S + 2.0)
 
     play(story)
