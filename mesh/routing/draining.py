@@ -73,7 +73,9 @@ class Draining:
         """Hand over, then wait until clients have left. `calls`: how many have come since the start."""
         ends_s = self._clock() + self._limits.grace_s
         plan = await self._hand_over(ends_s)
-        if plan.done:
+        if not self._others():
+            log.info("there is no other pod to hand over to")
+        elif plan.done:
             log.info("handed over %d models; %d were not used lately", len(plan.handed_over), plan.unneeded)
         else:
             log.warning(
@@ -89,9 +91,15 @@ class Draining:
     async def _hand_over(self, ends_s: float) -> DrainPlan:
         while True:
             plan = await self.turn()
-            if plan.done or self._clock() >= ends_s:
+            if plan.done or self._clock() >= ends_s or not self._others():
                 return plan
             await self._pause(LOOK_AGAIN_S)
+
+    def _others(self) -> bool:
+        """Whether there is anybody to hand over to. The last pod of a pool has nothing to wait for."""
+        healthy = self._healthy()
+        pods = self._membership.view.pods.values()
+        return any(p.id != self._own_pod and p.ready and not p.draining and p.id in healthy for p in pods)
 
     async def turn(self) -> DrainPlan:
         """One look: order what is to be loaded elsewhere now."""

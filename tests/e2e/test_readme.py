@@ -18,9 +18,12 @@ import click
 import pytest
 
 from mesh.cli.main import cli
+from mesh.demo.etcd_server import find_etcd
 
 README = Path(__file__).parents[2] / "README.md"
-BLOCK = re.compile(r"<!-- run -->\n```(?P<language>bash|python)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(
+    r"<!-- run(?P<pool> pool)? -->\n```(?P<language>bash|python)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
+)
 TIMEOUT_S = 170
 
 
@@ -35,9 +38,11 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def script() -> str:
-    lines = ["set -euo pipefail", "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT"]
+def script(*, pool: bool) -> str:
+    lines = ["set -euo pipefail", "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT"]
     for block in BLOCK.finditer(README.read_text()):
+        if bool(block["pool"]) != pool:
+            continue
         if block["language"] == "python":
             lines += ["python3 - <<'END_OF_PYTHON'", block["text"], "END_OF_PYTHON"]
         else:
@@ -45,22 +50,20 @@ def script() -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.slow
-def test_the_commands_of_the_readme_run_as_they_stand(tmp_path: Path) -> None:
-    pytest.importorskip("tritonclient")
-    grpc_port, http_port = free_ports(2)
-    text = script().replace("8033", str(grpc_port)).replace("8008", str(http_port))
-    commands = Path(sys.executable).parent
+def run(text: str, directory: Path, ports: dict[str, int], **more: str) -> str:
+    for written, free in ports.items():
+        text = text.replace(written, str(free))
     environment = {
         **os.environ,
-        "PATH": f"{commands}:{os.environ['PATH']}",
-        "HEXCOMB_GRPC_PORT": str(grpc_port),
-        "HEXCOMB_HTTP_PORT": str(http_port),
-        "HEXCOMB_ENDPOINT": f"127.0.0.1:{grpc_port}",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HEXCOMB_GRPC_PORT": str(ports["8033"]),
+        "HEXCOMB_HTTP_PORT": str(ports["8008"]),
+        "HEXCOMB_ENDPOINT": f"127.0.0.1:{ports['8033']}",
+        **more,
     }
     ran = subprocess.run(
         ["bash", "-c", text],
-        cwd=tmp_path,
+        cwd=directory,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -68,7 +71,42 @@ def test_the_commands_of_the_readme_run_as_they_stand(tmp_path: Path) -> None:
         text=True,
     )
     assert ran.returncode == 0, f"{ran.stdout[-5000:]}"
-    assert "cancer" in ran.stdout
+    return ran.stdout
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_as_they_stand(tmp_path: Path) -> None:
+    pytest.importorskip("tritonclient")
+    ports = dict(zip(("8033", "8008"), free_ports(2), strict=True))
+    assert "cancer" in run(script(pool=False), tmp_path, ports)
+
+
+@pytest.mark.slow
+def test_the_commands_for_many_pods_run_as_they_stand(tmp_path: Path) -> None:
+    skops = pytest.importorskip("skops.io")
+    linear = pytest.importorskip("sklearn.linear_model")
+    data = pytest.importorskip("sklearn.datasets")
+    (tmp_path / "models").mkdir()
+    skops.dump(
+        linear.LogisticRegression(max_iter=500).fit(*data.load_iris(return_X_y=True)), tmp_path / "models/iris.skops"
+    )
+    written = ("8033", "8008", "8034", "8009", "2379")
+    *found, peer_port = free_ports(len(written) + 1)
+    ports = dict(zip(written, found, strict=True))
+    peer = f"http://127.0.0.1:{peer_port}"
+    client = f"http://127.0.0.1:{ports['2379']}"
+    printed = run(
+        script(pool=True),
+        tmp_path,
+        ports,
+        PATH=f"{Path(sys.executable).parent}:{find_etcd().parent}:{os.environ['PATH']}",
+        ETCD_LISTEN_CLIENT_URLS=client,
+        ETCD_ADVERTISE_CLIENT_URLS=client,
+        ETCD_LISTEN_PEER_URLS=peer,
+        ETCD_INITIAL_ADVERTISE_PEER_URLS=peer,
+        ETCD_INITIAL_CLUSTER=f"default={peer}",
+    )
+    assert printed.count("predict") >= 2
 
 
 def options_of(command: click.Command) -> Iterator[str]:
