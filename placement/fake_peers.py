@@ -114,6 +114,8 @@ class FakePeers:
             if not isinstance(order, LoadOrder):
                 if known is not None and known.servable == order.generation:
                     self._publish(pod_id, order.name, None)
+            elif known is not None and max(known.servable, known.loading) > order.generation:
+                continue  # a newer one is there
             elif order.name in self.failing:
                 message = self.failing[order.name]
                 failure = LoadFailure(pod_id, order.generation, True, message, 0.0, 0.0)
