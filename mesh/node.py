@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -465,7 +466,11 @@ async def open_store(settings: Settings) -> KeyValueStore:
     """The store that the settings name. Raises PlacementError."""
     if not settings.is_pooled:
         return await EmbeddedStore.open(settings.data_dir)
-    store = await EtcdStore.open(etcd_options(settings))
+    options = etcd_options(settings)
+    # Each pod begins with another member, so that they share the pods between them.
+    first = zlib.crc32((settings.pod_name or default_pod_name()).encode()) % len(options.endpoints)
+    endpoints = (*options.endpoints[first:], *options.endpoints[:first])
+    store = await EtcdStore.open(replace(options, endpoints=endpoints))
     try:
         await open_format(store, f"hexcomb {version('hexcomb')}")
     except BaseException:
