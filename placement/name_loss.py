@@ -29,6 +29,7 @@ from placement.registry import Registry
 from placement.restoration import merge_names, restore_names
 from placement.service_limits import ServiceLimits
 from placement.store.base import Delete, KeyValue, Put, unchanged
+from placement.store.format import open_format
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +151,9 @@ class NameLoss:
             heard[detached.revision] = detached.pod
         if not heard:
             return
+        pod = self._membership.view.pods.get(own)
+        # First the mark that tells this pool from an emptied one: without it a second loss would go unnoticed.
+        await open_format(self._membership.store, f"hexcomb {pod.version if pod is not None else ''}".strip())
         restored = await restore_names(self._membership.store, merge_names(exports))
         suspicions = await self._membership.restore_suspicions()
         self.notice = f"the store lost its data: {restored}, as pod {', '.join(heard.values())} knew them"
