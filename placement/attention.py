@@ -28,6 +28,8 @@ class Attention:
         """Models with copies that must be there."""
         self.lost: dict[ModelName, float] = {}
         """Models whose last copies went away with their pods, and when; until they are back, or given up."""
+        self._just_lost: dict[ModelName, float] = {}
+        """Since the last turn began. A turn that is under way looks at an older picture, where they have copies."""
         self.unplaced: dict[ModelName, None] = {}
         """Models that found no place."""
         self.pod_joined_at_s = -inf
@@ -50,6 +52,7 @@ class Attention:
                 self.kept.pop(name, None)
             if change.after is None:
                 self.lost.pop(name, None)
+                self._just_lost.pop(name, None)
                 self.unplaced.pop(name, None)
             if kept or name in view.copies or name in self.unplaced:
                 self.due[name] = None
@@ -61,7 +64,7 @@ class Attention:
             self.due[name] = None
             held = before.copies.get(name, ())
             if gone and name not in after.copies and any(copy.servable and copy.pod in gone for copy in held):
-                self.lost[name] = now_s
+                self._just_lost[name] = now_s
         for name in changes.failures:
             self.due[name] = None
         if any(_can_load_more(change) for change in changes.pods):
@@ -70,8 +73,13 @@ class Attention:
             self.unplaced.clear()
 
     def take_due(self) -> dict[ModelName, None]:
-        """What is to be looked at now; what comes up from here on is for the next turn."""
+        """What is to be looked at now; what comes up from here on is for the next turn.
+
+        Called together with taking the picture that the turn looks at: nothing may happen in between.
+        """
         due, self.due = self.due, {}
+        self.lost |= self._just_lost
+        self._just_lost.clear()
         return due
 
 

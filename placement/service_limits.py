@@ -23,8 +23,8 @@ class ServiceLimits:
     recheck_every_s: float = 30.0
     """Every model is looked at once in this time, whatever events said. Bounds the harm of a missed event."""
 
-    chunk_models: int = 500
-    """Models looked at before the loop may answer requests: some milliseconds."""
+    chunk_models: int = 2000
+    """Models whose records or copies are glanced at before the loop may answer requests: about a millisecond."""
 
     orders_per_turn_max: int = 256
     """Orders given, or places sought in vain, in one turn. Pods queue loads; more would be planned from a picture that

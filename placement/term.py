@@ -46,8 +46,6 @@ from placement.view import Changes, RegistryView
 
 log = logging.getLogger(__name__)
 
-COPIES_PER_MODEL = 10
-"""Looking at a model's copies costs a tenth of looking at its record too."""
 CHUNK_LOOKS = 100
 """Models decided on before the loop may answer requests: each takes some ten microseconds without a placement."""
 
@@ -146,24 +144,29 @@ class Term:
     # The turn -------------------------------------------------------------------------------------------------------
 
     async def turn(self) -> TurnReport:
-        """Look, plan, send. Nothing is waited for but the loop."""
+        """Look, plan, send. Nothing is waited for but the loop.
+
+        What forgets something when the picture says so comes before the first pause: what happens in a pause is not in
+        this turn's picture.
+        """
         now_s, view, names = self._clock(), self._membership.view, self._registry.view
         for settled in self.orders.settle(view, now_s):
             self._settled(settled)
+        due = self.attention.take_due()
         # A pod whose lease ran out measured long ago.
         measures = _measures(pod for pod in view.pods.values() if pod.id not in view.fading)
         rates = _rates(measures)
         self.heat.observe(rates, now_s)
-        await _breathe()
-        if now_s >= self._recheck_at_s:
-            self._recheck_at_s = now_s + self._limits.recheck_every_s
-            await self._recheck(view, names)
-
         plan = self._plan(now_s, view, names)
         rulings = self._suspects.turn(view, self._membership.intents, _generations(names), now_s)
         told = self._aliases.turn(plan)
+        await _breathe()
+
+        if now_s >= self._recheck_at_s:
+            self._recheck_at_s = now_s + self._limits.recheck_every_s
+            await self._recheck(view, names, due)
         await self._restoring.turn(plan, _breathe)
-        looked_at = await self._look_at_models(plan, measures)
+        looked_at = await self._look_at_models(plan, due, measures)
         self._surplus.turn(plan, self._aliases.wanted_copies, self._moving.__contains__, measures)
         self._moving.turn(plan, rates)
 
@@ -198,31 +201,31 @@ class Term:
             self._limits.orders_per_turn_max,
         )
 
-    async def _recheck(self, view: PoolView, names: RegistryView) -> None:
-        """Find among all models those that are to be looked at. Gives way to the loop."""
-        due, unplaced = self.attention.due, self.attention.unplaced
-        for name in tuple(islice(unplaced, self._limits.unplaced_retried_max)):
-            del unplaced[name]
+    async def _recheck(self, view: PoolView, names: RegistryView, due: dict[ModelName, None]) -> None:
+        """Find among all names those that are to be looked at, whatever events have told. Gives way to the loop."""
+        for name in tuple(islice(self.attention.unplaced, self._limits.unplaced_retried_max)):
+            del self.attention.unplaced[name]
             due[name] = None
-        for some in _chunks(tuple(self.attention.kept), self._limits.chunk_models):
-            for name in some:
-                record = names.tenant(name.tenant).models.get(name.id)
-                if record is not None and is_kept(record.spec):
+        self._aliases.recheck(names)
+        for some in _chunks(names.every_model(), self._limits.chunk_models):
+            for record in some:
+                if is_kept(record.spec):
+                    name = ModelName(record.tenant, record.id)
+                    self.attention.kept[name] = None
                     least = max(1, record.spec.copies_min)
                     if sum(copy.pod in view.pods for copy in view.copies.get(name, ())) < least:
                         due[name] = None
             await _breathe()
-        for some_copies in _chunks(view.copies.items(), COPIES_PER_MODEL * self._limits.chunk_models):
+        for some_copies in _chunks(view.copies.items(), self._limits.chunk_models):
             for name, copies in some_copies:
                 if len(copies) > 1 and _may_be_too_many(names, name, len(copies)):
                     due[name] = None
             await _breathe()
 
-    async def _look_at_models(self, plan: Planning, measures: Measures) -> int:
+    async def _look_at_models(self, plan: Planning, due: dict[ModelName, None], measures: Measures) -> int:
         """Decide on the copies of what is due, the hottest first. How many models that were."""
-        due = self.attention.take_due()
         due.update(dict.fromkeys(self._scaling.names))
-        for some in _chunks(measures.items(), 2 * self._limits.chunk_models):
+        for some in _chunks(measures.items(), self._limits.chunk_models):
             for name, by_pod in some:
                 if not self._scaling.is_quiet(by_pod.values()):
                     due[name] = None
@@ -242,6 +245,7 @@ class Term:
     def _look_at(self, plan: Planning, name: ModelName, measures: Measures) -> None:
         model = plan.facts_of(name)
         if model is None:
+            self.attention.kept.pop(name, None)
             self.heat.forget(name)
             self._scaling.forget(name)
         elif self._aliases.wanted_copies(name):

@@ -78,6 +78,13 @@ class Aliases:
             if change.after is not None:
                 self._note(change.after)
 
+    def recheck(self, names: RegistryView) -> None:
+        """Whatever events have told: what is on its way is looked after."""
+        for tenant in names.tenants.values():
+            for record in tenant.aliases.values():
+                if record.state is not AliasState.DEFINED:
+                    self._moving[AliasName(record.tenant, record.id)] = None
+
     def wanted_copies(self, name: ModelName) -> int:
         """How many copies of a model a transition needs, as of the last turn: those are not surplus."""
         return self._wanted.get(name, 0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 
 import pytest
 
-from placement import keys
+from placement import keys, term
 from placement.constraints import parse_constraints
 from placement.errors import StoreUnavailable
 from placement.orders import OrderLimits
@@ -270,6 +271,28 @@ async def test_hot_models_that_died_with_their_pod_come_back_hottest_first_and_c
     assert pool.serving("cold") == []
     assert pool.leader.service.status().models_lost == 0
     await pool.close()
+
+
+@pytest.mark.parametrize("at_pause", range(4))
+async def test_what_is_lost_while_a_turn_is_under_way_is_not_forgotten(
+    pool: Pods, monkeypatch: pytest.MonkeyPatch, at_pause: int
+) -> None:
+    await pool.register("hot")
+    await pool.register("pinned", pinned=True)
+    await pool.hold("p3", "hot", "pinned")
+    await pool.busy("p3", hot=10.0)
+    await pool.turn(2)
+    pauses = itertools.count()
+
+    async def pause() -> None:
+        if next(pauses) == at_pause:
+            await pool.kill("p3")
+
+    monkeypatch.setattr(term, "_breathe", pause)
+    await pool.turn(4)
+    assert next(pauses) > at_pause
+    assert len(pool.serving("hot")) == 1
+    assert len(pool.serving("pinned")) == 1
 
 
 async def test_what_a_pod_lets_go_of_by_itself_is_not_brought_back(pool: Pods) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator
 
 import pytest
 
+from placement import term
 from placement.policy.snapshot import LoadFailure
 from placement.records import AliasRecord, AliasState, ModelSpec
 from tests.unit.placement.pools import Pods, T, name
@@ -117,6 +119,22 @@ async def test_a_failure_that_may_pass_on_one_pod_sends_the_target_to_another(po
         await step(pool)
     assert alias(pool).active == "new"
     assert pool.serving("new") != [first]
+
+
+async def test_an_alias_that_is_moved_while_a_turn_is_under_way_is_not_forgotten(
+    pool: Pods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await pool.hold("p1", "old")
+    pauses = itertools.count()
+
+    async def pause() -> None:
+        if next(pauses) == 0:
+            await move(pool)
+
+    monkeypatch.setattr(term, "_breathe", pause)
+    for _ in range(4):
+        await step(pool)
+    assert alias(pool).active == "new"
 
 
 async def test_a_new_leader_goes_on_with_a_transition(pool: Pods) -> None:
