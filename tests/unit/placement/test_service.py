@@ -241,6 +241,17 @@ async def test_a_pod_that_does_not_answer_probes_gets_no_orders(pool: Pods) -> N
     assert {pod for pod, _ in pool.peers.loads()} == {"p3"}
 
 
+async def test_a_turn_gives_so_many_orders_and_the_next_ones_give_the_rest() -> None:
+    pool = Pods(orders_per_turn_max=2)
+    await pool.start("p1", "p2")
+    await pool.register(*(f"m{number}" for number in range(5)), pinned=True)
+    await pool.turn()
+    assert len(pool.peers.orders) == 2
+    await pool.turn(2)
+    assert len(pool.peers.orders) == 5
+    await pool.close()
+
+
 async def test_decisions_say_why(pool: Pods) -> None:
     await pool.register("m", pinned=True)
     await pool.turn(2)
