@@ -259,7 +259,7 @@ def summary_of(status: ModelStatus, suspicion: Suspicion | None, choice: LoadCho
         since_s = max(0.0, now_s - min(copy.since_s for copy in loading))
         return f"Being loaded on {_pods(loading)}, for {since_s:.1f} s now."
     if isinstance(choice, NoPod):
-        return f"Loaded nowhere, and nobody can load it: {choice.message}."
+        return "Loaded nowhere, and no pod can load it."
     failure = status.failure
     if failure is not None:
         where = f" on pod {failure.pod}" if failure.pod else ""

@@ -251,7 +251,7 @@ class Alone:
 
     @property
     def leader(self) -> str:
-        return self._own_pod
+        return ""  # there is nobody to lead
 
     @property
     def store_away_for_s(self) -> float | None:

@@ -64,11 +64,11 @@ def target_options(command: Command) -> Command:
         click.option(
             "--endpoint",
             default=DEFAULT_ENDPOINT,
-            metavar="HOST:PORT",
+            metavar="HOST:PORT[,...]",
             envvar="HEXCOMB_ENDPOINT",
             show_default=True,
             show_envvar=True,
-            help="gRPC address of a pod.",
+            help="gRPC address of a pod, or of several: one that answers is asked.",
         ),
     ):
         wrapped = option(wrapped)
@@ -76,16 +76,18 @@ def target_options(command: Command) -> Command:
 
 
 @contextlib.contextmanager
-def connected(target: Target) -> Iterator[Client]:
+def connected(
+    target: Target, not_found_hint: str = "`hexcomb models list` shows what is registered"
+) -> Iterator[Client]:
     """A client for the time of a command; its errors become Failures."""
-    host, separator, port = target.endpoint.rpartition(":")
-    is_socket = target.endpoint.startswith("unix:")
-    if not is_socket and (not separator or not host or not port.isdigit() or int(port) > 65535):
-        raise Failure(
-            f"--endpoint: {target.endpoint!r} is not HOST:PORT",
-            hint=f"for instance {DEFAULT_ENDPOINT}",
-            exit_code=USAGE,
-        )
+    from mesh.client.endpoints import parse_endpoints
+
+    try:
+        addresses = parse_endpoints(target.endpoint)
+    except ValueError:
+        addresses = ("",)
+    for address in addresses:
+        _check_address(address)
     from mesh.client.client import Client
     from mesh.client.errors import HexcombError
     from mesh.client.retries import RetryPolicy
@@ -99,10 +101,21 @@ def connected(target: Target) -> Iterator[Client]:
         ) as client:
             yield client
     except HexcombError as error:
-        raise _as_failure(error, target) from error
+        raise _as_failure(error, target, not_found_hint) from error
 
 
-def _as_failure(error: HexcombError, target: Target) -> Failure:
+def _check_address(address: str) -> None:
+    host, separator, port = address.rpartition(":")
+    is_socket = address.startswith("unix:")
+    if not is_socket and (not separator or not host or not port.isdigit() or int(port) > 65535):
+        raise Failure(
+            f"--endpoint: {address!r} is not HOST:PORT",
+            hint=f"for instance {DEFAULT_ENDPOINT}, or several with commas between them",
+            exit_code=USAGE,
+        )
+
+
+def _as_failure(error: HexcombError, target: Target, not_found_hint: str) -> Failure:
     code = error.status.name
     if code == "UNAVAILABLE" and error.message.startswith(_NOT_REACHED):
         return Failure(
@@ -115,7 +128,7 @@ def _as_failure(error: HexcombError, target: Target) -> Failure:
     if code == "DEADLINE_EXCEEDED":
         hint = f"--timeout is {target.timeout_s:g} s; give more if the server at {target.endpoint} is well"
     elif code == "NOT_FOUND":
-        hint = "`hexcomb models list` shows what is registered"
+        hint = not_found_hint
     elif error.retry_after_s is not None:
         hint = f"the server asks to try again in {error.retry_after_s:g} s"
     return Failure(error.message, hint=hint, exit_code=FAILED, code=code)

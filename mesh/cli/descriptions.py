@@ -1,4 +1,4 @@
-"""What the server says of models and pods, as JSON values and as cells of a table. No effects, no network."""
+"""What the server says of models, as JSON values and as cells of a table. No effects, no network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from mesh.wire.generated import hexcomb_pb2
 
 _MODEL_HEADINGS = ("name", "format", "state", "gen", "size", "copies", "last used", "failure")
 MODEL_NUMBERS = ("gen", "size", "copies")
-POD_NUMBERS = ("capacity", "used", "free", "resident", "registered", "loading", "queued", "in flight", "hits", "misses")
 _FAILURE_SHOWN_CHARACTERS = 60
 
 
@@ -91,53 +90,18 @@ def model_details(model: Any, now_s: float) -> list[tuple[str, str]]:
                 f"{took}{used}, {copy.requests_in_flight} in flight",
             )
         )
-    if model.HasField("failure"):
-        failure = model.failure
-        tries = "1 try" if failure.attempts == 1 else f"{failure.attempts} tries"
-        again = (
-            "not tried again until it is registered again"
-            if failure.permanent
-            else (f"tried again in {max(0.0, failure.retry_at_ms / 1000 - now_s):.0f} s")
-        )
-        lines.append(
-            (
-                "failure",
-                f"{failure.message} ({again}; {tries}, on {failure.pod or 'this pod'})",
-            )
-        )
-    return lines
+    if model.suspicion:
+        lines.append(("suspicion", model.suspicion))
+    failures = model.failures or ([model.failure] if model.HasField("failure") else [])
+    return lines + [_failure_line(failure, now_s) for failure in failures]
 
 
-def pod_row(pod: Any) -> list[str]:
-    """One line of `pods`."""
-    device = [tier for tier in pod.tiers if tier.tier == "device"]
-    capacity = sum(tier.capacity_bytes for tier in device)
-    used = sum(tier.resident_bytes + tier.reserved_bytes + tier.unloading_bytes for tier in device)
-    state = "draining" if pod.draining else "ready" if pod.ready else "not ready"
-    return [
-        pod.pod,
-        state,
-        show_size(capacity),
-        f"{show_size(used)} ({used / capacity:.0%})" if capacity else show_size(used),
-        str(pod.models_resident),
-        str(pod.models_registered),
-        str(pod.models_loading),
-        str(pod.loads_queued),
-        str(pod.requests_in_flight),
-        str(pod.hits),
-        str(pod.misses),
-        str(pod.evictions),
-        show_size(pod.rss_bytes) if pod.rss_bytes else "-",
-        pod.version,
-    ]
-
-
-def pod_headings() -> tuple[str, ...]:
-    """Of `pods`."""
-    return (
-        "pod", "state", "capacity", "used", "resident", "registered", "loading", "queued", "in flight", "hits",
-        "misses", "evicted", "memory", "version",
-    )  # fmt: skip
+def _failure_line(failure: Any, now_s: float) -> tuple[str, str]:
+    again = "not tried again until it is registered again or released"
+    if not failure.permanent:
+        again = f"tried again in {max(0.0, failure.retry_at_ms / 1000 - now_s):.0f} s"
+    tries = "" if not failure.attempts else "; 1 try" if failure.attempts == 1 else f"; {failure.attempts} tries"
+    return (f"failure on {failure.pod or 'every pod'}", f"{failure.message} ({again}{tries})")
 
 
 def to_json(message: Any) -> dict[str, Any]:

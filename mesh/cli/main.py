@@ -20,8 +20,11 @@ from mesh.cli.failure import FAILED, INTERRUPTED, USAGE, AlreadyShown, Failure
 
 _COMMANDS = {
     "serve": ("mesh.cli.serve:build_command", "Run a pod on this machine."),
-    "models": ("mesh.cli.models:build_command", "Register, list, show, pin and unregister models."),
-    "pods": ("mesh.cli.pods:build_command", "Show the pods: capacity, use, copies, queue, version."),
+    "models": ("mesh.cli.models:build_command", "Register, list, show, pin, release and unregister models."),
+    "aliases": ("mesh.cli.aliases:build_command", "List, set and delete aliases: canaries, promotion, rollback."),
+    "explain": ("mesh.cli.explain:build_command", "Say why a model is here, not here, or refused."),
+    "pods": ("mesh.cli.pods:build_command", "Show the pods: state, use, requests, queue, version; drain one."),
+    "top": ("mesh.cli.top:build_command", "Watch the pods and the hottest models."),
     "infer": ("mesh.cli.infer:build_command", "Ask a model for predictions."),
     "demo": ("mesh.cli.demo:build_command", "Train, serve and check hundreds of real models on this machine."),
 }

@@ -1,4 +1,4 @@
-"""`hexcomb models`: register (one, or all of a directory or manifest), list, show, pin, unregister."""
+"""`hexcomb models`: register (one, or all of a directory or manifest), list, show, pin, release, unregister."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def build_command() -> click.Command:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def models() -> None:
-    """Register, list, show, pin and unregister models."""
+    """Register, list, show, pin, release and unregister models."""
 
 
 @models.command()
@@ -146,6 +146,22 @@ def pin(target: Target, name: str, off: bool) -> None:
         _show_model(target, model)
     else:
         print_line(f"{name}: {'no longer pinned' if off else 'pinned'}")
+
+
+@models.command()
+@target_options
+@click.argument("name")
+def release(target: Target, name: str) -> None:
+    """Let a quarantined or failed model be loaded again as any other.
+
+    Forgets the deaths of pods that it was seen at, and its failed loads. A corrected spec does the same by itself.
+    """
+    with connected(target) as client:
+        model = client.release(name)
+    if target.as_json:
+        _show_model(target, model)
+    else:
+        print_line(f"{name}: released")
 
 
 @models.command()

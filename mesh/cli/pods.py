@@ -1,32 +1,121 @@
-"""`hexcomb pods`: what each pod may hold, holds and does."""
+"""`hexcomb pods`: what each pod may hold, holds and does; and draining one."""
 
 from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mesh.cli.connection import Target, connected, target_options
-from mesh.cli.output import print_json, print_line, print_table
+from mesh.cli.failure import FAILED, Failure
+from mesh.cli.output import print_json, print_line, print_table, stderr_console
+
+if TYPE_CHECKING:
+    from mesh.client.client import Client
+
+_POLL_S = 0.5
+_DRAIN_WAIT_S = 180.0
+_HINT = "`hexcomb pods` shows the pods of the pool"
 
 
 def build_command() -> click.Command:
-    """The command."""
+    """The group, complete."""
     return pods
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @target_options
-@click.option("--pod", default="", metavar="NAME", help="Only this pod.")
+@click.option("--pod", default="", metavar="NAME", help="Only this pod, with all there is to know of it.")
 def pods(target: Target, pod: str) -> None:
-    """Show the pods: capacity, use, copies, queue, version."""
-    with connected(target) as client:
-        found = client.pod_status(pod)
-    from mesh.cli.descriptions import POD_NUMBERS, pod_headings, pod_row, to_json
+    """Show the pods: state, zone, models, use, requests, queue, version; or drain one.
 
+    \b
+    hexcomb pods                     all pods of the pool, whichever one is asked
+    hexcomb pods drain pod-2 --wait  hand over what pod-2 serves, then stop it
+    """
+    context = click.get_current_context()
+    if context.invoked_subcommand is not None:
+        # `pods --endpoint X drain` means the same as `pods drain --endpoint X`.
+        context.default_map = {context.invoked_subcommand: dict(context.params)}
+        return
+    with connected(target, _HINT) as client:
+        found = client.pod_status(pod)
+    from mesh.cli.descriptions import to_json
+    from mesh.cli.pod_tables import POD_HEADINGS, POD_NUMBERS, in_order, pod_details, pod_row, remarks
+
+    found = in_order(found)
     if target.as_json:
         print_json({"pods": [to_json(one) for one in found]})
-    elif len(found) == 1:
+        return
+    if len(found) == 1:
         # One pod reads better down than across: the line would be wider than most terminals.
-        for heading, value in zip(pod_headings(), pod_row(found[0]), strict=True):
-            print_line(f"{heading:<12}{value}")
+        for label, value in pod_details(found[0]):
+            print_line(f"{label:<12}{value}")
     else:
-        print_table(pod_headings(), [pod_row(one) for one in found], numbers=POD_NUMBERS)
+        print_table(POD_HEADINGS, [pod_row(one) for one in found], numbers=POD_NUMBERS)
+    for line in remarks(found, time.time()):
+        print_line(line)
+
+
+@pods.command()
+@target_options
+@click.argument("pod")
+@click.option("--wait", is_flag=True, help="Return when the pod has stopped.")
+@click.option(
+    "--wait-timeout",
+    "wait_timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=_DRAIN_WAIT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="Fail if it has not stopped by then.",
+)
+def drain(target: Target, pod: str, wait: bool, wait_timeout_s: float) -> None:
+    """Hand over what POD serves, then stop it, as on SIGTERM.
+
+    The pod takes requests until the models that were used lately serve elsewhere, or its grace time has passed.
+    """
+    with connected(target, _HINT) as client:
+        answering = client.pod_status()[0].pod
+        was_draining = client.drain_pod(pod)
+        if not target.as_json:
+            print_line(f"{pod}: {'was draining already' if was_draining else 'draining'}")
+        if wait:
+            _wait_stopped(client, target, pod, wait_timeout_s, is_asked=answering == pod)
+            if not target.as_json:
+                print_line(f"{pod}: stopped")
+    if target.as_json:
+        print_json({"pod": pod, "was_draining": was_draining, "stopped": wait})
+
+
+def _wait_stopped(client: Client, target: Target, pod: str, timeout_s: float, *, is_asked: bool) -> None:
+    from mesh.client.errors import Unavailable
+
+    ends_s = time.monotonic() + timeout_s
+    console = stderr_console()
+    shown: Any = console.status("") if sys.stderr.isatty() and not target.as_json else None
+    if shown is not None:
+        shown.start()
+    try:
+        while time.monotonic() < ends_s:
+            try:
+                known = next((one for one in client.pod_status() if one.pod == pod), None)
+            except Unavailable:
+                if is_asked:
+                    return  # it was the one that we asked, and it has gone
+                raise
+            if known is None:
+                return
+            if shown is not None:
+                shown.update(f"{known.models_resident} models there, {known.requests_in_flight} requests in flight")
+            time.sleep(_POLL_S)
+    finally:
+        if shown is not None:
+            shown.stop()
+    raise Failure(
+        f"pod {pod} is still there after {timeout_s:g} s",
+        hint="it goes on draining; `hexcomb pods` shows its state, its log says what it waits for",
+        exit_code=FAILED,
+    )

@@ -25,7 +25,7 @@ from mesh.client.errors import (
     Unavailable,
     Unsupported,
 )
-from mesh.client.operations import AliasFields, SpecFields, registration
+from mesh.client.operations import AliasFields, PutAliasFields, SpecFields, registration
 from mesh.client.retries import RetryPolicy
 from mesh.client.service_config import SERVICE_CONFIG
 from mesh.wire.tensors import InferResult
@@ -44,6 +44,7 @@ __all__ = [
     "NotAllowed",
     "NotFound",
     "Overloaded",
+    "PutAliasFields",
     "Refused",
     "RetryPolicy",
     "ServerFailed",

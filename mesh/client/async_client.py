@@ -15,7 +15,7 @@ from mesh.client.client import DEFAULT_ENDPOINT, DEFAULT_TIMEOUT_S, Calls, Progr
 from mesh.client.connection import AsyncConnection, ClientTls
 from mesh.client.endpoints import parse_endpoints
 from mesh.client.errors import HexcombError
-from mesh.client.operations import AliasFields, Operation, SpecFields
+from mesh.client.operations import AliasFields, Operation, PutAliasFields, SpecFields
 from mesh.client.retries import RetryPolicy
 from mesh.transport.base import Metadata
 from mesh.wire.generated import hexcomb_pb2, inference_pb2, mmesh_pb2
@@ -171,3 +171,37 @@ class AsyncClient:
 
     async def delete_alias(self, alias: str, owner: str = "") -> None:
         await self.call(operations.delete_alias(alias, owner))
+
+    async def put_alias(
+        self,
+        alias: str,
+        target: str = "",
+        weights: Mapping[str, int] | None = None,
+        timeout_s: float | None = None,
+        **fields: Unpack[PutAliasFields],
+    ) -> hexcomb_pb2.AliasDescription:
+        """`set_alias` in our own words: `weights` (model -> share) split the traffic, from now on."""
+        return await self.call(operations.put_alias(alias, target, weights, fields), timeout_s)
+
+    async def list_aliases(self, id_prefix: str = "") -> AsyncIterator[hexcomb_pb2.AliasDescription]:
+        """All aliases, page by page."""
+        page_token = ""
+        while True:
+            page = await self.call(operations.aliases_page(page_token, id_prefix))
+            for alias in page.aliases:
+                yield alias
+            page_token = page.next_page_token
+            if not page_token:
+                return
+
+    async def explain(self, model: str) -> hexcomb_pb2.Explanation:
+        """Why a model is where it is, is not here, or is refused."""
+        return await self.call(operations.explain(model))
+
+    async def release(self, model_id: str) -> hexcomb_pb2.ModelDescription:
+        """Forget what is held against a model: deaths of pods that it was seen at, and failed loads."""
+        return await self.call(operations.release(model_id))
+
+    async def drain_pod(self, pod: str = "") -> bool:
+        """Have a pod hand over its models and stop (empty: the one that answers). Whether it was draining already."""
+        return (await self.call(operations.drain_pod(pod))).was_draining

@@ -24,7 +24,7 @@ from mesh.client.attempts import Conversation, Pause, Received, conversation
 from mesh.client.connection import BlockingConnection, ClientTls
 from mesh.client.endpoints import Endpoints, parse_endpoints
 from mesh.client.errors import HexcombError, ServerFailed
-from mesh.client.operations import AliasFields, Operation, SpecFields
+from mesh.client.operations import AliasFields, Operation, PutAliasFields, SpecFields
 from mesh.client.retries import RetryPolicy
 from mesh.transport.base import Metadata, StatusCode
 from mesh.wire.generated import hexcomb_pb2, inference_pb2, mmesh_pb2
@@ -187,6 +187,39 @@ class Client:
 
     def delete_alias(self, alias: str, owner: str = "") -> None:
         self.call(operations.delete_alias(alias, owner))
+
+    def put_alias(
+        self,
+        alias: str,
+        target: str = "",
+        weights: Mapping[str, int] | None = None,
+        timeout_s: float | None = None,
+        **fields: Unpack[PutAliasFields],
+    ) -> hexcomb_pb2.AliasDescription:
+        """`set_alias` in our own words: `weights` (model -> share) split the traffic, from now on."""
+        return self.call(operations.put_alias(alias, target, weights, fields), timeout_s)
+
+    def list_aliases(self, id_prefix: str = "") -> Iterator[hexcomb_pb2.AliasDescription]:
+        """All aliases, page by page."""
+        page_token = ""
+        while True:
+            page = self.call(operations.aliases_page(page_token, id_prefix))
+            yield from page.aliases
+            page_token = page.next_page_token
+            if not page_token:
+                return
+
+    def explain(self, model: str) -> hexcomb_pb2.Explanation:
+        """Why a model is where it is, is not here, or is refused."""
+        return self.call(operations.explain(model))
+
+    def release(self, model_id: str) -> hexcomb_pb2.ModelDescription:
+        """Forget what is held against a model: deaths of pods that it was seen at, and failed loads."""
+        return self.call(operations.release(model_id))
+
+    def drain_pod(self, pod: str = "") -> bool:
+        """Have a pod hand over its models and stop (empty: the one that answers). Whether it was draining already."""
+        return self.call(operations.drain_pod(pod)).was_draining
 
 
 class Calls:

@@ -72,6 +72,16 @@ class AliasFields(TypedDict, total=False):
     wait: bool
 
 
+class PutAliasFields(TypedDict, total=False):
+    """On which conditions an alias is set; see SetAliasRequest in mesh/wire/protos/hexcomb.proto."""
+
+    owner: str
+    expected_target: str
+    update_only: bool
+    force: bool
+    wait: bool
+
+
 def infer(
     model: str, inputs: Mapping[str, ArrayLike], outputs: Sequence[str], version: str, request_id: str
 ) -> Operation[InferResult]:
@@ -214,6 +224,40 @@ def delete_alias(alias: str, owner: str) -> Operation[None]:
     method = messages.DELETE_VMODEL
     body = mmesh_pb2.DeleteVModelRequest(vModelId=alias, owner=owner).SerializeToString()
     return Operation(method.path, body, lambda answer: None)
+
+
+def put_alias(
+    alias: str, target: str, weights: Mapping[str, int] | None, fields: PutAliasFields
+) -> Operation[hexcomb_pb2.AliasDescription]:
+    """Without a target, that of an alias with weights is the model with the largest share."""
+    shares = dict(weights or {})
+    if not target and shares:
+        target = min(shares, key=lambda model: (-shares[model], model))
+    try:
+        request = hexcomb_pb2.SetAliasRequest(id=alias, target=target, weights=shares, **fields)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"alias {alias!r}: {error}", StatusCode.INVALID_ARGUMENT) from error
+    return _plain(messages.SET_ALIAS, request)
+
+
+def aliases_page(page_token: str, id_prefix: str) -> Operation[hexcomb_pb2.ListAliasesResponse]:
+    return _plain(messages.LIST_ALIASES, hexcomb_pb2.ListAliasesRequest(page_token=page_token, id_prefix=id_prefix))
+
+
+def remove_alias(alias: str, owner: str) -> Operation[hexcomb_pb2.DeleteAliasResponse]:
+    return _plain(messages.DELETE_ALIAS, hexcomb_pb2.DeleteAliasRequest(id=alias, owner=owner))
+
+
+def explain(model: str) -> Operation[hexcomb_pb2.Explanation]:
+    return _plain(messages.EXPLAIN, hexcomb_pb2.ExplainRequest(id=model))
+
+
+def release(model_id: str) -> Operation[hexcomb_pb2.ModelDescription]:
+    return _plain(messages.RELEASE_MODEL, hexcomb_pb2.ReleaseModelRequest(id=model_id))
+
+
+def drain_pod(pod: str) -> Operation[hexcomb_pb2.DrainPodResponse]:
+    return _plain(messages.DRAIN_POD, hexcomb_pb2.DrainPodRequest(pod=pod))
 
 
 def _plain(method: Method[Req, Res], request: Req) -> Operation[Res]:

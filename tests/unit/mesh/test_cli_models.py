@@ -68,7 +68,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> _Server:
     server = _Server()
 
     @contextlib.contextmanager
-    def connected(target: Any) -> Iterator[_Server]:
+    def connected(target: Any, hint: str = "") -> Iterator[_Server]:
         yield server
 
     monkeypatch.setattr(models_command, "connected", connected)
