@@ -19,6 +19,8 @@ from mesh.wire import messages
 FORWARD_METADATA = "hexcomb-forward"
 NOT_HERE_METADATA = "hexcomb-not-here"
 """Trailer of a forwarded request that was not run; its value says why, in one word."""
+ABSENT = "absent"
+"""Such a word: the copy has gone; the pod may load the model again."""
 HOLDER_METADATA = "hexcomb-holder"
 """Trailer beside it: a pod that holds or loads the model, as far as the answering pod knows."""
 GRPC_PREVIOUS_ATTEMPTS = "grpc-previous-rpc-attempts"

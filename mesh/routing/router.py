@@ -20,26 +20,27 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Container
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Container, Iterable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from cache.types import RefusalKind
 from mesh.endpoint.status import as_transport_error
 from mesh.loading import Refused
-from mesh.routing.hop import Hop, forwarded_metadata, not_here, why_not_here
+from mesh.routing.hop import ABSENT, Hop, forwarded_metadata, not_here, why_not_here
 from mesh.routing.links import Links
 from mesh.routing.losses import Losses
 from mesh.routing.names import WAIT_S, Names
 from mesh.routing.probes import Probes
 from mesh.transport.base import Call, LineBroken, Reply, StatusCode, TransportError
+from placement.expected import ExpectedPool
 from placement.membership import HeldBy, Membership
 from placement.policy.load_choice import choose_load_pod
 from placement.policy.no_pod import Cause, NoPod
 from placement.policy.quarantine import Refused as Quarantined
 from placement.policy.quarantine import may_load
 from placement.policy.routing import Forward, Load, NotHere, Route, RunHere, choose_route
-from placement.policy.snapshot import ModelFacts, ModelName
+from placement.policy.snapshot import ModelFacts, ModelName, PoolView
 from placement.records import ModelRecord
 from placement.registry import Registry
 
@@ -87,6 +88,9 @@ class _Tries:
     """What one request has been through."""
 
     excluded: set[str]
+    """Pods that are not asked again."""
+    gone: set[str] = field(default_factory=set)
+    """Pods whose copy turned out to be gone, which this pod's view does not know yet. They may load the model."""
     last: Exception | None = None
     deaths: list[tuple[str, str]] | None = None
     """(pod, incarnation) of pods that died over it."""
@@ -185,7 +189,8 @@ class Router:
         self, call: Call, tenant: str, record: ModelRecord, name: ModelName, run_here: RunLocally, tries: _Tries
     ) -> Reply | None:
         """One try: an answer, or None with what was learned in `tries`. Raises what no other pod would change."""
-        match self._route(name, record.generation, tries.excluded, forwarded=False):
+        view = self._view(name, tries.gone)
+        match self._route(view, name, record.generation, tries.excluded, forwarded=False):
             case RunHere():
                 return await self._run_here(run_here, tries)
             case Forward(pod, _, generation):
@@ -195,10 +200,22 @@ class Router:
             case NotHere():
                 raise AssertionError("a client's request is not a forwarded one")
 
-    def _route(self, name: ModelName, generation: int, excluded: Container[str], *, forwarded: bool) -> Route:
+    def _view(self, name: ModelName, gone: Iterable[str]) -> PoolView:
+        """The pool as this pod sees it, less the copies of a model that it knows to be gone."""
+        view = self._membership.view
+        if not gone:
+            return view
+        expected = ExpectedPool(view)
+        for pod in gone:
+            expected.unload(pod, name)
+        return expected.view
+
+    def _route(
+        self, view: PoolView, name: ModelName, generation: int, excluded: Container[str], *, forwarded: bool
+    ) -> Route:
         here = self._here
         return choose_route(
-            self._membership.view,
+            view,
             name,
             generation,
             self_pod=self._own_pod,
@@ -227,16 +244,15 @@ class Router:
         self, call: Call, tenant: str, record: ModelRecord, name: ModelName, run_here: RunLocally, tries: _Tries
     ) -> Reply | None:
         facts = self._facts_of(record)
-        choice = choose_load_pod(
-            self._membership.view, facts, healthy=self.healthy(), excluded=tries.excluded, ordered=()
-        )
+        view = self._view(name, tries.gone)
+        choice = choose_load_pod(view, facts, healthy=self.healthy(), excluded=tries.excluded)
         if isinstance(choice, NoPod):
             if tries.last is not None:
                 raise tries.last
             raise no_place(choice)
         if choice.pod != self._own_pod:
             return await self._forward(call, tenant, record, choice.pod, record.generation, tries, load=True)
-        holder = await self._claim(name, record.generation, facts.size_bytes, tries.excluded)
+        holder = await self._claim(name, record.generation, facts.size_bytes, tries.excluded | tries.gone)
         if holder is not None:
             return await self._forward(call, tenant, record, holder, record.generation, tries, load=False)
         try:
@@ -305,12 +321,20 @@ class Router:
             if found is None and not full and error.status is not StatusCode.UNAVAILABLE:
                 self._observe(pod, name, self._clock() - began_s)
                 raise  # the model's own word
-            tries.excluded.add(pod)
+            if found is not None and found[0] == ABSENT and pod not in tries.gone:
+                tries.gone.add(pod)
+            else:
+                tries.excluded.add(pod)
             if full and not self._is_served(name, tries.excluded):
                 raise  # loading it once more would not make the pool less busy
             tries.last = error
             holder = found[1] if found is not None else ""
-            if holder and holder not in tries.excluded and holder != self._own_pod and holder in self.healthy():
+            if (
+                holder
+                and holder not in tries.excluded | tries.gone
+                and holder != self._own_pod
+                and holder in self.healthy()
+            ):
                 return await self._forward(call, tenant, record, holder, generation, tries, load=False)
             return None
         if not load:
@@ -331,7 +355,8 @@ class Router:
         """Answer a request that another pod forwarded: here, or not at all."""
         name = ModelName(record.tenant, record.id)
         self._refuse_quarantined(name, record.generation)
-        route = self._route(name, record.generation, (hop.from_pod,), forwarded=True)
+        view = self._membership.view
+        route = self._route(view, name, record.generation, (hop.from_pod,), forwarded=True)
         claimed = isinstance(route, NotHere)
         if isinstance(route, NotHere):
             await self._admit_load(hop, record, name, route.holder or "")
@@ -353,7 +378,7 @@ class Router:
     async def _admit_load(self, hop: Hop, record: ModelRecord, name: ModelName, holder: str) -> None:
         """Raise `not_here` unless this pod may load the model for the one that asks."""
         if not hop.load:
-            raise not_here("absent", f"model {record.id!r} is not on pod {self._own_pod!r} any more", holder)
+            raise not_here(ABSENT, f"model {record.id!r} is not on pod {self._own_pod!r} any more", holder)
         if self._is_draining():
             raise not_here("draining", f"pod {self._own_pod!r} is draining", holder)
         named = await self._claim(name, record.generation, self._facts_of(record).size_bytes, (hop.from_pod,))

@@ -254,6 +254,21 @@ async def test_not_here_leads_to_the_holder_that_is_named() -> None:
     assert mesh.asked_pods == ["p1", "p3"]
 
 
+async def test_a_pod_whose_copy_has_gone_may_load_it_again() -> None:
+    mesh = pool("p1", pods=[pod("me", ready=False), pod("p1")])
+    asked: list[bool] = []
+
+    async def evicted_a_moment_ago(hop: Hop) -> Reply:
+        asked.append(hop.load)
+        if not hop.load:
+            raise not_here("absent", "evicted")
+        return b"loaded again"
+
+    mesh.peers["p1"] = evicted_a_moment_ago
+    assert await mesh.ask() == b"loaded again"
+    assert asked == [False, True]
+
+
 async def test_the_models_own_error_is_the_answer_and_nobody_else_is_asked() -> None:
     mesh = pool("p1", "p2")
     for pod_id in ("p1", "p2"):
