@@ -235,5 +235,6 @@ def wanted(record: ModelRecord) -> WantedModel:
         priority=spec.priority,
         pinned=spec.pinned,
         size_hint=None if spec.capacity_hint_bytes is None else Bytes.of(HOST_MEMORY, spec.capacity_hint_bytes),
-        ttl_s=spec.ttl_s,
+        # What is to be there always does not leave for want of use.
+        ttl_s=0.0 if spec.copies_min else spec.ttl_s,
     )
