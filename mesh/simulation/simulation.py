@@ -51,6 +51,7 @@ SETTLE_EXTRA_S = 15.0
 """Beyond four lease ttls: how long the pool may take to come to rest once everything is mended."""
 CRASH_LOOP_S = (1.0, 2.0, 4.0, 8.0)
 """How long a machine waits before it starts a pod again that has killed itself, by how often it did lately."""
+TROUBLE_EVERY_STEPS = 16
 COLLECT_EVERY_STEPS = 4_000
 BURNT_REVISIONS = 1_000
 """Revisions that a store has behind it at the start: one that is wiped begins at 1, which then differs for certain."""
@@ -200,6 +201,8 @@ class Simulation:
 
     def _on_quiet(self) -> None:
         self._trace = zlib.crc32(struct.pack("<d", self.loop.time()), self._trace)
+        if self.loop.steps % TROUBLE_EVERY_STEPS == 0 and self.troubled():
+            self.last_trouble_s = self.loop.time()
         if self.loop.steps >= self._collect_at_step:
             self._collect_at_step = self.loop.steps + COLLECT_EVERY_STEPS
             gc.collect()
@@ -233,6 +236,11 @@ class Simulation:
         self.story.append((self.loop.time(), text))
         if self._echo:
             sys.stderr.write(f"{self.loop.time():10.3f}  {text}\n")
+
+    def tell(self, text: str) -> None:
+        """A line of the story, for whoever wants to hear everything."""
+        if self._log_level <= logging.INFO:
+            self.note(text)
 
     def machines_of(self) -> list[str]:
         """Names of all machines."""
@@ -357,11 +365,9 @@ class Simulation:
             self.store.revoke(machine.name, kv.lease)
 
     def troubled(self) -> bool:
-        """A fault is in force."""
+        """A pod is down, frozen, slow, leaving or not there yet, or the way between two is cut."""
         return bool(
-            self.store.away
-            or self.network.broken_since_s
-            or self.store.any_cut
+            self.network.broken_since_s
             or any(machine.slowness != 1 or not self.is_well(machine) for machine in self.machines)
         )
 

@@ -22,10 +22,11 @@ def watch_cache(
     serving: ServingTruth,
     begins: Callable[[str, ModelKey], None],
     broke: Callable[[Violation], None],
+    tell: Callable[[str], None],
 ) -> None:
     """Look at a cache after each event that it takes in. Replaces methods of this one instance.
 
-    `begins` hears of each copy that enters the queue.
+    `begins` hears of each copy that enters the queue, `tell` of every change.
     """
     handle, take_changed = cache.handle, cache.take_changed
     events = 0
@@ -47,6 +48,7 @@ def watch_cache(
         keys = take_changed()
         for key in keys:
             current = cache.current(key)
+            tell(f"{machine}: {key}: {'gone' if current is None else current.state.value}")
             if current is None:
                 serving.stopped(machine, key)
             elif current.state is CopyState.SERVABLE:

@@ -29,6 +29,9 @@ class CheckedRun(Run, Protocol):
     def broke(self, violation: Violation) -> None:
         """A promise is broken."""
 
+    def tell(self, text: str) -> None:
+        """A line of the story, for whoever wants to hear everything."""
+
     def infer_at(self, pod: SimulatedPod, name: ModelName, timeout_s: float) -> Awaitable[Answered]:
         """One prediction, from this pod."""
 
@@ -49,7 +52,8 @@ class Checkers:
 
     def watch(self, pod: SimulatedPod) -> None:
         """A pod's process begins."""
-        watch_cache(pod.node.cache, pod.machine.name, self.serving, self._load_begins, self._run.broke)
+        run = self._run
+        watch_cache(pod.node.cache, pod.machine.name, self.serving, self._load_begins, run.broke, run.tell)
         self.loads.watch_orders(pod)
 
     def process_ended(self, pod: SimulatedPod) -> None:
@@ -66,6 +70,11 @@ class Checkers:
 
     def answered(self, answered: Answered, asked: SimulatedPod) -> None:
         """A request has been answered."""
+        if answered.failed is not None:
+            failed, began_s = answered.failed, answered.began_s
+            self._run.tell(
+                f"{answered.name} at {answered.machine}, from {began_s:.3f}: {failed.status.name}: {failed.message}"
+            )
         try:
             self.requests.judge(answered, asked)
         except Violation as violation:

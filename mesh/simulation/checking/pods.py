@@ -22,7 +22,8 @@ class Run(Protocol):
     store: StoreServer
     contents: Contents
     last_trouble_s: float
-    """When the last fault struck, or ended."""
+    """When a pod, or the network, was last seen in trouble. The store's troubles do not count: a pool must live with
+    them."""
 
     def machines_of(self) -> list[str]:
         """Names of all machines."""
@@ -31,7 +32,7 @@ class Run(Protocol):
         """Virtual time."""
 
     def troubled(self) -> bool:
-        """A fault is in force."""
+        """A pod or the network is in trouble now."""
 
 
 def undisturbed_since(pod: SimulatedPod, since_s: float) -> bool:

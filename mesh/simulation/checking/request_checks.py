@@ -7,9 +7,10 @@ a moment ago, as far as that pod could know; the artifact is bad; the deadline w
 these, two promises are broken by an error:
 
 * *Resident*: a copy answered all the while on a pod that was well and could be reached, and the asked pod knew of it.
-* *Calm*: nothing had gone wrong anywhere for long enough, so that every model should have found a place.
+* *Calm*: no pod and no way between two had been in trouble for a while, so that every model should find a place. The
+  store may be away, cut off, compacted or wiped meanwhile: that is no excuse, cold models still load.
 
-Between the two, while faults are in force and nobody has a copy, errors are counted by their excuse and not judged.
+Between the two, while pods are in trouble and nobody has a copy, errors are counted by their excuse and not judged.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ VIEW_LAG_S = 15.0
 """How far a pod's view may be behind a store that it reaches: a late batch, or a watch that is set up again."""
 LOADED_WITHIN_S = 6.0
 """In calm a load, queueing included, takes less; requests with shorter deadlines may miss it."""
-AFTERMATH_S = 20.0
-"""Beyond three lease ttls: how long after the last fault errors may still come from it."""
+AFTERMATH_S = 5.0
+"""How long after a pod's trouble errors may still come from it."""
 
 
 class RequestChecks:
@@ -142,6 +143,5 @@ class RequestChecks:
         return ""
 
     def _calm(self, began_s: float) -> bool:
-        """Nothing was wrong when the request came, nor for long before."""
-        run = self._run
-        return not run.troubled() and run.last_trouble_s + 3 * run.scenario.lease_ttl_s + AFTERMATH_S < began_s
+        """No pod was in trouble while the request was there, nor for a while before."""
+        return not self._run.troubled() and self._run.last_trouble_s + AFTERMATH_S < began_s
