@@ -81,7 +81,7 @@ async def ask(request: pytest.FixtureRequest, pod: CannedPod) -> AsyncIterator[A
 
             def blocking(name: str, *args: Any, **kwargs: Any) -> Any:
                 result = getattr(client, name)(*args, **kwargs)
-                return list(result) if name == "list_models" else result
+                return list(result) if name.startswith("list_") else result
 
             async def ask_blocking(name: str, *args: Any, **kwargs: Any) -> Any:
                 return await asyncio.to_thread(blocking, name, *args, **kwargs)
@@ -92,7 +92,7 @@ async def ask(request: pytest.FixtureRequest, pod: CannedPod) -> AsyncIterator[A
 
             async def ask_asyncio(name: str, *args: Any, **kwargs: Any) -> Any:
                 result = getattr(client, name)(*args, **kwargs)
-                return [item async for item in result] if name == "list_models" else await result
+                return [item async for item in result] if name.startswith("list_") else await result
 
             yield ask_asyncio
 
@@ -243,6 +243,26 @@ async def test_the_other_management_calls_reach_their_methods(pod, ask):
     assert (sent.vModelId, sent.targetModelId, sent.owner, sent.sync, sent.force) == ("a", "m", "me", True, False)
     assert (await ask("alias_status", "a")).status == mmesh_pb2.VModelStatusInfo.TRANSITIONING
     assert await ask("delete_alias", "a") is None
+
+
+async def test_what_a_pool_is_asked_reaches_its_methods(pod, ask):
+    page = hexcomb_pb2.ListAliasesResponse(aliases=[hexcomb_pb2.AliasDescription(id="a")], next_page_token="a")
+    pod.answers |= {
+        messages.EXPLAIN.path: hexcomb_pb2.Explanation(summary="Served."),
+        messages.DRAIN_POD.path: hexcomb_pb2.DrainPodResponse(was_draining=True),
+        messages.RELEASE_MODEL.path: hexcomb_pb2.ModelDescription(id="m"),
+        messages.SET_ALIAS.path: hexcomb_pb2.AliasDescription(id="a", active="m"),
+        messages.LIST_ALIASES.path: [page, hexcomb_pb2.ListAliasesResponse()],
+    }
+    assert (await ask("explain", "m")).summary == "Served."
+    assert await ask("drain_pod", "p") is True
+    assert (await ask("release", "m")).id == "m"
+    assert [alias.id for alias in await ask("list_aliases")] == ["a"]
+    assert (await ask("put_alias", "a", weights={"m": 90, "n": 90, "k": 10}, owner="me")).active == "m"
+    sent = hexcomb_pb2.SetAliasRequest.FromString(pod.calls[-1].body)
+    assert (sent.target, dict(sent.weights), sent.owner) == ("m", {"m": 90, "n": 90, "k": 10}, "me")
+    with pytest.raises(InvalidRequest, match="alias 'a'"):
+        await ask("put_alias", "a", "m", weights={"m": -1})
 
 
 async def test_what_may_pass_is_tried_again_and_the_rest_is_raised(pod, ask):
