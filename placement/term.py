@@ -20,10 +20,10 @@ from itertools import islice
 from typing import TypeVar
 
 from placement.attention import Attention, is_gone, is_kept
-from placement.compaction import CompactionPlan
 from placement.constraints import Constraints
 from placement.decisions import Decision, DecisionLog
 from placement.duties.aliases import Aliases, Told
+from placement.duties.housekeeping import Housekeeping
 from placement.duties.moving import Moving
 from placement.duties.restoring import Restoring
 from placement.duties.scaling import NO_MEASURES, Scaling
@@ -32,13 +32,13 @@ from placement.duties.suspects import Ruling, Suspects
 from placement.errands import Errands
 from placement.expected import ExpectedPool
 from placement.heat import Heat
+from placement.measures import Measures, measures_of, rates_of
 from placement.membership import Membership
 from placement.model_facts import FactsGatherer
 from placement.orders import OrdersInFlight, Outcome, Settled
 from placement.peers import LoadOrder, Order, PeerError, Peers
 from placement.planning import Planned, Planning, Unplaced
-from placement.policy.snapshot import BusyModel, ModelFacts, ModelName, Pod, PoolView
-from placement.pool_records import HotModel
+from placement.policy.snapshot import ModelFacts, ModelName, PoolView
 from placement.pool_view import PoolChanges
 from placement.registry import Registry
 from placement.service_limits import ServiceLimits
@@ -50,9 +50,6 @@ CHUNK_LOOKS = 100
 """Models decided on before the loop may answer requests: each takes some ten microseconds without a placement."""
 
 T = TypeVar("T")
-
-Measures = dict[ModelName, dict[str, BusyModel]]
-"""What pods measured of the models that they run most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,24 +99,20 @@ class Term:
         self._surplus = Surplus(after_s=limits.surplus_after_s, inherited_after_s=limits.surplus_inherited_after_s)
         self._moving = Moving(begun_every_s=limits.rebalance_every_s, within_s=limits.move_within_s)
         self._suspects = Suspects(death_grace_s=limits.death_grace_s, proves_alive_s=limits.proves_alive_s)
-        self._compaction = CompactionPlan(kept_s=limits.kept_history_s, every_s=limits.compacted_every_s)
+        self._housekeeping = Housekeeping(membership, self.errands, self.heat, limits)
         self._recheck_at_s = 0.0
-        self._hot_at_s = 0.0
-        self._hot_written: tuple[HotModel, ...] = ()
 
     # What happens between turns -------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Take in everything there is. The first turn looks at all models."""
         now_s, view, names = self._clock(), self._membership.view, self._registry.view
-        self.heat.observe({hot.name: hot.rate_per_s for hot in self._membership.hot}, now_s)
+        self._housekeeping.begin(now_s)
         self.attention.begin(names)
         self._aliases.begin(names)
         self._surplus.begin(view, now_s)
         self._moving.begin(now_s)
         self._restoring.begin(self._plan(now_s, view, names))
-        self._hot_written = self._membership.hot
-        self._hot_at_s = now_s + self._limits.hot_written_every_s
 
     def names_changed(self, changes: Changes) -> None:
         """The registry's view has moved on."""
@@ -131,7 +124,7 @@ class Term:
         now_s = self._clock()
         gone = [change.before for change in changes.pods if change.before is not None and is_gone(change)]
         if gone:
-            self.heat.observe(_rates(_measures(gone)), now_s)
+            self.heat.observe(rates_of(measures_of(gone)), now_s)
         self.attention.pool_changed(changes, before, after, now_s)
         for name in changes.copies:
             ordered = any(True for _ in self.orders.of(name))
@@ -154,8 +147,8 @@ class Term:
             self._settled(settled)
         due = self.attention.take_due()
         # A pod whose lease ran out measured long ago.
-        measures = _measures(pod for pod in view.pods.values() if pod.id not in view.fading)
-        rates = _rates(measures)
+        measures = measures_of(pod for pod in view.pods.values() if pod.id not in view.fading)
+        rates = rates_of(measures)
         self.heat.observe(rates, now_s)
         plan = self._plan(now_s, view, names)
         rulings = self._suspects.turn(view, self._membership.intents, _generations(names), now_s)
@@ -175,7 +168,7 @@ class Term:
         self._give(plan, view)
         self._tell(plan, told)
         await _breathe()
-        self._keep_house(view, now_s)
+        self._housekeeping.turn(view.revision, now_s)
         return TurnReport(tuple(plan.planned), tuple(plan.unplaced), rulings, told, looked_at)
 
     def _plan(self, now_s: float, view: PoolView, names: RegistryView) -> Planning:
@@ -310,26 +303,6 @@ class Term:
         if self._decisions.note(decision):
             log.info("%s", decision)
 
-    def _keep_house(self, view: PoolView, now_s: float) -> None:
-        old_revision = self._compaction.note(view.revision, now_s)
-        if old_revision is not None:
-            self.errands.send("compaction", self._membership.store.compact(old_revision))
-        if now_s >= self._hot_at_s:
-            self._hot_at_s = now_s + self._limits.hot_written_every_s
-            hot = self._hot_models(now_s)
-            if hot != self._hot_written:
-                self._hot_written = hot
-                self.errands.send("hot", self._membership.write_hot(hot))
-
-    def _hot_models(self, now_s: float) -> tuple[HotModel, ...]:
-        """With two digits: who reads it needs the order, and a steady pool should not write each time."""
-        hottest = self.heat.hottest(self._limits.hot_models_max, now_s)
-        return tuple(
-            HotModel(name, float(f"{rate_per_s:.2g}"))
-            for name, rate_per_s in hottest
-            if rate_per_s >= self._limits.heat_min_per_s
-        )
-
 
 async def _breathe() -> None:
     """Let the loop do what else is due."""
@@ -341,20 +314,6 @@ def _chunks(items: Iterable[T], size: int) -> Iterable[list[T]]:
     iterator = iter(items)
     while some := list(islice(iterator, size)):
         yield some
-
-
-def _measures(pods: Iterable[Pod]) -> Measures:
-    """By model, then pod."""
-    measures: Measures = {}
-    for pod in pods:
-        for busy in pod.busy:
-            measures.setdefault(busy.name, {})[pod.id] = busy
-    return measures
-
-
-def _rates(measures: Measures) -> dict[ModelName, float]:
-    """Requests per second of each model, over all pods."""
-    return {name: sum(busy.rate_per_s for busy in by_pod.values()) for name, by_pod in measures.items()}
 
 
 def _may_be_too_many(names: RegistryView, name: ModelName, copies: int) -> bool:
