@@ -244,7 +244,8 @@ class Router:
         self, call: Call, tenant: str, record: ModelRecord, name: ModelName, run_here: RunLocally, tries: _Tries
     ) -> Reply | None:
         facts = self._facts_of(record)
-        view = self._view(name, tries.gone)
+        # This pod has no copy, whatever the view still says: else another route would have been chosen.
+        view = self._view(name, {*tries.gone, self._own_pod})
         choice = choose_load_pod(view, facts, healthy=self.healthy(), excluded=tries.excluded)
         if isinstance(choice, NoPod):
             if tries.last is not None:
