@@ -110,7 +110,7 @@ class Explaining:
         now_s = self._clock()
         return ModelExplanation(
             status=status,
-            summary=summary_of(status, suspicion, choice, self._wall_clock()),
+            summary=summary_of(status, suspicion, choice, healthy, self._wall_clock()),
             waits_for=waits_for(here, self._cache.queue(), now_s),
             route=route_in_words(route, choice, overview.own_pod),
             places=tuple(places_of(view, choice)),
@@ -221,8 +221,7 @@ def route_in_words(route: Route, choice: LoadChoice | NoPod, own_pod: str) -> st
 def places_of(view: PoolView, choice: LoadChoice | NoPod) -> Iterator[Place]:
     """Every pod as a place for one more copy: those considered, best first, then the others by name."""
     if isinstance(choice, NoPod):
-        for of in choice.reasons:
-            yield Place(of[0].pod, False, None, tuple(obstacle.detail for obstacle in of))
+        yield from _places_of_none(view, choice)
         return
     told: set[str] = set()
     for candidate in choice.considered:
@@ -236,10 +235,28 @@ def places_of(view: PoolView, choice: LoadChoice | NoPod) -> Iterator[Place]:
             yield Place(pod, False, None, ("could load it; by hash, others are this model's own",))
 
 
+def _places_of_none(view: PoolView, choice: NoPod) -> Iterator[Place]:
+    if choice.reasons:
+        for of in choice.reasons:
+            yield Place(of[0].pod, False, None, tuple(obstacle.detail for obstacle in of))
+        return
+    # The verdict is about the model: no pod was looked at.
+    failed = {f.pod: f.message for f in view.failures.get(choice.name, ()) if f.generation == choice.generation}
+    for pod in sorted(view.pods):
+        why = f"failed to load it: {failed[pod]}" if pod in failed else f"not asked: the model is {choice.cause.value}"
+        yield Place(pod, False, None, (why,))
+
+
 # Where it stands ------------------------------------------------------------------------------------------------------
 
 
-def summary_of(status: ModelStatus, suspicion: Suspicion | None, choice: LoadChoice | NoPod, now_s: float) -> str:
+def summary_of(
+    status: ModelStatus,
+    suspicion: Suspicion | None,
+    choice: LoadChoice | NoPod,
+    healthy: Container[str],
+    now_s: float,
+) -> str:
     """One sentence; the first case that applies. `now_s` is Unix time."""
     generation = status.record.generation
     if suspicion is not None and suspicion.generation == generation and suspicion.verdict is Verdict.QUARANTINED:
@@ -249,15 +266,15 @@ def summary_of(status: ModelStatus, suspicion: Suspicion | None, choice: LoadCho
     loading = [copy for copy in status.copies if copy.state is ModelState.LOADING]
     if serving:
         current = [copy for copy in serving if copy.generation == generation]
-        sentence = f"Served by {_pods(current or serving)}"
+        sentence = f"Served by {_pods(current or serving, healthy)}"
         if not current:
             sentence += f" in generation {serving[0].generation}, while generation {generation} is not there yet"
         if loading:
-            sentence += f"; being loaded on {_pods(loading)}"
+            sentence += f"; being loaded on {_pods(loading, healthy)}"
         return sentence + "."
     if loading:
         since_s = max(0.0, now_s - min(copy.since_s for copy in loading))
-        return f"Being loaded on {_pods(loading)}, for {since_s:.1f} s now."
+        return f"Being loaded on {_pods(loading, healthy)}, for {since_s:.1f} s now."
     if isinstance(choice, NoPod):
         return "Loaded nowhere, and no pod can load it."
     failure = status.failure
@@ -270,10 +287,11 @@ def summary_of(status: ModelStatus, suspicion: Suspicion | None, choice: LoadCho
     return "Registered and loaded nowhere: nobody has wanted it lately, and the next request loads it."
 
 
-def _pods(copies: Sequence[CopyStatus]) -> str:
+def _pods(copies: Sequence[CopyStatus], healthy: Container[str]) -> str:
     pods = list(dict.fromkeys(copy.pod for copy in copies))
+    named = [pod if pod in healthy else f"{pod}, which does not answer" for pod in pods[:PODS_NAMED_MAX]]
     more = f" and {len(pods) - PODS_NAMED_MAX} more" if len(pods) > PODS_NAMED_MAX else ""
-    return f"{len(pods)} pod{'s' if len(pods) > 1 else ''} ({', '.join(pods[:PODS_NAMED_MAX])}{more})"
+    return f"{len(pods)} pod{'s' if len(pods) > 1 else ''} ({', '.join(named)}{more})"
 
 
 def waits_for(here: Explanation, queue: Sequence[QueueEntry], now_s: float) -> str:

@@ -165,7 +165,8 @@ def _drawn(taken: Any, trouble: str) -> RenderableType:
     parts: list[RenderableType] = [Text(headline(taken), style="bold"), Text(""), pods]
     if taken.models:
         parts += [Text(""), models]
-    parts += [Text(remark, style="yellow") for remark in ("", *taken.remarks)]
+    if taken.remarks:
+        parts += [Text(remark, style="yellow") for remark in ("", *taken.remarks)]
     if trouble:
         parts.append(Text(trouble, style="bold red"))
     return Group(*parts)

@@ -100,6 +100,13 @@ def test_when_no_pod_is_left_every_obstacle_of_each_is_told() -> None:
     assert a.estimate_s is None
 
 
+def test_a_verdict_on_the_model_is_told_for_every_pod() -> None:
+    pool = view(PODS, failures={"m": [failure("a", permanent=True), failure("b", permanent=True)]})
+    said = {place.pod: place.reasons for place in places_of(pool, choice_in(pool))}
+    assert said["a"] == ("failed to load it: it failed",)
+    assert said[OWN] == ("not asked: the model is failed for good",)
+
+
 def test_this_pod_is_seen_as_it_is_now_and_not_as_it_was_published() -> None:
     published = view(PODS, {"m": [copy(OWN), copy("a")]}, failures={"m": [failure(OWN), failure("b")]})
     now = with_own_pod(published, pod(OWN, free_bytes=7), status(elsewhere("a", ModelState.LOADED)), NOW_S)
@@ -166,7 +173,13 @@ NO_CHOICE = choice_in(view([]))
 def test_the_summary_is_one_sentence(
     shown: ModelStatus, suspicion: Suspicion | None, choice: LoadChoice | NoPod, said: str
 ) -> None:
-    assert summary_of(shown, suspicion, choice, NOW_S).startswith(said)
+    pods = {OWN, "a", "b", *(f"p{index}" for index in range(7))}
+    assert summary_of(shown, suspicion, choice, pods, NOW_S).startswith(said)
+
+
+def test_a_pod_that_does_not_answer_is_not_passed_off_as_one_that_serves() -> None:
+    shown = status(elsewhere("a", ModelState.LOADED), elsewhere("b", ModelState.LOADED))
+    assert summary_of(shown, None, CHOICE, {"b"}, NOW_S) == "Served by 2 pods (a, which does not answer, b)."
 
 
 # What it waits for ----------------------------------------------------------------------------------------------------
