@@ -28,12 +28,20 @@ def build_command() -> click.Command:
     "--requests", type=click.IntRange(min=0), default=20_000, show_default=True, metavar="N", help="Requests to send."
 )
 @click.option(
+    "--pods",
+    type=click.IntRange(min=1, max=32),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Serve from a pool of N pods on an etcd of its own; one pod is killed and one drained in the middle.",
+)
+@click.option(
     "--capacity-fraction",
     type=click.FloatRange(min=0, min_open=True, max=10),
     default=0.2,
     show_default=True,
     metavar="F",
-    help="Memory of the server, as a share of what all models need.",
+    help="Memory of the server, or of all pods together, as a share of what all models need.",
 )
 @click.option("--seed", type=int, default=1, show_default=True, metavar="N", help="Another seed: other models.")
 @click.option(
@@ -75,6 +83,7 @@ def build_command() -> click.Command:
 def demo(
     models: int,
     requests: int,
+    pods: int,
     capacity_fraction: float,
     seed: int,
     zipf_exponent: float,
@@ -85,12 +94,14 @@ def demo(
     as_json: bool,
 ) -> None:
     """Train 300 small real models, serve them with memory for a fifth of them, send 20,000 requests through a V2
-    client, and compare every prediction with the framework's own.
+    client, and compare every prediction with the framework's own. With --pods 4, from four pods, of which one is
+    killed and one is drained meanwhile.
 
     Exits with 1 if any answer was wrong, any request failed, or the server used more memory than it may.
     """
     try:
         from mesh.client.errors import HexcombError
+        from mesh.demo.etcd_server import EtcdFailed, EtcdMissing
         from mesh.demo.recipes import KINDS
         from mesh.demo.report import show_outcome
         from mesh.demo.run import DemoFailed, DemoOptions, run_demo
@@ -105,6 +116,7 @@ def demo(
     options = DemoOptions(
         models=models,
         requests=requests,
+        pods=pods,
         capacity_fraction=capacity_fraction,
         seed=seed,
         zipf_exponent=zipf_exponent,
@@ -115,7 +127,7 @@ def demo(
     )
     try:
         outcome, kept = run_demo(options, stderr_console(), quiet=as_json)
-    except (DemoFailed, TrainingFailed, ServerFailed, HexcombError) as error:
+    except (DemoFailed, TrainingFailed, ServerFailed, EtcdMissing, EtcdFailed, HexcombError) as error:
         raise Failure(str(error)) from error
     if as_json:
         print_json(outcome.to_json())
@@ -124,8 +136,9 @@ def demo(
         console.print()
         show_outcome(outcome, console)
         if kept is not None:
-            console.print(f"\nThe server goes on (pid {kept.pid}, stop it with `kill {kept.pid}`). Try:", markup=False)
-            console.print(f"  export HEXCOMB_ENDPOINT={kept.grpc_endpoint}", markup=False)
+            kill = "kill " + " ".join(map(str, kept.pids))
+            console.print(f"\nWhat serves goes on; stop it with `{kill}`. Try:", markup=False)
+            console.print(f"  export HEXCOMB_ENDPOINT={kept.grpc_endpoints}", markup=False)
             for line in ("hexcomb models list", "hexcomb pods", f"curl http://{kept.http_endpoint}/metrics"):
                 console.print(f"  {line}", markup=False)
     if outcome.failures:

@@ -58,7 +58,7 @@ class LocalPod:
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
-    def endpoint(self) -> str:
+    def grpc_endpoint(self) -> str:
         """HOST:PORT for clients."""
         return f"127.0.0.1:{self.grpc_port}"
 
@@ -131,7 +131,10 @@ class LocalPod:
 
     def freeze(self) -> None:
         """SIGSTOP: it keeps its connections and does nothing."""
-        self._signal(signal.SIGSTOP)
+        if self.is_running:
+            self._signal(signal.SIGSTOP)
+            # Until the last of its threads stands; an exit is left for `Popen` to see.
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def thaw(self) -> None:
         """End a freeze."""
@@ -228,7 +231,7 @@ class LocalPool:
     @property
     def endpoints(self) -> str:
         """Of all pods, as our client takes them."""
-        return ",".join(pod.endpoint for pod in self.pods)
+        return ",".join(pod.grpc_endpoint for pod in self.pods)
 
     def add(self, name: str = "", **settings: SettingValue) -> LocalPod:
         """One more pod, not started yet."""

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from mesh.demo.memory import RESIDENT_SET_BAR, ServerMemory
+from mesh.demo.upheaval import UpheavalOutcome
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 MIB = 1024 * 1024
-RESIDENT_SET_BAR = 1.1
-"""The resident set may be this much above what the server weighs without models plus its capacity."""
 _BAR_WIDTH = 40
 
 
@@ -45,8 +46,10 @@ class DemoOutcome:
     models_bytes: int
     """Estimated size of all models, loaded together."""
     models_resident: int
-    baseline_rss_bytes: int
-    peak_rss_bytes: int
+    memory: tuple[ServerMemory, ...]
+    """Of each server."""
+    pods: int
+    upheaval: UpheavalOutcome
     requests_per_s: float
     training_s: float
     serving_s: float
@@ -55,9 +58,19 @@ class DemoOutcome:
     complaints: tuple[str, ...]
 
     @property
+    def baseline_rss_bytes(self) -> int:
+        """Of all servers without models."""
+        return sum(server.baseline_rss_bytes for server in self.memory)
+
+    @property
+    def peak_rss_bytes(self) -> int:
+        """Each server's highest, together."""
+        return sum(server.peak_rss_bytes for server in self.memory)
+
+    @property
     def rss_limit_bytes(self) -> int:
-        """What the resident set may not exceed."""
-        return int(RESIDENT_SET_BAR * (self.baseline_rss_bytes + self.capacity_bytes))
+        """What the resident sets may not exceed together; each has a limit of its own."""
+        return sum(server.rss_limit_bytes for server in self.memory)
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -67,11 +80,12 @@ class DemoOutcome:
             found.append(f"{self.total.wrong:,} answers differ from the framework's own")
         if self.total.errors:
             found.append(f"{self.total.errors:,} requests were answered with an error")
-        if self.peak_rss_bytes > self.rss_limit_bytes:
-            found.append(
-                f"the server's resident set reached {_mib(self.peak_rss_bytes)}, above the "
-                f"{_mib(self.rss_limit_bytes)} that baseline and capacity allow"
-            )
+        found += [
+            f"the resident set of {server.name} reached {_mib(server.peak_rss_bytes)}, above the "
+            f"{_mib(server.rss_limit_bytes)} that baseline and capacity allow"
+            for server in self.memory
+            if server.peak_rss_bytes > server.rss_limit_bytes
+        ]
         if self.used_bytes > self.capacity_bytes:
             found.append(f"the ledger holds {_mib(self.used_bytes)} on a capacity of {_mib(self.capacity_bytes)}")
         return tuple(found)
@@ -79,11 +93,17 @@ class DemoOutcome:
     def to_json(self) -> dict[str, Any]:
         """One object: the totals at the top, a list of formats."""
         totals = {name: value for name, value in asdict(self.total).items() if name != "format"}
-        rest = {name: value for name, value in asdict(self).items() if name not in {"total", "formats", "complaints"}}
+        nested = {"total", "formats", "complaints", "memory", "upheaval"}
+        rest = {name: value for name, value in asdict(self).items() if name not in nested}
+        upheaval = {name: value for name, value in asdict(self.upheaval).items() if name != "complaints"}
         return {
             **totals,
             **rest,
+            **upheaval,
+            "baseline_rss_bytes": self.baseline_rss_bytes,
+            "peak_rss_bytes": self.peak_rss_bytes,
             "rss_limit_bytes": self.rss_limit_bytes,
+            "memory": [{**asdict(server), "rss_limit_bytes": server.rss_limit_bytes} for server in self.memory],
             "formats": [asdict(row) for row in self.formats],
             "complaints": list(self.complaints),
             "failures": list(self.failures),
@@ -128,6 +148,8 @@ def show_outcome(outcome: DemoOutcome, console: Console) -> None:
     console.print()
     _show_memory(outcome, console)
     console.print()
+    if outcome.pods > 1:
+        _show_upheaval(outcome, console)
     answered = outcome.total.hits + outcome.total.misses
     console.print(
         f"{answered:,} answers, {outcome.total.bit_equal:,} of them equal to the bit to the framework's own; "
@@ -151,12 +173,26 @@ def _show_memory(outcome: DemoOutcome, console: Console) -> None:
         f"{outcome.models_resident} of {outcome.total.models} models resident, room for {share:.0%} of their bytes",
         highlight=False,
     )
-    console.print(
-        f"server     {_bar(outcome.peak_rss_bytes / outcome.rss_limit_bytes if outcome.rss_limit_bytes else 0)} "
-        f"{_mib(outcome.peak_rss_bytes)} at its peak, {_mib(outcome.rss_limit_bytes)} allowed "
-        f"({RESIDENT_SET_BAR} x (baseline {_mib(outcome.baseline_rss_bytes)} + capacity))",
-        highlight=False,
-    )
+    for server in outcome.memory:
+        filled = server.peak_rss_bytes / server.rss_limit_bytes if server.rss_limit_bytes else 0.0
+        console.print(
+            f"{server.name:<10} {_bar(filled)} "
+            f"{_mib(server.peak_rss_bytes)} at its peak, {_mib(server.rss_limit_bytes)} allowed "
+            f"({RESIDENT_SET_BAR} x (baseline {_mib(server.baseline_rss_bytes)} + capacity))",
+            highlight=False,
+        )
+
+
+def _show_upheaval(outcome: DemoOutcome, console: Console) -> None:
+    found = outcome.upheaval
+    lines = [f"{outcome.pods} pods, all asked."]
+    if found.kills:
+        back = "" if found.restored_s is None else f", servable elsewhere within {found.restored_s:.1f} s"
+        again = "" if found.restarted_s is None else f"; it was ready again {found.restarted_s:.1f} s after its restart"
+        lines.append(f"One was killed: {found.lost} hot models were its alone{back}{again}.")
+    if found.drains:
+        lines.append(f"One was drained, and had handed over and left after {found.drained_s:.1f} s.")
+    console.print(" ".join(lines), highlight=False)
 
 
 def _cells(row: FormatRow) -> list[str]:

@@ -5,6 +5,9 @@ between the question and the answer, so a fault in our wire cannot cancel itself
 because the package's client class does not show trailing metadata, in which the server says whether a request had to
 wait for a load (`hexcomb-cold`).
 
+Several endpoints are one channel, which goes round over them and repeats elsewhere what a lost pod leaves unanswered:
+gRPC's own means, as any client of a pool has them (`mesh.client.service_config`).
+
 A process of its own, so that neither its CPU time hides in the server's nor its memory in the server's resident set.
 It is a closed loop: so many requests in flight, each sent when one before it is answered. A plan (JSON) comes on
 stdin; progress and, at the end, the outcome go to stdout, one JSON object a line.
@@ -23,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mesh.client.service_config import SERVICE_CONFIG
 from mesh.demo.checking import compare_answers
 from mesh.demo.training import TrainedModel, read_cases
 
@@ -35,7 +39,8 @@ _COMPLAINTS_KEPT = 20
 class Plan:
     """What to ask: models, and for each request the index of its model and of its case."""
 
-    target: str
+    endpoints: str
+    """HOST:PORT, or several with commas between them."""
     models: tuple[TrainedModel, ...]
     draws: tuple[tuple[int, int], ...]
     in_flight: int
@@ -104,8 +109,9 @@ class Asker:
         self._grpc_error = grpc.RpcError
         self._result = InferResult
         self._channel = grpc.insecure_channel(
-            plan.target,
+            f"ipv4:{plan.endpoints}",
             options=[
+                ("grpc.service_config", SERVICE_CONFIG),
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.enable_http_proxy", 0),  # the server is on this machine

@@ -9,6 +9,9 @@
    memory is sampled.
 6. Stop the server, unless it is to be kept.
 
+With several pods it is the same, on a pool (`mesh.demo.local_pool`) whose pods share the capacity and are all asked;
+one of them is killed meanwhile and another one drained (`mesh.demo.upheaval`).
+
 Whatever ends the demo early (Ctrl-C, SIGTERM, an error) ends its processes too, by their ids.
 """
 
@@ -18,16 +21,14 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -36,15 +37,19 @@ from typing import TYPE_CHECKING, Any
 from mesh.cli.output import progress_bar
 from mesh.client.client import Client
 from mesh.client.operations import registration
-from mesh.demo.memory import ResidentSetWatch
+from mesh.demo.fleet import Evictions, Fleet, Kept, start_fleet
+from mesh.demo.local_pool import LocalPod
+from mesh.demo.memory import ResidentSets
 from mesh.demo.recipes import KINDS, plan_recipes
 from mesh.demo.report import DemoOutcome, make_row
 from mesh.demo.requesting import Plan
-from mesh.demo.server import DemoServer, start_server, stop_process
+from mesh.demo.server import stop_process
 from mesh.demo.trainers import cache_key, train_all
 from mesh.demo.training import BATCHES, TrainedModel, available_kinds
 from mesh.demo.training_worker import ONE_THREAD_EACH
+from mesh.demo.upheaval import Upheaval, UpheavalOutcome, hot_models
 from mesh.demo.workload import draw_requests
+from placement.constraints import REQUIRED_LABELS
 from runtime_adapters.base import LoadOptions
 from runtime_adapters.registry import adapter_for, adapters
 
@@ -55,7 +60,6 @@ _DEADLINE_S = 60.0
 _LARGEST_MODELS_THAT_FIT = 3
 """A capacity below three of the largest models would measure nothing but their queue."""
 _REGISTRATIONS_A_CALL = 100
-_EVICTIONS = re.compile(r'^hexcomb_eviction_idle_seconds_count\{format="([^"]+)"\} ([0-9.e+]+)$', re.MULTILINE)
 
 
 class DemoFailed(Exception):
@@ -73,57 +77,48 @@ class DemoOptions:
     zipf_exponent: float
     in_flight: int
     cache_dir: Path
+    pods: int = 1
     kinds: tuple[str, ...] = ()
     keep: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class KeptServer:
-    """A server that was left running."""
-
-    grpc_endpoint: str
-    http_endpoint: str
-    pid: int
-
-
-def run_demo(options: DemoOptions, console: Console, *, quiet: bool = False) -> tuple[DemoOutcome, KeptServer | None]:
-    """Raises DemoFailed, TrainingFailed, ServerFailed, HexcombError, KeyboardInterrupt."""
+def run_demo(options: DemoOptions, console: Console, *, quiet: bool = False) -> tuple[DemoOutcome, Kept | None]:
+    """Raises DemoFailed, TrainingFailed, ServerFailed, EtcdMissing, EtcdFailed, HexcombError, KeyboardInterrupt."""
     started_s = time.monotonic()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_interrupts())
         models = _train(options, console, quiet)
         training_s = time.monotonic() - started_s
         models_bytes = sum(sizes := [_estimate_bytes(model) for model in models])
-        capacity_bytes = max(int(options.capacity_fraction * models_bytes), _LARGEST_MODELS_THAT_FIT * max(sizes))
-        server = _start(options, capacity_bytes, stack, console, quiet)
-        with Client(server.grpc_endpoint) as client:
+        share_bytes = int(options.capacity_fraction * models_bytes / options.pods)
+        capacity_bytes = max(share_bytes, _LARGEST_MODELS_THAT_FIT * max(sizes))
+        fleet = _start(options, capacity_bytes, stack, console, quiet)
+        with Client(fleet.endpoints) as client:
             _register(client, models, console, quiet)
-            baseline_bytes, watch = _measure_baseline(server, client, models, options)
-            stack.callback(watch.stop)
-            before = client.pod_status()[0]
-            evictions_before = _read_evictions(server)
-            asked = _ask(options, server, models, console, quiet)
-            server.check_running()
-            after = client.pod_status()[0]
-            evictions = _read_evictions(server)
-        watch.stop()
-        evictions.subtract(evictions_before)
+            memory = _measure_baseline(fleet, client, models, options)
+            stack.callback(memory.stop)
+            evictions = Evictions(fleet.servers)
+            asked, upheaval = _ask(options, fleet, models, memory, evictions, console, quiet)
+            for server in fleet.running():
+                server.check_running()
+            after = client.pod_status()
+            evictions.take(fleet.running())
+        memory.stop()
         outcome = _make_outcome(
-            options, models, asked, evictions,
-            capacity_bytes=capacity_bytes,
-            used_bytes=sum(tier.resident_bytes for tier in after.tiers if tier.tier == "device"),
+            options, models, asked, evictions.counts,
+            capacity_bytes=capacity_bytes * options.pods,
+            used_bytes=sum(tier.resident_bytes for pod in after for tier in pod.tiers if tier.tier == "device"),
             models_bytes=models_bytes,
-            models_resident=after.models_resident,
-            baseline_rss_bytes=baseline_bytes,
-            peak_rss_bytes=watch.peak_bytes,
+            models_resident=sum(pod.models_resident for pod in after),
+            memory=memory.peaks(capacity_bytes),
+            upheaval=upheaval,
             training_s=round(training_s, 3),
             total_s=round(time.monotonic() - started_s, 3),
-            evictions_total=after.evictions - before.evictions,
         )  # fmt: skip
         kept = None
         if options.keep is not None:
-            kept = KeptServer(server.grpc_endpoint, server.http_endpoint, server.pid)
-            stack.pop_all()  # nothing is ended: the server is the user's now
+            kept = fleet.keep()
+            stack.pop_all()  # nothing is ended: the servers are the user's now
         return outcome, kept
 
 
@@ -151,42 +146,47 @@ def _estimate_bytes(model: TrainedModel) -> int:
 
 def _start(
     options: DemoOptions, capacity_bytes: int, stack: contextlib.ExitStack, console: Console, quiet: bool
-) -> DemoServer:
+) -> Fleet:
     if options.keep is not None:
         data_dir = options.keep
     else:
         data_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hexcomb-demo-")))
-    server = start_server(data_dir, capacity_bytes=capacity_bytes, trusted_prefix=options.cache_dir.resolve())
-    stack.callback(server.stop)
+    fleet = start_fleet(data_dir, options.pods, capacity_bytes, options.cache_dir.resolve(), stack)
     if not quiet:
-        console.print(f"serving     on {server.grpc_endpoint} with a capacity of {capacity_bytes / 2**20:.1f} MiB")
-    return server
+        each = "each " if options.pods > 1 else ""
+        console.print(f"serving     on {fleet.endpoints}, {each}with a capacity of {capacity_bytes / 2**20:.1f} MiB")
+    return fleet
 
 
 def _measure_baseline(
-    server: DemoServer, client: Client, models: Sequence[TrainedModel], options: DemoOptions
-) -> tuple[int, ResidentSetWatch]:
-    """Load, run and unload one model of each kind; what is left is the server without models.
+    fleet: Fleet, client: Client, models: Sequence[TrainedModel], options: DemoOptions
+) -> ResidentSets:
+    """Load, run and unload one model of each kind on each server; what is left is the server without models.
 
     The largest of each kind, and asked from as many sides as later: so the frameworks' scratch space and the worker
     threads' stacks are in the baseline, and what the resident set grows by afterwards is models.
     """
     largest: dict[str, TrainedModel] = {}
     for model in sorted(models, key=lambda model: model.size_bytes):
-        largest[model.kind] = dataclasses.replace(model, name=f"baseline-{model.name}")
-    few = tuple(largest.values())
-    _register_all(client, few)
+        largest[model.kind] = model
+    few: list[TrainedModel] = []
+    for model in largest.values():
+        for server in fleet.servers:  # in turn, so that they load side by side
+            own = dataclasses.replace(model, name=f"baseline-{server.name}-{model.name}")
+            _register_all(client, [own], {REQUIRED_LABELS: server.name} if server.name else {})
+            few.append(own)
     draws = [(index, case) for index in range(len(few)) for case in range(len(BATCHES))] * options.in_flight
-    plan = Plan(server.grpc_endpoint, few, tuple(draws), options.in_flight, _DEADLINE_S)
-    refuse_faults(_run_requests(plan, lambda answered: None), "the first load of each kind")
+    _run_requests(
+        Plan(fleet.endpoints, tuple(few), tuple(draws), options.in_flight, _DEADLINE_S), lambda answered: None
+    )
     for result in client.unregister_many(model.name for model in few):
         if result.status_code:
             raise DemoFailed(f"cannot unregister {result.id}: {result.message}")
     _wait_empty(client)
-    watch = ResidentSetWatch(server.pid)
-    baseline_bytes = watch.now_bytes()
-    watch.start()
-    return baseline_bytes, watch
+    memory = ResidentSets()
+    for server in fleet.servers:
+        memory.watch(server.name or "server", server.pid)
+    return memory
 
 
 def _register(client: Client, models: Sequence[TrainedModel], console: Console, quiet: bool) -> None:
@@ -199,15 +199,38 @@ def _register(client: Client, models: Sequence[TrainedModel], console: Console, 
 
 
 def _ask(
-    options: DemoOptions, server: DemoServer, models: Sequence[TrainedModel], console: Console, quiet: bool
-) -> dict[str, Any]:
+    options: DemoOptions,
+    fleet: Fleet,
+    models: Sequence[TrainedModel],
+    memory: ResidentSets,
+    evictions: Evictions,
+    console: Console,
+    quiet: bool,
+) -> tuple[dict[str, Any], UpheavalOutcome]:
     draws = draw_requests(
         len(models), options.requests, exponent=options.zipf_exponent, cases=len(BATCHES), seed=options.seed
     )
-    plan = Plan(server.grpc_endpoint, tuple(models), tuple(draws), options.in_flight, _DEADLINE_S)
+    plan = Plan(fleet.endpoints, tuple(models), tuple(draws), options.in_flight, _DEADLINE_S)
+    upheaval = None
+    if fleet.pool is not None:
+
+        def restarted(pod: LocalPod) -> None:
+            memory.watch(pod.name, pod.pid)
+            evictions.begin([pod])
+
+        hot = hot_models(draws, [model.name for model in models])
+        upheaval = Upheaval(fleet.pool, len(draws), hot, lambda pod: evictions.take([pod]), restarted)
     with progress_bar(console, enabled=not quiet) as bar:
         task = bar.add_task("asking     ", total=len(draws), remark=f"{options.in_flight} in flight, all compared")
-        return _run_requests(plan, lambda answered: bar.update(task, completed=answered))
+
+        def answered(count: int) -> None:
+            bar.update(task, completed=count)
+            if upheaval is not None:
+                upheaval.answered(count)
+
+        asked = _run_requests(plan, answered)
+        answered(len(draws))
+    return asked, UpheavalOutcome() if upheaval is None else upheaval.finish()
 
 
 def _make_outcome(
@@ -216,7 +239,7 @@ def _make_outcome(
     asked: dict[str, Any],
     evictions: Counter[str],
     *,
-    evictions_total: int,
+    upheaval: UpheavalOutcome,
     **facts: Any,
 ) -> DemoOutcome:
     counts = Counter(model.format for model in models)
@@ -225,12 +248,14 @@ def _make_outcome(
     )
     seconds = float(asked["seconds"])
     return DemoOutcome(
-        total=make_row("all", len(models), evictions_total, asked),
+        total=make_row("all", len(models), sum(row.evictions for row in rows), asked),
         formats=rows,
         requests_per_s=round(asked["requests"] / seconds, 1) if seconds else 0.0,
         serving_s=seconds,
         seed=options.seed,
-        complaints=tuple(asked["complaints"]),
+        pods=options.pods,
+        upheaval=upheaval,
+        complaints=(*upheaval.complaints, *asked["complaints"]),
         **facts,
     )
 
@@ -247,13 +272,13 @@ def refuse_faults(asked: dict[str, Any], what: str) -> None:
         )
 
 
-def _register_all(client: Client, models: Sequence[TrainedModel]) -> None:
+def _register_all(client: Client, models: Sequence[TrainedModel], labels: Mapping[str, str] | None = None) -> None:
     entries = [
         registration(
             model.name,
             uri=model.artifact.resolve().as_uri(),
             format=model.format,
-            labels={"demo": "yes", "dataset": model.dataset, "family": model.family},
+            labels={"demo": "yes", "dataset": model.dataset, "family": model.family, **(labels or {})},
         )
         for model in models
     ]
@@ -296,20 +321,12 @@ def _run_requests(plan: Plan, on_progress: Any) -> dict[str, Any]:
 
 
 def _wait_empty(client: Client) -> None:
-    """Until the pod holds nothing: an unregistered model's copy is unloaded after the answer."""
+    """Until nothing is held: an unregistered model's copy is unloaded after the answer."""
     until_s = time.monotonic() + 10.0
-    while (held := client.pod_status()[0].models_resident) > 0:
+    while (held := sum(pod.models_resident for pod in client.pod_status())) > 0:
         if time.monotonic() > until_s:
-            raise DemoFailed(f"the server still holds {held} models 10 s after all were unregistered")
+            raise DemoFailed(f"{held} models are still held 10 s after all were unregistered")
         time.sleep(0.02)
-
-
-def _read_evictions(server: DemoServer) -> Counter[str]:
-    """By format, from the server's metrics page."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is on this machine
-    with direct.open(f"http://{server.http_endpoint}/metrics", timeout=10) as page:
-        text = page.read().decode()
-    return Counter({name: int(float(count)) for name, count in _EVICTIONS.findall(text)})
 
 
 _interrupted = threading.Event()

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 START_TIMEOUT_S = 60.0
 _LOOK_EVERY_S = 0.02
@@ -26,8 +26,37 @@ class ServerFailed(Exception):
     """The pod did not start, or ended; the message holds the end of its log."""
 
 
+class Server(Protocol):
+    """A pod that the demo asks: one alone, or one of a pool (`mesh.demo.local_pool`)."""
+
+    @property
+    def name(self) -> str:
+        """In the pool; empty: it is alone."""
+
+    @property
+    def grpc_endpoint(self) -> str:
+        """HOST:PORT."""
+
+    @property
+    def http_endpoint(self) -> str:
+        """HOST:PORT of health and metrics."""
+
+    @property
+    def pid(self) -> int:
+        """Of the pod's process."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is there."""
+
+    def check_running(self) -> None:
+        """Raises ServerFailed when the pod has ended."""
+
+
 class DemoServer:
     """One running pod."""
+
+    name = ""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path, addresses: dict[str, object]) -> None:
         self._process = process
@@ -39,6 +68,11 @@ class DemoServer:
     def pid(self) -> int:
         """Of the pod's process."""
         return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is there."""
+        return self._process.poll() is None
 
     def check_running(self) -> None:
         """Raises ServerFailed when the pod has ended."""

@@ -142,7 +142,7 @@ def pod_named(pool: LocalPool, name: str) -> LocalPod:
 
 def status_of(pod: LocalPod) -> hexcomb_pb2.PodDescription:
     """What a pod says of itself."""
-    with Client(pod.endpoint) as client:
+    with Client(pod.grpc_endpoint) as client:
         return client.pod_status(pod.name)[0]
 
 

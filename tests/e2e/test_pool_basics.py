@@ -44,7 +44,7 @@ def pool(start_pool: StartPool, files: ModelFiles) -> LocalPool:
 @pytest.fixture
 def clients(pool: LocalPool) -> Iterator[list[Client]]:
     """One for each pod, which tries once."""
-    clients = [Client(pod.endpoint, retry=ONE_TRY) for pod in pool.pods]
+    clients = [Client(pod.grpc_endpoint, retry=ONE_TRY) for pod in pool.pods]
     yield clients
     for client in clients:
         client.close()
@@ -73,7 +73,7 @@ async def test_1000_requests_at_once_over_all_pods_cause_one_load_and_one_fetch(
         client.register("thousand", uri=uri, format="onnx")
     loads = total(pool, "loads")
     began_s = time.monotonic()
-    each = [AsyncClient(pod.endpoint, timeout_s=60.0, retry=ONE_TRY) for pod in pool.pods]
+    each = [AsyncClient(pod.grpc_endpoint, timeout_s=60.0, retry=ONE_TRY) for pod in pool.pods]
     try:
         answers = await asyncio.gather(
             *(each[number % 3].infer("thousand", example.inputs) for number in range(1000)), return_exceptions=True
@@ -156,7 +156,7 @@ def test_a_new_generation_takes_over_on_all_pods_without_an_error(
     stop = threading.Event()
 
     def hammer(number: int) -> None:
-        with Client(pool.pods[number].endpoint, retry=ONE_TRY) as user:
+        with Client(pool.pods[number].grpc_endpoint, retry=ONE_TRY) as user:
             while not stop.is_set():
                 try:
                     seen[number].append(float(user.infer("moving", rows).outputs["y"][0, 1]))
@@ -220,7 +220,7 @@ def test_an_alias_with_weights_splits_its_traffic_on_every_pod(
     clients[0].register("canary-1", uri=old.uri)
     clients[0].register("canary-2", uri=new.uri)
     split = hexcomb_pb2.SetAliasRequest(id="canary", target="canary-1", weights={"canary-1": 90, "canary-2": 10})
-    with grpc.insecure_channel(pool.pods[0].endpoint) as channel:
+    with grpc.insecure_channel(pool.pods[0].grpc_endpoint) as channel:
         channel.unary_unary(messages.SET_ALIAS.path)(split.SerializeToString(), timeout=20)
     for client in clients:
         wait_until(pool, lambda client=client: client.model_ready("canary"), "the alias got about", 5)
@@ -249,7 +249,7 @@ def test_modelmesh_headers_name_the_model_on_any_pod(pool: LocalPool, clients: l
     clients[0].register("by-header", uri=example.uri)
     clients[0].infer("by-header", example.inputs)
     for pod in pool.pods:
-        with grpc.insecure_channel(pod.endpoint) as channel:
+        with grpc.insecure_channel(pod.grpc_endpoint) as channel:
             infer = channel.unary_unary(messages.MODEL_INFER.path)
             for headers in ([("mm-model-id", "by-header")], [("mm-model-id-bin", b"by-header")]):
                 body = encode_request("something-else", example.inputs)
@@ -268,7 +268,7 @@ def test_a_forwarded_request_ends_at_its_deadline_on_both_pods(
     clients[0].infer("dawdling", numbers(7), timeout_s=60)
     (holder,) = holders(pool, "dawdling")
     other = next(pod for pod in pool.pods if pod.name != holder)
-    with Client(other.endpoint, retry=ONE_TRY) as client:
+    with Client(other.grpc_endpoint, retry=ONE_TRY) as client:
         began_s = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             client.infer("dawdling", numbers(WAIT), timeout_s=1.0)
@@ -297,7 +297,8 @@ async def test_a_caller_that_leaves_takes_its_forwarded_request_out_of_the_queue
         return status_of(holder).requests_in_flight - at_rest
 
     # One runs, until the gate opens; the others wait for their turn behind it.
-    async with AsyncClient(holder.endpoint) as direct, AsyncClient(other.endpoint, retry=RetryPolicy(1)) as through:
+    direct, through = AsyncClient(holder.grpc_endpoint), AsyncClient(other.grpc_endpoint, retry=RetryPolicy(1))
+    async with direct, through:
         running = asyncio.create_task(direct.infer("queued", numbers(WAIT)))
         await asyncio.to_thread(wait_until, pool, Path(f"{gate}.reached").exists, "the first one runs")
         queued = [asyncio.create_task(through.infer("queued", numbers(7))) for _ in range(5)]

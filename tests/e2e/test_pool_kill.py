@@ -61,7 +61,7 @@ def test_nobody_notices_a_killed_pod_and_its_models_are_soon_back(pool: LocalPoo
     lost = [name for name in hot if holders(pool, name) == [victim.name]]
     others = [pod for pod in pool.pods if pod is not victim]
     assert lost, "the victim has models that nobody else has"
-    clients = {pod.name: Client(pod.endpoint, retry=ONE_TRY) for pod in others}
+    clients = {pod.name: Client(pod.grpc_endpoint, retry=ONE_TRY) for pod in others}
     everywhere = Client(pool.endpoints)
     with plain_channel(pool) as ask_plainly:
         askers = {name: asks(client, hot) for name, client in clients.items()}
@@ -99,7 +99,7 @@ def test_nobody_notices_a_killed_pod_and_its_models_are_soon_back(pool: LocalPoo
 def test_nobody_notices_the_death_of_the_leader_and_another_pod_leads(pool: LocalPool, hot: dict[str, Example]) -> None:
     before = wait_until(pool, lambda: leader(pool), "somebody leads")
     victim = pod_named(pool, before)
-    client = Client(",".join(pod.endpoint for pod in pool.pods if pod is not victim), retry=ONE_TRY)
+    client = Client(",".join(pod.grpc_endpoint for pod in pool.pods if pod is not victim), retry=ONE_TRY)
     with SteadyLoad({"others": asks(client, hot)}, list(hot), per_s=50) as load:
         load.wait_for(50)
         killed_s = time.monotonic()
@@ -123,7 +123,7 @@ def test_a_dead_pods_records_leave_with_its_lease_and_no_model_is_quarantined(
     wait_until(pool, lambda: victim.name not in stored_pods(pool), "its record left", LEASE_TTL_S + HEADROOM_S)
     assert not [key for key in stored(pool, "copies/") if key.endswith(f"/{victim.name}")]
     victim.start()
-    with Client(victim.endpoint, retry=ONE_TRY) as client:
+    with Client(victim.grpc_endpoint, retry=ONE_TRY) as client:
         for name, example in hot.items():
             check(example, client.infer(name, example.inputs).outputs)
     verdicts = {key: found["verdict"] for key, found in stored(pool, "suspicions/").items()}
