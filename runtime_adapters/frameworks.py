@@ -19,6 +19,7 @@ Of twelve processes whose first loads came together, one refused a good pickle f
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from collections.abc import Iterator
@@ -63,6 +64,7 @@ _DISTRIBUTIONS = {
 """Which distributions bring each extra's framework; the first one that is installed is the one that is imported."""
 
 
+@functools.cache
 def installed_version(extra: str) -> str | None:
     """`onnxruntime 1.31.1`, from the installed packages' metadata: imports nothing. None when it is not installed.
 

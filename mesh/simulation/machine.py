@@ -20,7 +20,6 @@ class Machine:
     name: str
     zone: str
     capacity_bytes: int
-    labels: frozenset[str] = frozenset()
     clock_offset_s: float = 0.0
     """How wrong its wall clock is."""
     slowness: float = 1.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from cache.types import ModelKey
@@ -118,24 +119,17 @@ class SimulatedPod:
         await asyncio.wait([self._ended], timeout=LEAVE_LIMIT_S)
 
     def _build(self) -> Node:
-        scenario, machine = self._around.scenario, self.machine
-        (self._around.scratch / machine.name).mkdir(exist_ok=True)
-        settings = Settings.model_validate(
-            {
-                "store": "etcd://simulated:2379/pool",
-                "data_dir": self._around.scratch / machine.name,
-                "pod_name": machine.name,
-                "advertise_address": machine.address,
-                "zone": machine.zone,
-                "labels": tuple(sorted(machine.labels)),
-                "capacity": machine.capacity_bytes,
-                "device": "cpu",
-                "lease_ttl_s": scenario.lease_ttl_s,
-                "stop_grace_s": 10.0,
-                "infer_threads": INFER_THREADS,
-            }
+        machine, loop = self.machine, self._around.loop
+        directory = self._around.scratch / machine.name
+        directory.mkdir(exist_ok=True)
+        settings = _settings(
+            directory,
+            machine.name,
+            machine.address,
+            machine.zone,
+            machine.capacity_bytes,
+            self._around.scenario.lease_ttl_s,
         )
-        loop = self._around.loop
         world = World(
             clock=loop.time,
             wall_clock=lambda: WALL_CLOCK_START_S + machine.clock_offset_s + loop.time(),
@@ -162,3 +156,22 @@ class SimulatedPod:
 
     def _make_runner(self, settings: Settings, observe_queue_s: Callable[[float], None]) -> Runs:
         return SimulatedRunner(settings.infer_threads, self.machine, self._random, observe_queue_s)
+
+
+@lru_cache(maxsize=64)
+def _settings(data_dir: Path, name: str, address: str, zone: str, capacity_bytes: int, lease_ttl_s: float) -> Settings:
+    """Kept for a machine's next pod: reading settings takes longer than starting a pod."""
+    return Settings.model_validate(
+        {
+            "store": "etcd://simulated:2379/pool",
+            "data_dir": data_dir,
+            "pod_name": name,
+            "advertise_address": address,
+            "zone": zone,
+            "capacity": capacity_bytes,
+            "device": "cpu",
+            "lease_ttl_s": lease_ttl_s,
+            "stop_grace_s": 10.0,
+            "infer_threads": INFER_THREADS,
+        }
+    )

@@ -91,7 +91,7 @@ def draw_scenario(seed: int, steps: int) -> Scenario:
         pods=random.choice((2, 3, 3, 4, 4, 5)),
         zones=random.choice((1, 1, 2, 3)),
         capacity_bytes=random.choice((600, 1000, 2000)) * MIB,
-        lease_ttl_s=random.choice((3.0, 5.0, 10.0)),
+        lease_ttl_s=random.choice((2.0, 4.0, 8.0)),
         clock_error_s=random.choice((0.0, 0.0, 300.0)),
         models=random.choice((8, 20, 40)),
         tenants=random.choice((1, 1, 2)),

@@ -47,12 +47,12 @@ from placement.store.base import Put
 STORY_LINES_MAX = 400
 """The last events that a failure is told with."""
 BOOT_LIMIT_S = 120
-SETTLE_EXTRA_S = 15.0
+SETTLE_EXTRA_S = 10.0
 """Beyond four lease ttls: how long the pool may take to come to rest once everything is mended."""
 CRASH_LOOP_S = (1.0, 2.0, 4.0, 8.0)
 """How long a machine waits before it starts a pod again that has killed itself, by how often it did lately."""
 TROUBLE_EVERY_STEPS = 16
-COLLECT_EVERY_STEPS = 4_000
+COLLECT_EVERY_STEPS = 8_000
 BURNT_REVISIONS = 1_000
 """Revisions that a store has behind it at the start: one that is wiped begins at 1, which then differs for certain."""
 

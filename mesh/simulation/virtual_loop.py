@@ -98,6 +98,27 @@ class Process:
             self._loop.bury(self)
 
 
+class _Handle(asyncio.Handle):
+    """asyncio's, made without asking whether the loop is being debugged: one is made for each callback."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: asyncio.AbstractEventLoop,
+        context: contextvars.Context | None,
+    ) -> None:
+        self._context = contextvars.copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+
+
 _PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("hexcomb_process", default=None)
 
 
@@ -134,7 +155,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         """At this instant, after what is scheduled already."""
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = _Handle(callback, args, self, context)
         if not self._discarded:
             self._soon.append(handle)
         return handle
