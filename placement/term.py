@@ -278,9 +278,11 @@ class Term:
     def _carry_out_ruling(self, ruling: Ruling) -> None:
         async def carry_out() -> None:
             if ruling.changes:
+                if self._membership.view.suspicions.get(ruling.name) != ruling.before:
+                    return  # somebody else has written it meanwhile: judged again in the next turn
                 log.warning("model %s: %s; %s", ruling.name, ruling.reason, _verdict(ruling))
                 if not await self._membership.write_suspicion(ruling.name, ruling.after):
-                    return  # somebody else wrote it: judged again in the next turn
+                    return
             for intent in ruling.settled:
                 await self._membership.remove_intent(ruling.name, intent)
 
