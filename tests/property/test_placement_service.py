@@ -83,7 +83,7 @@ class World:
                     self.unregistered.add(args[0])
             case "move alias":
                 await pool.registry.set_alias(T, "alias", args[0])
-            case "kill" if args[0] in pool.members and len(pool.members) > 1:
+            case "kill" if args[0] in pool.members and self.others_know(args[0]):
                 await self.as_if_reached(pool.kill(args[0]))
             case "start" if args[0] not in pool.members and pool.store.outage is None:
                 await pool.start(args[0])
@@ -112,6 +112,11 @@ class World:
             case "turn":
                 await pool.turn(args[0])
         await pool.quiet()
+
+    def others_know(self, pod_id: str) -> bool:
+        """Whether what is registered outlives the pod, even if the store has lost it."""
+        others = (member for other, member in self.pool.members.items() if other != pod_id)
+        return any({r.id for r in member.registry.view.every_model()} >= self.registered for member in others)
 
     async def as_if_reached(self, work: Coroutine[Any, Any, None]) -> None:
         outage, self.pool.store.outage = self.pool.store.outage, None
