@@ -358,7 +358,8 @@ class Node:
         self.health.set_serving(False)
         if self.pool is not None and self._started:
             self.pool.say_condition(urgent=True)
-            await self.pool.drain(lambda: self.serving.hits + self.serving.misses)
+            router = self.pool.router
+            await self.pool.drain(lambda: self.serving.hits + self.serving.misses + router.forwarded)
 
     async def stop(self) -> None:
         """Refuse new work, finish what runs, free everything. Bounded by `stop_grace_s` and a little."""

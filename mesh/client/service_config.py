@@ -6,6 +6,8 @@ The channel then goes round over all addresses, and repeats a call elsewhere tha
 Both say that a pod is going, or was lost; inference has no effect, so asking twice is safe. gRPC repeats a call five
 times at most. `tritonclient.grpc` takes the same pair in `channel_args`; other languages take the same JSON.
 
+It watches each pod's health, too (`grpc.health.v1`), so that it leaves a pod that drains before that one stops.
+
 A name that resolves to all pods (`dns:///hexcomb-pods:8033`, a headless service) does as well as a list.
 """
 
@@ -16,6 +18,7 @@ import json
 SERVICE_CONFIG = json.dumps(
     {
         "loadBalancingConfig": [{"round_robin": {}}],
+        "healthCheckConfig": {"serviceName": ""},
         "methodConfig": [
             {
                 "name": [{"service": "inference.GRPCInferenceService"}],
