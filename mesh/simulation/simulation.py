@@ -183,8 +183,9 @@ class Simulation:
         for task in busy[1:4]:
             task.cancel()
         self.faults.end()
-        self.last_trouble_s = self.loop.time()
         self.workload.calm_down()
+        await self._all_well()
+        self.last_trouble_s = self.loop.time()
         await asyncio.sleep(4 * scenario.lease_ttl_s + SETTLE_EXTRA_S)
         busy[0].cancel()
         await self.checkers.check_rest()
