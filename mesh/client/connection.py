@@ -33,6 +33,8 @@ _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.keepalive_time_ms", int(KEEPALIVE_AFTER_S * 1000)),
     ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
+    # gRPC 1.85 does not keep the one above; this one is of every ping, and a minute by default.
+    ("grpc.http2.ping_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
     ("grpc.http2.max_pings_without_data", 0),
 ]
 _UNSENT = ("failed to connect", "Failed to connect", "connections to all backends failing", "DNS resolution failed")

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from typing import Any
 
 import pytest
 
 from mesh.client import Client, NotFound, Refused
+from mesh.client.connection import KEEPALIVE_AFTER_S, KEEPALIVE_TIMEOUT_S
 from mesh.demo.local_pool import LocalPool
 from mesh.wire.generated import hexcomb_pb2, mmesh_pb2
 from tests.e2e.conftest import ModelFiles, StartPool
@@ -219,8 +221,14 @@ def test_top_shows_the_pods_and_what_is_hot(pool: LocalPool, files: ModelFiles) 
 def test_a_frozen_pod_costs_its_line_and_not_the_table(start_pool: StartPool, files: ModelFiles) -> None:
     pool = start_pool(2, lease_ttl_s=30)  # so that it is frozen, and not yet gone
     frozen, other = pool.pods
+    everywhere = Client(pool.endpoints, timeout_s=30)
+    assert all(everywhere.server_live() for _ in range(4))
     frozen.freeze()
     try:
+        # The line to it stands, and says nothing: the first call waits for that to be found out, the others do not.
+        began_s = time.monotonic()
+        assert all(everywhere.server_live() for _ in range(10))
+        assert time.monotonic() - began_s < 2 * (KEEPALIVE_AFTER_S + KEEPALIVE_TIMEOUT_S)
         with Client(other.grpc_endpoint, timeout_s=10) as client:
             client.register("seen", uri=files.scale(18).uri, format="onnx")
 
@@ -237,6 +245,7 @@ def test_a_frozen_pod_costs_its_line_and_not_the_table(start_pool: StartPool, fi
         assert f"{frozen.name} is unreachable" in out
     finally:
         frozen.thaw()
+        everywhere.close()
     with Client(other.grpc_endpoint) as client:
         wait_until(pool, lambda: all(pod.reachable for pod in client.pod_status()), "it is back")
     pool.stop()
