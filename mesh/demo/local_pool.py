@@ -302,7 +302,7 @@ class LocalPool:
 class SlowDown:
     """A process that gets only a share of its time: it is stopped and let go, many times a second."""
 
-    _PERIOD_S = 0.05
+    _PERIOD_S = 0.1
 
     def __init__(self, pid: int, factor: float) -> None:
         self._pid = pid
