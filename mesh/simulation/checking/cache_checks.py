@@ -19,6 +19,7 @@ victims after each."""
 def watch_cache(
     cache: CacheMachine,
     machine: str,
+    capacity_bytes: int,
     serving: ServingTruth,
     begins: Callable[[str, ModelKey], None],
     broke: Callable[[Violation], None],
@@ -36,7 +37,7 @@ def watch_cache(
         commands = handle(event, now_s)
         events += 1
         try:
-            _check_bytes(cache, machine)
+            _check_bytes(cache, machine, capacity_bytes)
             _check_victims(cache, machine, commands)
             if events % VALIDATE_EVERY == 0:
                 _validate(cache, machine)
@@ -61,10 +62,10 @@ def watch_cache(
     cache.take_changed = noted_changes  # type: ignore[method-assign]
 
 
-def _check_bytes(cache: CacheMachine, machine: str) -> None:
-    usage = cache.usage()
-    if not usage.used <= usage.capacity:
-        raise Violation("memory is never oversold", f"{machine} uses {usage.used} of {usage.capacity}")
+def _check_bytes(cache: CacheMachine, machine: str, capacity_bytes: int) -> None:
+    used_bytes = cache.usage().used.total_bytes
+    if used_bytes > capacity_bytes:
+        raise Violation("memory is never oversold", f"{machine} uses {used_bytes:,} of {capacity_bytes:,} bytes")
 
 
 def _check_victims(cache: CacheMachine, machine: str, commands: Sequence[Command]) -> None:

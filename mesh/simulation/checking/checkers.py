@@ -52,8 +52,16 @@ class Checkers:
 
     def watch(self, pod: SimulatedPod) -> None:
         """A pod's process begins."""
-        run = self._run
-        watch_cache(pod.node.cache, pod.machine.name, self.serving, self._load_begins, run.broke, run.tell)
+        run, machine = self._run, pod.machine
+        watch_cache(
+            pod.node.cache,
+            machine.name,
+            machine.capacity_bytes,
+            self.serving,
+            self._load_begins,
+            run.broke,
+            run.tell,
+        )
         self.loads.watch_orders(pod)
 
     def process_ended(self, pod: SimulatedPod) -> None:
