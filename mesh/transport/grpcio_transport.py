@@ -338,7 +338,8 @@ def _server_options(limits: TransportLimits) -> list[tuple[str, int]]:
         ("grpc.server.max_pending_requests_hard_limit", _BEYOND_REACH),
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_time_ms", int(limits.keepalive_after_s * 1000)),
-        ("grpc.keepalive_timeout_ms", int(limits.keepalive_timeout_s * 1000)),
+        # The name that gRPC documents, `keepalive_timeout_ms`, does nothing (1.85: 60 s whatever it says).
+        ("grpc.http2.ping_timeout_ms", int(limits.keepalive_timeout_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", int(limits.client_ping_interval_min_s * 1000)),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", int(limits.client_ping_interval_min_s * 1000)),
