@@ -130,7 +130,8 @@ class Member:
             ("grpc.min_reconnect_backoff_ms", int(options.connect_timeout_s * 1000)),  # in fact: for one connection
             ("grpc.max_reconnect_backoff_ms", options.max_reconnect_backoff_ms),
             ("grpc.keepalive_time_ms", int(options.keepalive_time_s * 1000)),
-            ("grpc.keepalive_timeout_ms", int(options.keepalive_timeout_s * 1000)),
+            # The name that gRPC documents, `keepalive_timeout_ms`, does nothing (1.85: 60 s whatever it says).
+            ("grpc.http2.ping_timeout_ms", int(options.keepalive_timeout_s * 1000)),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
             ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
