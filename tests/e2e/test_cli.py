@@ -171,6 +171,41 @@ def test_tenants_do_not_see_each_other(hexcomb: Command, trained: list[TrainedMo
     assert hexcomb("models", "unregister", "mine", "--tenant", "blue")[0] == 0
 
 
+def test_a_pod_alone_is_explained_watched_and_drained_as_a_pool_is(
+    trained: list[TrainedModel], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    base = tmp_path_factory.mktemp("alone")
+    server = start_server(base, capacity_bytes=64 * 1024 * 1024, trusted_prefix=base)
+    environment = {**os.environ, "HEXCOMB_ENDPOINT": server.grpc_endpoint}
+
+    def run(*arguments: str, stdin: bytes | None = None) -> Any:
+        command = [sys.executable, "-m", "mesh.cli.main", *arguments, "--json"]
+        done = subprocess.run(command, input=stdin, capture_output=True, timeout=60, env=environment)
+        assert done.returncode == 0, done.stderr.decode()
+        return json.loads(done.stdout)
+
+    try:
+        model = trained[0]
+        run("models", "register", "a", "--uri", str(model.artifact))
+        cold = run("explain", "a")
+        assert "loaded nowhere" in cold["summary"]
+        assert [place["chosen"] for place in cold["candidates"]] == [True]
+        assert run("aliases", "set", "front", "--weights", "a=1")["weights"] == {"a": 1}
+        run("infer", "front", "--input", "-", stdin=_v2(model))
+        warm = run("explain", "front")
+        assert warm["summary"].startswith("Served by 1 pod")
+        assert "from its own copy" in warm["route"]
+        assert warm["model"]["aliases"] == ["front"]
+        (pod,) = run("top", "--once", "--interval", "0.2")["pods"]
+        assert (pod["models"], pod["state"]) == (1, "ready")
+        assert run("aliases", "delete", "front") == {"name": "front", "existed": True}
+        assert run("models", "release", "a")["state"] == "loaded"
+        drained = run("pods", "drain", pod["pod"], "--wait")
+        assert drained == {"pod": pod["pod"], "was_draining": False, "stopped": True}
+    finally:
+        server.stop()
+
+
 def test_serve_refuses_a_port_that_is_taken_in_one_line(server: DemoServer, tmp_path: Path) -> None:
     port = server.grpc_endpoint.rpartition(":")[2]
     done = subprocess.run(
