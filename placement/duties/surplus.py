@@ -62,6 +62,10 @@ class Surplus:
                 continue
             if any(copy.loading for copy in copies):
                 continue
+            if any(copy.pod not in plan.healthy for copy in copies):
+                # Across a partition that lasts, each copy may be the only one that somebody reaches.
+                self._since[name] = plan.now_s + self._after_s
+                continue
             del self._since[name]
             found = plan_surplus(plan.view, model, wanted_copies(name), measures.get(name, {}), healthy=plan.healthy)
             for pod in found.retired if found is not None else ():
