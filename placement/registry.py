@@ -79,6 +79,8 @@ class Registry:
         self._listener_ids = itertools.count()
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._waiting_ids = itertools.count()
+        self._waiters_left = 0
+        """Of those in the heap that wait no more; at most half of them."""
         self._following: asyncio.Task[None] | None = None
         self._detached = False
         self._on_detached: Callable[[], None] = lambda: None
@@ -130,8 +132,26 @@ class Registry:
 
     async def wait_revision(self, revision: int, limit_s: float) -> bool:
         """Until the view has reached a revision that another pod has seen; False: it has not, within `limit_s`."""
-        await self._wait_view(revision, limit_s)
+        if self._view.revision >= revision or self._following is None or self._following.done():
+            return self._view.revision >= revision
+        waiter = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (revision, next(self._waiting_ids), waiter))
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limit_s):
+                    await waiter
+        finally:
+            if waiter.cancelled():
+                self._waiter_left()
         return self._view.revision >= revision
+
+    def _waiter_left(self) -> None:
+        """One that waits no more lies in the heap still: it may wait for a revision that never comes."""
+        self._waiters_left += 1
+        if 2 * self._waiters_left > len(self._waiting):
+            self._waiting = [waiting for waiting in self._waiting if not waiting[2].done()]
+            heapq.heapify(self._waiting)
+            self._waiters_left = 0
 
     def on_change(self, listener: Callable[[Changes], None]) -> Callable[[], None]:
         """Call `listener` on the loop after each change of the view, the first list included; returns its end."""
@@ -381,15 +401,9 @@ class Registry:
             except Exception:
                 log.exception("a listener of the registry failed on revision %d", changes.revision)
 
-    async def _wait_view(self, revision: int, limit_s: float = VIEW_WAIT_S) -> None:
-        if self._view.revision >= revision or self._following is None or self._following.done():
-            return
-        waiter = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (revision, next(self._waiting_ids), waiter))
-        try:
-            async with asyncio.timeout(limit_s):
-                await waiter
-        except TimeoutError:
+    async def _wait_view(self, revision: int) -> None:
+        """Until this pod's view has what it wrote."""
+        if not await self.wait_revision(revision, VIEW_WAIT_S):
             log.warning(
                 "revision %d is in the store, but this pod's view is still at %d", revision, self._view.revision
             )

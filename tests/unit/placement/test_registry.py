@@ -638,3 +638,14 @@ async def test_a_record_from_the_future_costs_only_its_own_name(registry: Regist
     assert isinstance(theirs, UnsupportedRecord)
     assert await registry.unregister(T, "theirs") is True
     assert (await registry.register(T, "theirs", SPEC)).created
+
+
+async def test_waiters_for_a_revision_that_never_comes_leave_nothing_behind(registry: Registry) -> None:
+    never = 1 << 62
+    patient = asyncio.create_task(registry.wait_revision(never, 60.0))
+    for _ in range(20):
+        assert not await registry.wait_revision(never, 0.0)
+    assert len(registry._waiting) <= 2
+    patient.cancel()
+    await asyncio.gather(patient, return_exceptions=True)
+    assert not registry._waiting
