@@ -73,7 +73,7 @@ def test_every_copy_is_listed_by_whichever_pod_is_asked(pool: LocalPool, files: 
     with Client(pool.endpoints) as client:
         client.register("seen", uri=example.uri, format="onnx")
         check(example, client.infer("seen", example.inputs).outputs)
-    (holder,) = holders(pool, "seen")
+    (holder,) = wait_until(pool, lambda: holders(pool, "seen"), "the copy is published")
 
     def told(client: Client) -> list[tuple[str, int]]:
         return [(copy.pod, copy.state) for copy in client.describe("seen").copies]
@@ -105,9 +105,13 @@ def test_a_model_that_cannot_be_loaded_is_ready_until_pods_agree_and_all_failure
         wait_until(pool, lambda: len(stored(pool, "failures/default/broken/")) >= 2, "two pods agree")
     for each in clients(pool):
         with each:
-            wait_until(pool, lambda c=each: len(c.describe("broken").failures) >= 2, "both failures are known here")
-            described = each.describe("broken")
-            assert described.state == hexcomb_pb2.FAILED
+
+            def failed(client: Client = each) -> hexcomb_pb2.ModelDescription | None:
+                described = client.describe("broken")
+                known = len(described.failures) >= 2 and described.state == hexcomb_pb2.FAILED
+                return described if known else None
+
+            described = wait_until(pool, failed, "this pod knows of both failures")
             assert described.failure.permanent
             assert not each.model_ready("broken")
             assert each.model_status("broken").status == STATUS.LOADING_FAILED
@@ -131,7 +135,7 @@ def test_an_explanation_asks_every_pod(pool: LocalPool, files: ModelFiles) -> No
         (chosen,) = [place.pod for place in cold.candidates if place.chosen]
         assert {place.pod for place in cold.candidates} == {pod.name for pod in pool.pods}
         check(example, client.infer("why", example.inputs).outputs)
-    assert holders(pool, "why") == [chosen], "what it said is what was done"
+    assert wait_until(pool, lambda: holders(pool, "why"), "the copy is published") == [chosen], "as it was said"
     for pod, each in zip(pool.pods, clients(pool), strict=True):
         with each:
             wait_until(pool, lambda c=each: c.explain("why").summary == f"Served by 1 pod ({chosen}).", "it is served")
