@@ -175,6 +175,8 @@ class Staging:
             began = self._clock()
             version = await in_thread("version", adapter.runtime_version)
             variant = f"{format_name}-{version}"
+            if options.device.kind != CPU.kind:
+                variant += f"-{options.device.kind}"
             prepared = await self._artifacts.prepare(
                 artifact, variant, lambda into: adapter.prepare(artifact.path, into, options)
             )
