@@ -33,7 +33,7 @@ DECODED_HERE_BYTES_MAX = 256 * 1024
 COLD_METADATA = "hexcomb-cold"
 """Trailing metadata of an inference that waited for its model to be loaded."""
 _COLD_TRAILER: tuple[tuple[str, str], ...] = ((COLD_METADATA, "1"),)
-_DRAINING_TRAILER = ((messages.DRAINING_METADATA, "1"),)
+_DRAINING_TRAILER = (messages.DRAINING_METADATA, "1")
 
 
 RunCurrent = Callable[[ModelRecord], Awaitable[Reply]]
@@ -72,13 +72,21 @@ class V2Endpoint:
         resident = self._serving.hit(record)
         if resident is not None:
             if self._router is None or hop is not None or not self._router.saturated(record, resident.copy.pins):
-                return await self._run(call, envelope, name, record, resident)
+                return self._own_word(await self._run(call, envelope, name, record, resident), hop)
             resident.let_go()
 
         async def run_here(current: ModelRecord) -> Reply:
             return await self._run(call, envelope, name, current, self._serving.hit(current))
 
-        return await self._routed(call, caller.tenant, hop, record, run_here)
+        return self._own_word(await self._routed(call, caller.tenant, hop, record, run_here), hop)
+
+    def _own_word(self, reply: Reply, hop: Hop | None) -> Reply:
+        """The answer, and whether the pod that the client called is leaving: this one, not the one that ran it."""
+        if hop is not None or not self._ready():
+            return reply
+        if isinstance(reply, ReplyWithTrailers):
+            return ReplyWithTrailers(reply.body, (*reply.trailers, _DRAINING_TRAILER))
+        return ReplyWithTrailers(reply, (_DRAINING_TRAILER,))
 
     async def _resolve(self, call: Call, tenant: str, name: str, version: str) -> tuple[ModelRecord, Hop | None]:
         """The generation that answers here, and the hop that brought the call, if it came from another pod."""
@@ -126,10 +134,7 @@ class V2Endpoint:
         encoded = encode_response(
             shown, str(answer.record.generation), envelope.request_id, answer.outputs, answer.order
         )
-        trailers = _COLD_TRAILER if answer.cold else ()
-        if self._ready():
-            trailers = (*trailers, *_DRAINING_TRAILER)
-        return ReplyWithTrailers(encoded, trailers) if trailers else encoded
+        return ReplyWithTrailers(encoded, _COLD_TRAILER) if answer.cold else encoded
 
     async def model_metadata(self, call: Call) -> Reply:
         """Names, datatypes and shapes of a model's inputs and outputs; loads it the first time."""

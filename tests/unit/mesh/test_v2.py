@@ -11,10 +11,11 @@ import pytest
 
 from mesh.endpoint import v2
 from mesh.endpoint.access import Access
+from mesh.routing.hop import FORWARD_METADATA, Hop, encode_hop
 from mesh.serving import Answer, Tensors
-from mesh.transport.base import Call, Metadata
+from mesh.transport.base import Call, Metadata, Reply, ReplyWithTrailers
 from mesh.wire.errors import InvalidMessage
-from mesh.wire.messages import MODEL_INFER
+from mesh.wire.messages import DRAINING_METADATA, MODEL_INFER
 from mesh.wire.peek import peek
 from mesh.wire.tensors import decode_request, encode_request
 from placement.records import ModelRecord, ModelSpec
@@ -32,6 +33,9 @@ class Echo:
 
     def hit(self, record: ModelRecord) -> None:
         return None
+
+    def current(self, record: ModelRecord) -> ModelRecord:
+        return record
 
     def registered(self, record: ModelRecord) -> ModelRecord:
         return record
@@ -91,3 +95,39 @@ async def test_a_header_that_is_no_text_is_refused() -> None:
     endpoint = v2.V2Endpoint(echo, Access(), lambda: "")
     with pytest.raises(InvalidMessage, match="mm-model-id-bin"):
         await endpoint.model_infer(Call(MODEL_INFER.path, encode_request("m", {}), (("mm-model-id-bin", b"\xff"),)))
+
+
+class Elsewhere:
+    """A router whose other pods answer everything; a forwarded request runs here."""
+
+    def saturated(self, record: ModelRecord, in_flight: int) -> bool:
+        return False
+
+    async def registered(self, tenant: str, hop: Hop) -> ModelRecord:
+        return ModelRecord(tenant, hop.model_id, ModelSpec(uri="file:///m.onnx"), 1, 0.0, 0.0)
+
+    async def from_client(self, call: Call, tenant: str, record: ModelRecord, run_here: Any) -> Reply:
+        return ReplyWithTrailers(b"there", ((v2.COLD_METADATA, "1"),))
+
+    async def from_pod(self, hop: Hop, record: ModelRecord, run_here: Callable[[], Awaitable[Reply]]) -> Reply:
+        return await run_here()
+
+
+async def test_a_client_hears_that_the_pod_it_called_drains_and_not_the_one_that_ran_its_request() -> None:
+    body = encode_request("m", {"x": np.zeros(1)})
+    called = Call(MODEL_INFER.path, body)
+    forwarded = Call(MODEL_INFER.path, body, ((FORWARD_METADATA, encode_hop(Hop("p1", "m", 1, 1, load=False))),))
+    echo: Any = Echo()
+    elsewhere: Any = Elsewhere()
+
+    alone = v2.V2Endpoint(echo, Access(), lambda: "draining")
+    assert _trailers(await alone.model_infer(called)) == {DRAINING_METADATA: "1"}
+    leaving = v2.V2Endpoint(echo, Access(), lambda: "draining", elsewhere)
+    assert _trailers(await leaving.model_infer(called)) == {v2.COLD_METADATA: "1", DRAINING_METADATA: "1"}
+    assert _trailers(await leaving.model_infer(forwarded)) == {}
+    staying = v2.V2Endpoint(echo, Access(), lambda: "", elsewhere)
+    assert _trailers(await staying.model_infer(called)) == {v2.COLD_METADATA: "1"}
+
+
+def _trailers(reply: Reply) -> dict[str, str]:
+    return dict(reply.trailers) if isinstance(reply, ReplyWithTrailers) else {}
