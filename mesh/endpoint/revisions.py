@@ -17,6 +17,9 @@ from placement.registry import Registry
 WAIT_MAX_S = 1.0
 """A pod that is behind for longer answers from what it knows."""
 
+_DIGITS_MAX = 19
+"""Of a revision: 63 bits."""
+
 
 def written(body: bytes, registry: Registry) -> Reply:
     """The answer to a write, which this pod's view has by now."""
@@ -28,9 +31,10 @@ def catching_up(handler: UnaryHandler, registry: Registry) -> UnaryHandler:
 
     async def caught_up(call: Call) -> Reply:
         if call.metadata:
-            revision = call.metadata_value(REVISION_METADATA)
-            if revision is not None and revision.isdecimal() and int(revision) > registry.view.revision:
-                await registry.wait_revision(int(revision), WAIT_MAX_S)
+            said = call.metadata_value(REVISION_METADATA)
+            revision = int(said) if said is not None and said.isdecimal() and len(said) <= _DIGITS_MAX else 0
+            if revision > registry.view.revision:
+                await registry.wait_revision(revision, WAIT_MAX_S)
         return await handler(call)
 
     return caught_up

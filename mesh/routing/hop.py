@@ -26,6 +26,8 @@ HOLDER_METADATA = "hexcomb-holder"
 GRPC_PREVIOUS_ATTEMPTS = "grpc-previous-rpc-attempts"
 """gRPC's own count of a client's retries of one call."""
 
+_DIGITS_MAX = 9
+"""Of a count; beyond it the client is not serious."""
 _DROPPED = frozenset({FORWARD_METADATA, messages.TENANT_METADATA, "user-agent", "te", "content-type"})
 
 
@@ -40,14 +42,12 @@ class Hop:
     """Of the registry's view in which the first pod found the model."""
     load: bool
     """Load the model if it is not here; else only a copy that is here, or on its way, may answer."""
-    deaths: int = 0
-    """Pods that have died while they worked on this request."""
 
 
 def encode_hop(hop: Hop) -> str:
     """The entry's value: ASCII."""
     from_pod, model_id = quote(hop.from_pod, safe=""), quote(hop.model_id, safe="")
-    return f"1;{from_pod};{model_id};{hop.generation};{hop.revision};{int(hop.load)};{hop.deaths}"
+    return f"1;{from_pod};{model_id};{hop.generation};{hop.revision};{int(hop.load)}"
 
 
 def hop_of(call: Call) -> Hop | None:
@@ -59,10 +59,10 @@ def hop_of(call: Call) -> Hop | None:
         return None
     parts = value.split(";")
     try:
-        version, from_pod, model_id, generation, revision, load, deaths = parts[:7]
+        version, from_pod, model_id, generation, revision, load = parts[:6]
         if version != "1":
             raise ValueError(version)
-        return Hop(unquote(from_pod), unquote(model_id), int(generation), int(revision), load == "1", int(deaths))
+        return Hop(unquote(from_pod), unquote(model_id), int(generation), int(revision), load == "1")
     except ValueError:
         raise TransportError(
             StatusCode.INVALID_ARGUMENT,
@@ -86,7 +86,7 @@ def previous_attempts(call: Call) -> int:
     if not call.metadata:
         return 0
     counts = (call.metadata_value(key) for key in (GRPC_PREVIOUS_ATTEMPTS, messages.PREVIOUS_ATTEMPTS_METADATA))
-    return max((int(count) for count in counts if count is not None and count.isdecimal()), default=0)
+    return max((int(count[:_DIGITS_MAX]) for count in counts if count is not None and count.isdecimal()), default=0)
 
 
 def not_here(why: str, message: str, holder: str = "", retry_after_s: float | None = 0.1) -> TransportError:

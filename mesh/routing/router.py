@@ -39,7 +39,7 @@ from placement.policy.load_choice import choose_load_pod
 from placement.policy.no_pod import Cause, NoPod
 from placement.policy.quarantine import Refused as Quarantined
 from placement.policy.quarantine import may_load
-from placement.policy.routing import Forward, Load, NotHere, Route, RunHere, choose_route
+from placement.policy.routing import Forward, Load, Mode, NotHere, Route, RunHere, choose_route
 from placement.policy.snapshot import ModelFacts, ModelName, PoolView
 from placement.records import ModelRecord
 from placement.registry import Registry
@@ -87,12 +87,12 @@ class HereNow(Protocol):
 class _Tries:
     """What one request has been through."""
 
-    excluded: set[str]
+    excluded: set[str] = field(default_factory=set)
     """Pods that are not asked again."""
     gone: set[str] = field(default_factory=set)
     """Pods whose copy turned out to be gone, which this pod's view does not know yet. They may load the model."""
     last: Exception | None = None
-    deaths: list[tuple[str, str]] | None = None
+    deaths: list[tuple[str, str]] = field(default_factory=list)
     """(pod, incarnation) of pods that died over it."""
 
 
@@ -173,9 +173,9 @@ class Router:
     async def from_client(self, call: Call, tenant: str, record: ModelRecord, run_here: RunLocally) -> Reply:
         """Answer a client's request. `record` is the registered generation."""
         name = ModelName(record.tenant, record.id)
-        tries = _Tries(set(), deaths=[])
-        self._refuse_quarantined(name, record.generation)
+        tries = _Tries()
         await self._losses.heed_retries(call, name, record.generation)
+        self._refuse_quarantined(name, record.generation)
         for _ in range(self._attempts_max):
             reply = await self._try_once(call, tenant, record, name, run_here, tries)
             if reply is not None:
@@ -193,8 +193,8 @@ class Router:
         match self._route(view, name, record.generation, tries.excluded, forwarded=False):
             case RunHere():
                 return await self._run_here(run_here, tries)
-            case Forward(pod, _, generation):
-                return await self._forward(call, tenant, record, pod, generation, tries, load=False)
+            case Forward(pod, mode, generation):
+                return await self._forward(call, tenant, record, pod, generation, tries, mode)
             case Load():
                 return await self._load_somewhere(call, tenant, record, name, run_here, tries)
             case NotHere():
@@ -252,10 +252,10 @@ class Router:
                 raise tries.last
             raise no_place(choice)
         if choice.pod != self._own_pod:
-            return await self._forward(call, tenant, record, choice.pod, record.generation, tries, load=True)
+            return await self._forward(call, tenant, record, choice.pod, record.generation, tries, Mode.LOAD)
         holder = await self._claim(name, record.generation, facts.size_bytes, tries.excluded | tries.gone)
         if holder is not None:
-            return await self._forward(call, tenant, record, holder, record.generation, tries, load=False)
+            return await self._forward(call, tenant, record, holder, record.generation, tries, Mode.JOIN)
         try:
             return await self._run_here(run_here, tries)
         finally:
@@ -291,11 +291,11 @@ class Router:
         pod: str,
         generation: int,
         tries: _Tries,
-        *,
-        load: bool,
+        mode: Mode,
     ) -> Reply | None:
-        deaths = tries.deaths if tries.deaths is not None else []
-        hop = Hop(self._own_pod, record.id, generation, record.revision, load, deaths=len(deaths))
+        """One try elsewhere. What it took says something about the pod only where a copy was known to serve."""
+        deaths = tries.deaths
+        hop = Hop(self._own_pod, record.id, generation, record.revision, mode is Mode.LOAD)
         metadata = forwarded_metadata(call, tenant, hop)
         name = ModelName(record.tenant, record.id)
         began_s = self._clock()
@@ -320,7 +320,8 @@ class Router:
             found = why_not_here(error)
             full = found is None and error.status is StatusCode.RESOURCE_EXHAUSTED
             if found is None and not full and error.status is not StatusCode.UNAVAILABLE:
-                self._observe(pod, name, self._clock() - began_s)
+                if mode is Mode.HIT:
+                    self._observe(pod, name, self._clock() - began_s)
                 raise  # the model's own word
             if found is not None and found[0] == ABSENT and pod not in tries.gone:
                 tries.gone.add(pod)
@@ -336,9 +337,9 @@ class Router:
                 and holder != self._own_pod
                 and holder in self.healthy()
             ):
-                return await self._forward(call, tenant, record, holder, generation, tries, load=False)
+                return await self._forward(call, tenant, record, holder, generation, tries, Mode.JOIN)
             return None
-        if not load:
+        if mode is Mode.HIT:
             self._observe(pod, name, self._clock() - began_s)
         self.forwarded += 1
         return reply

@@ -29,7 +29,7 @@ from placement.policy.snapshot import Copy, ModelName, Pod, PoolView
 
 
 class Mode(Enum):
-    """What a forwarded request expects where it goes; the value travels in the hop's metadata."""
+    """What a forwarded request expects where it goes."""
 
     HIT = "hit"
     """A servable copy."""
