@@ -129,10 +129,14 @@ class Models:
     async def set_pinned(self, tenant: str, model_id: str, pinned: bool) -> ModelRecord:
         """Pin: load now and never evict. Raises NotFound."""
         record = await self._registry.set_pinned(tenant, model_id, pinned)
-        self._loading.send(SetPinned(key_of(record), pinned))
         if pinned:
             self.keep_loaded(record)
         return record
+
+    def heed_pin(self, before: ModelRecord, after: ModelRecord | None) -> None:
+        """A registration changed, whichever pod was asked to: the copy here is pinned, or not any more."""
+        if after is not None and after.generation == before.generation and after.spec.pinned != before.spec.pinned:
+            self._loading.send(SetPinned(key_of(after), after.spec.pinned))
 
     def load_ahead(self, record: ModelRecord, *, background: bool = True) -> None:
         """Begin to load; nobody waits. In the background it takes free room only, and evicts nothing."""

@@ -304,6 +304,7 @@ class Node:
                 assert change.after is not None
                 self.loading.send(Forgive(ModelKey(change.tenant, change.id, change.after.generation)))
                 continue
+            self.models.heed_pin(change.before, change.after)
             incoming = self.generations.changed(change.before, change.after)
             if change.after is None:
                 key = ModelKey(change.tenant, change.id, change.before.generation)
