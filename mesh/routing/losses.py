@@ -13,6 +13,7 @@ What follows from the deaths is decided by `placement.policy.quarantine`; this m
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from mesh.routing.hop import previous_attempts
 from mesh.transport.base import Call
 from placement.errors import StoreError
 from placement.membership import Membership
-from placement.policy.quarantine import RUNNING, judge
+from placement.policy.quarantine import LOADING, RUNNING, judge
 from placement.policy.snapshot import Death, ModelName, Suspicion
 
 log = logging.getLogger("hexcomb.losses")
@@ -30,6 +31,9 @@ log = logging.getLogger("hexcomb.losses")
 RECENT_S = 30.0
 """Losses older than this are not connected with a request that comes now."""
 RETRIES_MIN = 2
+NOTICED_WITHIN_S = 1.5
+"""Two probes find out that a pod has gone."""
+LOOK_AGAIN_S = 0.05
 WRITES_MAX = 3
 """Tries to write a suspicion against others who write it too."""
 
@@ -51,15 +55,29 @@ class Losses:
         """A client that has tried this request twice before may have left two dead pods behind."""
         if not call.metadata or previous_attempts(call) < RETRIES_MIN:
             return
-        since_s = self._clock() - RECENT_S
-        deaths = [(pod, incarnation) for at_s, pod, incarnation in self._recent if at_s >= since_s]
+        began_s = self._clock()
+        deaths = self._deaths_since(began_s - RECENT_S)
+        while len(deaths) == RETRIES_MIN - 1 and self._clock() < began_s + NOTICED_WITHIN_S:
+            # The client is quicker than the probes: without the second one this pod might become the third.
+            await asyncio.sleep(LOOK_AGAIN_S)
+            deaths = self._deaths_since(began_s - RECENT_S)
         if len(deaths) >= RETRIES_MIN:
             await self.killed(name, generation, deaths[-RETRIES_MIN:])
 
+    def _deaths_since(self, since_s: float) -> list[tuple[str, str]]:
+        return [(pod, incarnation) for at_s, pod, incarnation in self._recent if at_s >= since_s]
+
     async def killed(self, name: ModelName, generation: int, deaths: Sequence[tuple[str, str]]) -> None:
-        """These pods died while they ran this model."""
+        """These pods died while they ran this model, or loaded it."""
         at_s = self._wall_clock()
-        await self._report(name, generation, [Death(pod, incarnation, RUNNING, at_s) for pod, incarnation in deaths])
+        # A pod says in the store what it is about to load, and that outlives it.
+        loading = {
+            intent.incarnation for of, intent in self._membership.intents if of == name and intent.doing == LOADING
+        }
+        found = [
+            Death(pod, incarnation, LOADING if incarnation in loading else RUNNING, at_s) for pod, incarnation in deaths
+        ]
+        await self._report(name, generation, found)
 
     async def report(self, last: LastFlight) -> None:
         """What was in use when the process before this one died."""
@@ -71,13 +89,30 @@ class Losses:
     async def _report(self, name: ModelName, generation: int, deaths: Sequence[Death]) -> None:
         for _ in range(WRITES_MAX):
             before: Suspicion | None = self._membership.view.suspicions.get(name)
-            after = judge(before, generation, deaths)
+            # The leader may have told the same deaths already, from intents that it has taken away since.
+            told = {(death.pod, death.incarnation) for death in before.deaths} if before is not None else set()
+            after = judge(before, generation, [d for d in deaths if (d.pod, d.incarnation) not in told])
             if after == before:
                 return
             try:
                 if await self._membership.write_suspicion(name, after):
                     log.warning("model %s was in use when pods died (%s)", name, ", ".join(d.pod for d in deaths))
+                    await self._wait_known(name, after)
                     return
             except StoreError as error:
                 log.warning("deaths that model %s was seen at are not recorded: %s", name, error)
                 return
+
+    async def _wait_known(self, name: ModelName, suspicion: Suspicion | None) -> None:
+        """Until this pod's own view has it, so that the request which brought it to light heeds it, too."""
+        changed = asyncio.Event()
+        stop = self._membership.on_change(lambda changes: changed.set())
+        try:
+            async with asyncio.timeout(NOTICED_WITHIN_S):
+                while self._membership.view.suspicions.get(name) != suspicion:
+                    changed.clear()
+                    await changed.wait()
+        except TimeoutError:
+            log.warning("the verdict on model %s is written, and this pod does not see it yet", name)
+        finally:
+            stop()

@@ -1,0 +1,82 @@
+"""Which deaths a model is blamed for, and as what."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mesh.routing.losses import Losses
+from mesh.transport.base import Call
+from placement.policy.quarantine import LOADING, RUNNING
+from placement.policy.snapshot import Intent, ModelName, PoolView, Suspicion, Verdict
+
+NAME = ModelName("t", "m")
+RETRIED = Call("/infer", b"", (("hexcomb-previous-attempts", "2"),))
+
+
+class Pool:
+    """A membership that keeps suspicions and shows them at once."""
+
+    def __init__(self, *intents: Intent) -> None:
+        self.view = PoolView()
+        self.intents = tuple((NAME, intent) for intent in intents)
+
+    def on_change(self, listener: Callable[[Any], None]) -> Callable[[], None]:
+        return lambda: None
+
+    async def write_suspicion(self, name: ModelName, suspicion: Suspicion) -> bool:
+        self.view = PoolView(suspicions={name: suspicion})
+        return True
+
+    @property
+    def suspicion(self) -> Suspicion | None:
+        return self.view.suspicions.get(NAME)
+
+
+def losses_of(pool: Pool) -> Losses:
+    return Losses(pool, time.monotonic, time.time)  # type: ignore[arg-type]
+
+
+def intent(pod: str) -> Intent:
+    return Intent(pod, f"{pod}-1", 1, LOADING, 0.0)
+
+
+async def test_pods_that_had_said_they_load_the_model_died_loading_it() -> None:
+    pool = Pool(intent("p1"), intent("p2"))
+    await losses_of(pool).killed(NAME, 1, [("p1", "p1-1"), ("p2", "p2-1")])
+    assert pool.suspicion is not None
+    assert [death.doing for death in pool.suspicion.deaths] == [LOADING, LOADING]
+    assert pool.suspicion.verdict is Verdict.QUARANTINED
+
+
+async def test_pods_that_had_not_died_running_it() -> None:
+    pool = Pool(intent("p3"))
+    await losses_of(pool).killed(NAME, 1, [("p1", "p1-1"), ("p2", "p2-1")])
+    assert pool.suspicion is not None
+    assert [death.doing for death in pool.suspicion.deaths] == [RUNNING, RUNNING]
+    assert pool.suspicion.isolate
+
+
+async def test_a_death_that_the_leader_has_told_is_not_told_again_as_another() -> None:
+    pool = Pool(intent("p1"), intent("p2"))
+    losses = losses_of(pool)
+    await losses.killed(NAME, 1, [("p1", "p1-1"), ("p2", "p2-1")])
+    pool.intents = ()
+    await losses.killed(NAME, 1, [("p1", "p1-1"), ("p2", "p2-1")])
+    assert pool.suspicion is not None
+    assert len(pool.suspicion.deaths) == 2
+
+
+async def test_a_retried_request_waits_for_the_probes_to_find_the_second_loss() -> None:
+    pool = Pool(intent("p1"), intent("p2"))
+    losses = losses_of(pool)
+    losses.lost("p1", "p1-1")
+    heeding = asyncio.create_task(losses.heed_retries(RETRIED, NAME, 1))
+    await asyncio.sleep(0)
+    assert pool.suspicion is None
+    losses.lost("p2", "p2-1")
+    await heeding
+    assert pool.suspicion is not None
+    assert pool.suspicion.verdict is Verdict.QUARANTINED
