@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from mesh.overview import Overview
 from mesh.transport.base import LineBroken, Metadata, ReplyWithTrailers, TransportError
 from mesh.wire import messages
+from mesh.wire.errors import InvalidMessage
 from mesh.wire.messages import Method, Request, Response
 
 TIMEOUT_S = 2.0
@@ -65,7 +66,11 @@ class Asking:
         metadata: Metadata = ((messages.TENANT_METADATA, tenant),)
         if revision:
             metadata = (*metadata, (messages.REVISION_METADATA, str(revision)))
-        body, deadline_s = request.SerializeToString(), self._clock() + TIMEOUT_S
+        sent, deadline_s = request.SerializeToString(), self._clock() + TIMEOUT_S
         async with asyncio.timeout(TIMEOUT_S + GRACE_S):
-            reply = await self._overview.call(pod, method.path, body, metadata, deadline_s)
-        return method.response.FromString(reply.body if isinstance(reply, ReplyWithTrailers) else reply)
+            reply = await self._overview.call(pod, method.path, sent, metadata, deadline_s)
+        body = reply.body if isinstance(reply, ReplyWithTrailers) else reply
+        try:
+            return messages.parse_response(method, body)
+        except InvalidMessage as error:
+            raise LineBroken(f"pod {pod!r}: {error}", sent=True) from error

@@ -21,6 +21,7 @@ from mesh.transport.base import (
     UnaryHandler,
 )
 from mesh.wire import messages
+from mesh.wire.errors import InvalidMessage
 from mesh.wire.generated import hexcomb_pb2
 from placement.peers import PeerError
 from placement.view import RegistryView
@@ -93,11 +94,12 @@ class PoolEndpoint:
         try:
             async with asyncio.timeout(2 * DIAL_BACK_TIMEOUT_S):
                 reply = await line.call(messages.PROBE.path, probe, (), self._clock() + DIAL_BACK_TIMEOUT_S)
-            found = hexcomb_pb2.ProbeResponse.FromString(reply.body if isinstance(reply, ReplyWithTrailers) else reply)
+            body = reply.body if isinstance(reply, ReplyWithTrailers) else reply
+            found = messages.parse_response(messages.PROBE, body)
             response.reached = (found.pod, found.incarnation) == (request.pod, request.incarnation)
             if not response.reached:
                 response.message = f"another pod, {found.pod!r}, answers at {request.address}"
-        except (LineBroken, TransportError, TimeoutError) as error:
+        except (LineBroken, TransportError, TimeoutError, InvalidMessage) as error:
             response.message = f"no answer at {request.address} from pod {self._own_pod!r}: {error}"
         finally:
             await line.close()

@@ -16,6 +16,7 @@ from mesh.routing.links import Links
 from mesh.serving import wanted
 from mesh.transport.base import LineBroken, ReplyWithTrailers, TransportError
 from mesh.wire import messages
+from mesh.wire.errors import InvalidMessage
 from mesh.wire.generated import hexcomb_pb2
 from placement.membership import Membership
 from placement.policy.bootstrap import BootstrapLimits, KeepTrying, NeverReady, Ready, TrialLoad, judge_bootstrap
@@ -76,11 +77,11 @@ class Fitness:
                 reply = await self._links.call(
                     pod.id, messages.DIAL_BACK.path, request.SerializeToString(), (), deadline_s
                 )
-            except (LineBroken, TransportError) as error:
-                log.info("pod %s was not asked to dial back: %s", pod.id, error)
+                body = reply.body if isinstance(reply, ReplyWithTrailers) else reply
+                response = messages.parse_response(messages.DIAL_BACK, body)
+            except (LineBroken, TransportError, InvalidMessage) as error:
+                log.info("pod %s did not dial back: %s", pod.id, error)
                 continue
-            body = reply.body if isinstance(reply, ReplyWithTrailers) else reply
-            response = hexcomb_pb2.DialBackResponse.FromString(body)
             if response.reached:
                 return ""
             complaints.append(response.message)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from mesh.routing.links import Links
 from mesh.transport.base import LineBroken, Reply, ReplyWithTrailers, TransportError
 from mesh.wire import messages
+from mesh.wire.errors import InvalidMessage
 from mesh.wire.generated import hexcomb_pb2
 from placement import keys
 from placement.errors import PlacementError
@@ -67,7 +68,10 @@ class MeshPeers:
         for _ in range(PAGES_MAX):
             request = hexcomb_pb2.ExportNamesRequest(page_token=token)
             reply = await self._call(pod, messages.EXPORT_NAMES.path, request.SerializeToString(), CALL_TIMEOUT_S)
-            response = hexcomb_pb2.ExportNamesResponse.FromString(reply)
+            try:
+                response = messages.parse_response(messages.EXPORT_NAMES, reply)
+            except InvalidMessage as error:
+                raise PeerError(pod, str(error)) from error
             for record in response.records:
                 try:
                     tenant, name = keys.split_name_key(record.key)

@@ -18,6 +18,7 @@ from mesh.routing.links import Links
 from mesh.routing.reachability import Answer, Reachability, after_probe
 from mesh.transport.base import LineBroken, ReplyWithTrailers, StatusCode, TransportError
 from mesh.wire import messages
+from mesh.wire.errors import InvalidMessage
 from mesh.wire.generated import hexcomb_pb2
 from placement.policy.snapshot import Pod
 
@@ -52,6 +53,8 @@ class Probes:
         self._peers: dict[str, Reachability] = {}
         self._incarnations: dict[str, str] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._asking: set[str] = set()
+        """Peers whose probe is under way, or begins in this turn of the loop."""
         self._down: frozenset[str] = frozenset()
 
     @property
@@ -70,6 +73,7 @@ class Probes:
         for pod_id in list(self._tasks):
             if self._incarnations[pod_id] != present.get(pod_id):
                 self._tasks.pop(pod_id).cancel()
+                self._asking.discard(pod_id)
                 del self._peers[pod_id], self._incarnations[pod_id]
         for pod_id, incarnation in present.items():
             if pod_id not in self._tasks:
@@ -79,9 +83,10 @@ class Probes:
         self._down = frozenset(pod_id for pod_id, peer in self._peers.items() if not peer.up)
 
     def broke(self, pod_id: str) -> None:
-        """A call's line broke: ask now, not at the next turn."""
+        """A call's line broke: ask now, not at the next turn. A thousand calls may break at once."""
         task = self._tasks.get(pod_id)
-        if task is not None and self._peers[pod_id].up:
+        if task is not None and self._peers[pod_id].up and pod_id not in self._asking:
+            self._asking.add(pod_id)
             self._tasks[pod_id] = asyncio.get_running_loop().create_task(self._watch(pod_id, at_once=True))
             task.cancel()
 
@@ -89,12 +94,14 @@ class Probes:
         while True:
             if not at_once:
                 await asyncio.sleep(self._interval_s)
-            at_once = False
-            if self._is_watched(pod_id):
-                answer = await self._probe(pod_id)
-                peer = self._learned(pod_id, answer)
-                # The second failure is what counts: it is not waited for.
-                at_once = answer is Answer.SILENT and peer.up
+            if not at_once and not self._is_watched(pod_id):
+                continue
+            self._asking.add(pod_id)
+            answer = await self._probe(pod_id)
+            self._asking.discard(pod_id)
+            peer = self._learned(pod_id, answer)
+            # The second failure is what counts: it is not waited for.
+            at_once = answer is Answer.SILENT and peer.up
 
     def _is_watched(self, pod_id: str) -> bool:
         if len(self._peers) <= WATCHED_MAX or not self._peers[pod_id].up or self._links.in_flight.get(pod_id, 0):
@@ -119,8 +126,15 @@ class Probes:
             if error.status is StatusCode.DEADLINE_EXCEEDED:
                 late_s = self._clock() - began_s - self._timeout_s
                 return Answer.STALLED if late_s > STALL_S else Answer.SILENT
+            if error.status is StatusCode.UNIMPLEMENTED:
+                return Answer.REFUSED  # no pod: another server has its address by now
             return Answer.GOOD  # it answered, if only that it has too much to do
-        answered = hexcomb_pb2.ProbeResponse.FromString(reply.body if isinstance(reply, ReplyWithTrailers) else reply)
+        try:
+            answered = messages.parse_response(
+                messages.PROBE, reply.body if isinstance(reply, ReplyWithTrailers) else reply
+            )
+        except InvalidMessage:
+            return Answer.REFUSED
         if answered.incarnation != self._incarnations.get(pod_id):
             return Answer.REFUSED  # another process has its address by now
         return Answer.GOOD

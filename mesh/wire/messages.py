@@ -45,6 +45,14 @@ def parse(method: Method[Request, Response], body: bytes | memoryview) -> Reques
         raise InvalidMessage(f"the message is not a {method.request.__name__}: protobuf cannot read it") from error
 
 
+def parse_response(method: Method[Request, Response], body: bytes | memoryview) -> Response:
+    """Read what came back from a pod. Raises InvalidMessage, and nothing else: it may be no pod that answered."""
+    try:
+        return method.response.FromString(bytes(body))
+    except Exception as error:
+        raise InvalidMessage(f"the answer is not a {method.response.__name__}: protobuf cannot read it") from error
+
+
 _V2 = "/inference.GRPCInferenceService/"
 SERVER_LIVE = Method(_V2 + "ServerLive", inference_pb2.ServerLiveRequest, inference_pb2.ServerLiveResponse)
 SERVER_READY = Method(_V2 + "ServerReady", inference_pb2.ServerReadyRequest, inference_pb2.ServerReadyResponse)

@@ -29,6 +29,7 @@ class Peer:
         self.awake.set()
         self.gone = False
         self.busy = False
+        self.foreign: bytes | None = None
         self.asked = 0
         self.asks = asyncio.Semaphore(0)
 
@@ -40,6 +41,8 @@ class Peer:
         await self.awake.wait()
         if self.busy:
             raise TransportError(StatusCode.RESOURCE_EXHAUSTED, "busy")
+        if self.foreign is not None:
+            return self.foreign
         return hexcomb_pb2.ProbeResponse(pod="p1", incarnation=self.incarnation).SerializeToString()
 
     async def close(self) -> None: ...
@@ -120,6 +123,49 @@ async def test_a_broken_line_is_looked_into_at_once() -> None:
     peer.gone = True
     watched.probes.broke("p1")
     assert await watched.next_change() == ("p1", False)
+    await watched.probes.close()
+    await watched.links.close()
+
+
+async def test_a_server_that_is_no_pod_is_not_the_peer_and_it_is_asked_again(watched: Watched) -> None:
+    watched.peer.foreign = b"\xff\xff"
+    assert await watched.next_change() == ("p1", False)
+    watched.peer.foreign = None
+    assert await watched.next_change() == ("p1", True)
+
+
+async def test_calls_that_keep_breaking_do_not_keep_the_probe_from_its_answer() -> None:
+    peer = Peer()
+    watched = Watched(peer)
+    watched.probes._interval_s = 3600.0
+    watched.follow(POD)
+    peer.awake.clear()
+    for _ in range(50):
+        watched.probes.broke("p1")
+        await asyncio.sleep(0)
+    assert peer.asked == 1
+    peer.gone = True
+    assert await watched.next_change() == ("p1", False)
+    peer.asked = 0
+    watched.probes.broke("p1")
+    await asyncio.sleep(0)
+    assert peer.asked == 0, "that it is out is known"
+    await watched.probes.close()
+    await watched.links.close()
+
+
+async def test_a_broken_line_is_looked_into_in_a_pool_too_large_to_watch_every_pod() -> None:
+    peer = Peer()
+    watched = Watched(peer)
+    watched.probes._interval_s = 3600.0
+    watched.follow(*(Pod(f"p{number}", "one", f"h:{number}") for number in range(200)))
+    await asyncio.sleep(0)
+    peer.gone = True
+    for number in range(200):
+        watched.probes.broke(f"p{number}")
+    for _ in range(200):
+        assert not (await watched.next_change())[1]
+    assert len(watched.probes.down) == 200
     await watched.probes.close()
     await watched.links.close()
 
