@@ -135,7 +135,7 @@ class Settings(BaseSettings):
         ge=0,
         le=100,
         description="Hot models that a new pod of a running pool loads before it is ready, so that a release that "
-        "cannot load stops itself; 0: none.",
+        "cannot load stops itself. 0: none, for pods that lack other pods' frameworks on purpose.",
     )
     bootstrap_timeout_s: float = Field(
         60.0, gt=0, description="Longest time for those trial loads; what is not loaded then does not count."

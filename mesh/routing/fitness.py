@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from itertools import islice
 
+from cache.types import RefusalKind
 from mesh.loading import Loading, Refused
 from mesh.routing.links import Links
 from mesh.serving import wanted
@@ -20,7 +22,8 @@ from mesh.wire.errors import InvalidMessage
 from mesh.wire.generated import hexcomb_pb2
 from placement.membership import Membership
 from placement.policy.bootstrap import BootstrapLimits, KeepTrying, NeverReady, Ready, TrialLoad, judge_bootstrap
-from placement.policy.snapshot import ModelName, Pod
+from placement.policy.snapshot import ModelFacts, ModelName, Pod
+from placement.records import ModelRecord
 from placement.registry import Registry
 
 log = logging.getLogger("hexcomb.fitness")
@@ -30,6 +33,8 @@ ASKED_MAX = 3
 """Pods that are asked to dial back before their answer is believed."""
 CANDIDATES_MAX = 16
 """Models that are tried, at most; some of them may fail everywhere."""
+
+_FAILURES = frozenset({RefusalKind.LOAD_FAILED_PERMANENT, RefusalKind.LOAD_FAILED_TRANSIENT})
 
 
 class Fitness:
@@ -42,6 +47,7 @@ class Fitness:
         registry: Registry,
         links: Links,
         loading: Loading,
+        facts_of: Callable[[ModelRecord], ModelFacts],
         *,
         trials: int,
         timeout_s: float,
@@ -52,6 +58,7 @@ class Fitness:
         self._registry = registry
         self._links = links
         self._loading = loading
+        self._facts_of = facts_of
         self._trials_wanted = trials
         self._timeout_s = timeout_s
         self._clock = clock
@@ -114,7 +121,7 @@ class Fitness:
             await self._try(candidates.pop(0), ends_s)
 
     def _candidates(self) -> list[ModelName]:
-        """Models that others serve, hottest first, that were not tried."""
+        """Models that others serve and this pod has to be able to, hottest first, that were not tried."""
         view = self._membership.view
         heat: dict[ModelName, float] = {}
         for pod in view.pods.values():
@@ -126,7 +133,20 @@ class Fitness:
             for name, copies in view.copies.items()
             if name not in tried and any(copy.servable and copy.pod != self._own_pod for copy in copies)
         ]
-        return sorted(served, key=lambda name: (-heat.get(name, 0.0), name))[:CANDIDATES_MAX]
+        served.sort(key=lambda name: (-heat.get(name, 0.0), name))
+        return list(islice(filter(self._is_for_here, served), CANDIDATES_MAX))
+
+    def _is_for_here(self, name: ModelName) -> bool:
+        """Whether a failure would be this pod's fault: the model fits, no label is lacking, and no pod died of it.
+
+        A framework that is missing is its fault: a release may have lost it.
+        """
+        record, view = self._registry.model(*name), self._membership.view
+        own = view.pods.get(self._own_pod)
+        if record is None or own is None or name in view.suspicions:
+            return False
+        facts = self._facts_of(record)
+        return facts.labels_required <= own.labels and facts.size_bytes <= own.capacity_bytes - own.pinned_bytes
 
     async def _try(self, name: ModelName, ends_s: float) -> None:
         record = self._registry.model(*name)
@@ -136,8 +156,10 @@ class Fitness:
         try:
             resident = await self._loading.wait_servable(wanted(record), ends_s)
         except Refused as refused:
-            loaded, message = False, str(refused)
-            permanent = refused.refusal.retry_after_s is None
+            kind = refused.refusal.kind
+            if kind not in _FAILURES:
+                return  # no room, or no time: that says nothing of what this pod is able to do
+            loaded, permanent, message = False, kind is RefusalKind.LOAD_FAILED_PERMANENT, str(refused)
         else:
             resident.let_go()
         elsewhere = any(copy.pod != self._own_pod for copy in self._membership.view.holders(name, record.generation))

@@ -234,6 +234,7 @@ class PoolSide:
                 self._registry,
                 self.links,
                 self._loading,
+                self.facts_of,
                 trials=self._settings.bootstrap_trials,
                 timeout_s=self._settings.bootstrap_timeout_s,
                 clock=self._world.clock,
@@ -433,13 +434,10 @@ class PoolSide:
 
     def _take_unload(self, order: UnloadOrder) -> None:
         key = ModelKey(*order.name, order.generation)
-        others = [
-            copy.pod
-            for copy in self.membership.view.holders(order.name, order.generation)
-            if copy.pod != self.name and copy.pod in self.router.healthy()
-        ]
-        if not others:
-            raise PeerError(self.name, f"its copy of {order.name} is the last one that answers")
+        view, healthy = self.membership.view, self.router.healthy()
+        others = (view.pods.get(copy.pod) for copy in view.holders(order.name, order.generation))
+        if not any(p is not None and p.id != self.name and p.id in healthy and not p.draining for p in others):
+            raise PeerError(self.name, f"its copy of {order.name} is the last one that answers and stays")
         log.info("ordered to let go of %s: %s", order.name, order.reason)
         self._loading.send(EvictRequest(key))
 
