@@ -6,6 +6,7 @@ and checks the value, so that the command line, the environment and the document
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from pathlib import Path
@@ -76,10 +77,15 @@ def _settings_error(error: Any) -> str:
         if detail["loc"]:
             name = str(detail["loc"][0])
             flag, variable = "--" + name.replace("_", "-"), "HEXCOMB_" + name.upper()
-            lines.append(f"{flag} ({variable}): {message[:1].lower()}{message[1:]}; found {detail['input']!r}")
+            lines.append(f"{flag} ({variable}): {message[:1].lower()}{message[1:]}; found {_shown(detail['input'])}")
         else:
             lines.append(message)
     return "; ".join(lines)
+
+
+def _shown(value: Any) -> str:
+    """The value that was given, less the password that a store's address may hold."""
+    return re.sub("//.*@", "//...@", repr(value))
 
 
 def _unit(name: str, annotation: Any) -> str:

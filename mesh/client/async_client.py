@@ -202,6 +202,6 @@ class AsyncClient:
         """Forget what is held against a model: deaths of pods that it was seen at, and failed loads."""
         return await self.call(operations.release(model_id))
 
-    async def drain_pod(self, pod: str = "") -> bool:
-        """Have a pod hand over its models and stop (empty: the one that answers). Whether it was draining already."""
+    async def drain_pod(self, pod: str) -> bool:
+        """Have a pod hand over its models and stop. Whether it was draining already."""
         return (await self.call(operations.drain_pod(pod))).was_draining

@@ -217,8 +217,8 @@ class Client:
         """Forget what is held against a model: deaths of pods that it was seen at, and failed loads."""
         return self.call(operations.release(model_id))
 
-    def drain_pod(self, pod: str = "") -> bool:
-        """Have a pod hand over its models and stop (empty: the one that answers). Whether it was draining already."""
+    def drain_pod(self, pod: str) -> bool:
+        """Have a pod hand over its models and stop. Whether it was draining already."""
         return self.call(operations.drain_pod(pod)).was_draining
 
 

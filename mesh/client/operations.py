@@ -257,6 +257,9 @@ def release(model_id: str) -> Operation[hexcomb_pb2.ModelDescription]:
 
 
 def drain_pod(pod: str) -> Operation[hexcomb_pb2.DrainPodResponse]:
+    """By name: a call for whichever pod is asked, tried once more elsewhere, would drain two."""
+    if not pod:
+        raise InvalidRequest("name the pod that is to be drained", StatusCode.INVALID_ARGUMENT)
     return _plain(messages.DRAIN_POD, hexcomb_pb2.DrainPodRequest(pod=pod))
 
 

@@ -76,6 +76,13 @@ def test_a_wrong_setting_is_named_and_nothing_starts(
     assert not served
 
 
+def test_a_wrong_store_address_is_shown_without_its_password(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "--store", "etcd://pool:hunter2@store-1:99999/prefix"]) == 2
+    said = capsys.readouterr().err
+    assert "store-1:99999" in said
+    assert "hunter2" not in said
+
+
 def test_a_pod_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     import mesh.node
 
