@@ -40,6 +40,7 @@ from mesh.simulation.scenario import Fault, Scenario
 from mesh.simulation.store import StoreServer
 from mesh.simulation.virtual_loop import Life, VirtualLoop
 from mesh.simulation.workload import Workload
+from mesh.transport.base import StatusCode
 from placement import keys
 from placement.policy.snapshot import ModelName
 from placement.store.base import Put
@@ -49,10 +50,20 @@ STORY_LINES_MAX = 400
 BOOT_LIMIT_S = 120
 SETTLE_EXTRA_S = 10.0
 """Beyond four lease ttls: how long the pool may take to come to rest once everything is mended."""
+REFUSALS = (
+    StatusCode.INVALID_ARGUMENT,
+    StatusCode.NOT_FOUND,
+    StatusCode.ALREADY_EXISTS,
+    StatusCode.FAILED_PRECONDITION,
+    StatusCode.ABORTED,
+)
+"""Answers to a change that say that it was not made; after any other, nobody knows."""
 CRASH_LOOP_S = (1.0, 2.0, 4.0, 8.0)
 """How long a machine waits before it starts a pod again that has killed itself, by how often it did lately."""
 TROUBLE_EVERY_STEPS = 16
 COLLECT_EVERY_STEPS = 8_000
+VIRTUAL_LIMIT_S = 1_800.0
+"""A run of 10,000 steps takes a minute or two."""
 BURNT_REVISIONS = 1_000
 """Revisions that a store has behind it at the start: one that is wiped begins at 1, which then differs for certain."""
 
@@ -211,6 +222,8 @@ class Simulation:
             raise Violation("no error goes unhandled", "; ".join(self.loop.mishaps[:3]))
         if self.violation is not None:
             raise self.violation
+        if self.loop.time() > VIRTUAL_LIMIT_S:
+            raise Violation("a run ends", f"it has not after {VIRTUAL_LIMIT_S:.0f} s")
         if self.loop.steps >= self._last_step and not self._steps_done.done():
             self._steps_done.set_result(None)
 
@@ -391,7 +404,7 @@ class Simulation:
         """One prediction, from this pod."""
         return await self._clients.infer(pod.machine, name, timeout_s)
 
-    async def manage(self, tenant: str, operation: Operation[object], timeout_s: float) -> bool:
+    async def manage(self, tenant: str, operation: Operation[object], timeout_s: float) -> bool | None:
         """One change, at any pod that says it is ready."""
         pod = self._pick()
         if pod is None:
@@ -399,7 +412,7 @@ class Simulation:
         outcome = await self._clients.manage(pod.machine, tenant, operation, timeout_s)
         if isinstance(outcome, Failed):
             self.note(f"{operation.path.rpartition('/')[2]} at {pod.incarnation}: {outcome.status.name}")
-            return False
+            return False if outcome.status in REFUSALS else None
         return True
 
 

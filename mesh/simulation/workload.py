@@ -40,8 +40,28 @@ class Pool(Protocol):
     async def infer(self, name: ModelName, timeout_s: float | None) -> object:
         """One prediction."""
 
-    async def manage(self, tenant: str, operation: Operation[object], timeout_s: float) -> bool:
-        """One change; whether it was done."""
+    async def manage(self, tenant: str, operation: Operation[object], timeout_s: float) -> bool | None:
+        """One change; whether it was done. None: nobody knows."""
+
+    def now_s(self) -> float:
+        """The time of this pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """What the pool last said to have done with a name; `uri` None: it was unregistered."""
+
+    uri: str | None
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    kind: str
+    name: ModelName
+    operation: Operation[object]
+    uri: str | None = None
+    """That the name has afterwards, if the change says so."""
 
 
 @dataclass(slots=True)
@@ -75,22 +95,42 @@ class Workload:
         )
         self._requests_per_s = scenario.requests_per_s
         self._crowd: ModelName | None = None
+        self.acknowledged: dict[ModelName, Acknowledged] = {}
+        """Names whose state is known for certain: their last change was answered."""
+        self.forced: dict[tuple[ModelName, str], None] = {}
+        """(alias, target) that was to be switched to at once, served or not."""
 
     # What is registered ---------------------------------------------------------------------------------------------
 
     async def register_first(self) -> None:
         """All models that the run begins with. Repeats what fails: without models there is nothing to see."""
         for _ in range(self._scenario.models):
-            name = self._new_name()
-            await self._insist(name.tenant, self._registration(name, {}))
+            await self._insist(self._registration("register", self._new_name(), {}))
         for _ in range(max(1, self._scenario.models // 8)):
-            await self._insist(*self._set_alias(self._changes))
+            await self._insist(self._set_alias(self._changes))
 
-    async def _insist(self, tenant: str, operation: Operation[object]) -> None:
+    async def _insist(self, change: _Change) -> None:
         for _ in range(INSIST_TRIES_MAX):
-            if await self._pool.manage(tenant, operation, CHANGE_TIMEOUT_S):
+            if await self._make(change):
                 return
             await asyncio.sleep(0.5)
+
+    async def _make(self, change: _Change) -> bool:
+        """Send one change, and remember what came of it."""
+        before = self.acknowledged.pop(change.name, None)
+        done = await self._pool.manage(change.name.tenant, change.operation, CHANGE_TIMEOUT_S)
+        now_s = self._pool.now_s()
+        if done is False:
+            after = before
+        elif done and change.kind in ("register", "replace", "copies", "unregister"):
+            after = Acknowledged(change.uri, now_s)
+        elif done and before is not None:
+            after = Acknowledged(before.uri, now_s)
+        else:
+            after = None
+        if after is not None:
+            self.acknowledged[change.name] = after
+        return bool(done)
 
     def _new_name(self) -> ModelName:
         tenant = f"t{self._changes.randrange(self._scenario.tenants)}"
@@ -98,14 +138,15 @@ class Workload:
         self._names.insert(self._changes.randint(0, len(self._names)), name)
         return name
 
-    def _registration(self, name: ModelName, fields: dict[str, object]) -> Operation[object]:
+    def _registration(self, kind: str, name: ModelName, fields: dict[str, object]) -> _Change:
         """Registers a name with a new content."""
         uri = f"file:///sim/{name.tenant}-{name.id}-{next(self._versions)}"
         self._contents.publish(uri, self._draw_content(self._changes))
         spec: SpecFields = {"uri": uri}
         spec.update(fields)  # type: ignore[typeddict-item]
         self._specs[name] = spec
-        return operations.register(operations.registration(name.id, **spec))  # type: ignore[return-value]
+        operation = operations.register(operations.registration(name.id, **spec))
+        return _Change(kind, name, operation, uri)  # type: ignore[arg-type]
 
     def _draw_content(self, random: Random) -> Content:
         scenario = self._scenario
@@ -176,21 +217,20 @@ class Workload:
         random = self._changes
         while True:
             await asyncio.sleep(random.expovariate(1 / self._scenario.changes_every_s))
-            kind, tenant, operation = self._draw_change(random)
-            self.counts.changes[kind] = self.counts.changes.get(kind, 0) + 1
-            await self._pool.manage(tenant, operation, CHANGE_TIMEOUT_S)
+            change = self._draw_change(random)
+            self.counts.changes[change.kind] = self.counts.changes.get(change.kind, 0) + 1
+            await self._make(change)
             if len(self._names) > 1 and random.random() < DRIFT_SHARE:
                 one, other = random.randrange(len(self._names)), random.randrange(len(self._names))
                 self._names[one], self._names[other] = self._names[other], self._names[one]
 
-    def _draw_change(self, random: Random) -> tuple[str, str, Operation[object]]:
+    def _draw_change(self, random: Random) -> _Change:
         kind = weighted(
             random, (("register", 2.0), ("replace", 3.0), ("unregister", 1.0), ("alias", 3.0), ("drop alias", 0.5),
                      ("pin", 0.5), ("unpin", 0.5), ("copies", 0.7))
         )  # fmt: skip
         if kind == "register" or len(self._names) < 4:
-            name = self._new_name()
-            return "register", name.tenant, self._registration(name, {})
+            return self._registration("register", self._new_name(), {})
         name = self._names[random.randrange(len(self._names))]
         match kind:
             case "replace" | "copies":
@@ -199,19 +239,19 @@ class Workload:
                 fields: dict[str, object] = {"if_generation": random.choice((1, 1, 2, 3))}
                 if kind == "copies":
                     fields["copies_min"] = min(2, self._scenario.pods)
-                return kind, name.tenant, self._registration(name, fields)
+                return self._registration(kind, name, fields)
             case "unregister":
                 self._names.remove(name)
-                return kind, name.tenant, operations.unregister(name.id)  # type: ignore[return-value]
+                return _Change(kind, name, operations.unregister(name.id))  # type: ignore[arg-type]
             case "drop alias" if self._aliases:
                 alias = self._aliases.pop(random.randrange(len(self._aliases)))
-                return kind, alias.tenant, operations.delete_alias(alias.id, "")  # type: ignore[return-value]
+                return _Change(kind, alias, operations.delete_alias(alias.id, ""))  # type: ignore[arg-type]
             case "pin" | "unpin":
-                return kind, name.tenant, operations.set_pinned(name.id, kind == "pin")  # type: ignore[return-value]
+                return _Change(kind, name, operations.set_pinned(name.id, kind == "pin"))  # type: ignore[arg-type]
             case _:
-                return "alias", *self._set_alias(random)
+                return self._set_alias(random)
 
-    def _set_alias(self, random: Random) -> tuple[str, Operation[object]]:
+    def _set_alias(self, random: Random) -> _Change:
         target = self._names[random.randrange(len(self._names))]
         mine = [alias for alias in self._aliases if alias.tenant == target.tenant]
         if mine and random.random() < 0.7:
@@ -219,5 +259,7 @@ class Workload:
         else:
             alias = ModelName(target.tenant, f"a{next(self._ids):03d}")
             self._aliases.append(alias)
-        fields: operations.AliasFields = {"force": random.random() < 0.1}
-        return alias.tenant, operations.set_alias(alias.id, target.id, fields)  # type: ignore[return-value]
+        force = random.random() < 0.1
+        if force:
+            self.forced[(alias, target.id)] = None
+        return _Change("alias", alias, operations.set_alias(alias.id, target.id, {"force": force}))  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from mesh.simulation.pod import SimulatedPod
 from mesh.simulation.scenario import Scenario
 from mesh.simulation.store import StoreServer
 from mesh.simulation.virtual_loop import Life
+from mesh.simulation.workload import Workload
 
 
 class Run(Protocol):
@@ -21,6 +22,7 @@ class Run(Protocol):
     network: Network
     store: StoreServer
     contents: Contents
+    workload: Workload
     last_trouble_s: float
     """When a pod, or the network, was last seen in trouble. The store's troubles do not count: a pool must live with
     them."""

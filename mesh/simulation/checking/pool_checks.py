@@ -30,8 +30,6 @@ class PoolChecks:
 
     def __init__(self, run: Run, store: StoreTruth, serving: ServingTruth) -> None:
         self.counts: Counter[str] = Counter()
-        self.forced: dict[tuple[ModelName, str], None] = {}
-        """(alias, target) that somebody asked to be switched to at once."""
         self._run = run
         self._store = store
         self._serving = serving
@@ -113,7 +111,7 @@ class PoolChecks:
         alias = ModelName(after.tenant, after.id)
         old, new = ModelName(after.tenant, before.active), ModelName(after.tenant, after.active)
         since_s = self._run.now_s() - SWITCH_LAG_S
-        if (alias, after.active) in self.forced or self._serving.served_within(new, since_s):
+        if (alias, after.active) in self._run.workload.forced or self._serving.served_within(new, since_s):
             return
         if self._serving.held_since(old, since_s):
             raise Violation(

@@ -25,6 +25,10 @@ from placement.pool_records import copy_from_json, leader_from_json
 
 LOOK_AGAIN_S = 0.37
 LOOKS_MAX = 40
+NOT_YET_SEEN_S = 15.0
+"""A change is in the views of other pods after this, so that it outlives the store and the pod that made it."""
+RESTORED_WITHIN_S = 60.0
+"""While names are being written back after a wipe, one that is unregistered may come back."""
 PATIENCE_S = 60.0
 """For one model, with nothing else going on."""
 AT_ONCE = 4
@@ -40,6 +44,7 @@ class RestChecks:
 
     def __init__(self, run: Run, store: StoreTruth, infer: Infer) -> None:
         self.served_at_rest = 0
+        self.acknowledged_at_rest = 0
         self._run = run
         self._store = store
         self._infer = infer
@@ -50,6 +55,7 @@ class RestChecks:
         self._check_pods()
         await self._until_right(self._check_views)
         await self._until_right(self._check_leader)
+        self._check_acknowledged()
         names = [name for name in self._store.models if self._can_be_served(name)]
         aliases = [
             name for name, alias in self._store.aliases.items() if self._can_be_served(name._replace(id=alias.active))
@@ -126,6 +132,22 @@ class RestChecks:
         leading = [pod.incarnation for pod in self._run.pods.values() if pod.service.is_leader]
         if leading != [holder]:
             raise Violation("there is one leader", f"{leading} lead; the store says {holder!r}")
+
+    def _check_acknowledged(self) -> None:
+        """What the pool said to have registered is registered, and what it said to have unregistered is not."""
+        for name, said in self._run.workload.acknowledged.items():
+            if name in self._store.aliases or any(
+                wiped_s - NOT_YET_SEEN_S < said.at_s < wiped_s + RESTORED_WITHIN_S for wiped_s in self._store.wiped_s
+            ):
+                continue
+            record = self._store.models.get(name)
+            uri = None if record is None else record.spec.uri
+            if uri != said.uri:
+                raise Violation(
+                    "what was acknowledged stays so",
+                    f"{name}: {said.uri or 'unregistered'} was acknowledged at {said.at_s:.3f} s, {uri} is stored",
+                )
+            self.acknowledged_at_rest += 1
 
     def _can_be_served(self, name: ModelName) -> bool:
         record = self._store.models.get(name)
