@@ -77,33 +77,36 @@ class Losses:
         found = [
             Death(pod, incarnation, LOADING if incarnation in loading else RUNNING, at_s) for pod, incarnation in deaths
         ]
-        await self._report(name, generation, found)
+        written = await self._report(name, generation, found)
+        if written is not None:
+            await self._wait_known(name, written)
 
     async def report(self, last: LastFlight) -> None:
-        """What was in use when the process before this one died."""
+        """What was in use when the process before this one died: perhaps hundreds of models, so none is waited for."""
         at_s = self._wall_clock()
         for key in last.in_use:
             death = Death(last.pod, last.incarnation, RUNNING, at_s)
             await self._report(ModelName(key.tenant, key.model_id), key.generation, [death])
 
-    async def _report(self, name: ModelName, generation: int, deaths: Sequence[Death]) -> None:
+    async def _report(self, name: ModelName, generation: int, deaths: Sequence[Death]) -> Suspicion | None:
+        """What was written; None: nothing was."""
         for _ in range(WRITES_MAX):
             before: Suspicion | None = self._membership.view.suspicions.get(name)
             # The leader may have told the same deaths already, from intents that it has taken away since.
             told = {(death.pod, death.incarnation) for death in before.deaths} if before is not None else set()
             after = judge(before, generation, [d for d in deaths if (d.pod, d.incarnation) not in told])
             if after == before:
-                return
+                return None
             try:
                 if await self._membership.write_suspicion(name, after):
                     log.warning("model %s was in use when pods died (%s)", name, ", ".join(d.pod for d in deaths))
-                    await self._wait_known(name, after)
-                    return
+                    return after
             except StoreError as error:
                 log.warning("deaths that model %s was seen at are not recorded: %s", name, error)
-                return
+                return None
+        return None
 
-    async def _wait_known(self, name: ModelName, suspicion: Suspicion | None) -> None:
+    async def _wait_known(self, name: ModelName, suspicion: Suspicion) -> None:
         """Until this pod's own view has it, so that the request which brought it to light heeds it, too."""
         changed = asyncio.Event()
         stop = self._membership.on_change(lambda changes: changed.set())

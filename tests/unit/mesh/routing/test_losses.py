@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from cache.types import ModelKey
+from mesh.flight_recorder import LastFlight
 from mesh.routing.losses import Losses
 from mesh.transport.base import Call
 from placement.policy.quarantine import LOADING, RUNNING
@@ -17,17 +19,21 @@ RETRIED = Call("/infer", b"", (("hexcomb-previous-attempts", "2"),))
 
 
 class Pool:
-    """A membership that keeps suspicions and shows them at once."""
+    """A membership that keeps suspicions and shows them at once, unless its watch is `late`."""
 
-    def __init__(self, *intents: Intent) -> None:
+    def __init__(self, *intents: Intent, late: bool = False) -> None:
         self.view = PoolView()
+        self.late = late
+        self.written: list[ModelName] = []
         self.intents = tuple((NAME, intent) for intent in intents)
 
     def on_change(self, listener: Callable[[Any], None]) -> Callable[[], None]:
         return lambda: None
 
     async def write_suspicion(self, name: ModelName, suspicion: Suspicion) -> bool:
-        self.view = PoolView(suspicions={name: suspicion})
+        self.written.append(name)
+        if not self.late:
+            self.view = PoolView(suspicions={name: suspicion})
         return True
 
     @property
@@ -80,3 +86,11 @@ async def test_a_retried_request_waits_for_the_probes_to_find_the_second_loss() 
     await heeding
     assert pool.suspicion is not None
     assert pool.suspicion.verdict is Verdict.QUARANTINED
+
+
+async def test_a_restarted_pod_does_not_wait_for_the_view_of_each_model_that_was_in_use() -> None:
+    pool = Pool(late=True)
+    in_use = tuple(ModelKey("t", f"m{number}", 1) for number in range(300))
+    async with asyncio.timeout(1):
+        await losses_of(pool).report(LastFlight("p1", "p1-0", in_use))
+    assert len(pool.written) == 300
