@@ -29,7 +29,7 @@ from cache.types import ModelKey
 log = logging.getLogger("hexcomb.flight")
 
 SLOT_BYTES = 512
-"""Longer names are cut: they are recorded by what fits, and a cut name is not read back."""
+"""Copies with longer names go unrecorded."""
 HEADER_BYTES = 4096
 SLOTS = 16_384
 """Copies in this process that can be recorded at once; the file is sparse. Further ones go unrecorded."""
@@ -74,8 +74,8 @@ class FlightRecorder:
         return position
 
     def give_back(self, position: int) -> None:
-        """The copy has gone."""
-        if position > HEADER_BYTES:
+        """The copy has gone, perhaps after the pod had stopped."""
+        if position > HEADER_BYTES and not self.bytes.closed:
             self.bytes[position : position + 3] = b"\0\0\0"
             self._free.append((position - HEADER_BYTES) // SLOT_BYTES)
 

@@ -122,7 +122,7 @@ class PoolHooks:
     before_load: Callable[[ModelKey], Awaitable[None]] = _no_wait
     """Awaited before a model is fetched; bounded by whoever implements it."""
     resident_changed: Callable[[Resident, bool], None] = lambda resident, here: None
-    """A copy in this process was loaded (True), or is about to leave (False)."""
+    """A copy was loaded (True), or has left (False)."""
 
 
 @dataclass(slots=True)
@@ -467,6 +467,7 @@ class Loading:
             log.exception("unloading %s failed", key)
             return UnloadFailed(copy_id, f"{type(error).__name__}: {error}")
         del self._residents[copy_id]
+        self._hooks.resident_changed(resident, False)
         self._staging.release(resident.artifact)
         self._heap.freed(resident.size.host_bytes)
         self._telemetry.unloaded(resident.format, self._clock() - began)

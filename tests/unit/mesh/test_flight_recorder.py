@@ -70,3 +70,10 @@ def test_a_name_too_long_for_a_slot_goes_unrecorded(tmp_path: Path) -> None:
 def test_a_damaged_file_is_no_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE_NAME).write_bytes(content)
     assert read_last_flight(tmp_path) is None
+
+
+def test_a_copy_that_leaves_after_the_end_is_no_error(tmp_path: Path) -> None:
+    recorder = FlightRecorder(tmp_path, "p1", "one")
+    slot = recorder.take(A)
+    recorder.close()
+    recorder.give_back(slot)

@@ -21,7 +21,7 @@ from cache.events import Crashed, Drain, EvictRequest, Forgive, Retire
 from cache.limits import CacheLimits
 from cache.machine import CacheMachine
 from cache.types import Bytes, CopyState, ModelKey, RefusalKind, WantedModel
-from mesh.loading import HOST_MEMORY, Loading, Refused
+from mesh.loading import HOST_MEMORY, Loading, PoolHooks, Refused
 from mesh.settings import Settings
 from mesh.staging import Staging
 from mesh.telemetry import Telemetry
@@ -61,6 +61,7 @@ class Pod:
         self.adapter = FakeAdapter()
         self.records: dict[ModelKey, ModelRecord] = {}
         self.servable: list[ModelKey] = []
+        self.resident: list[tuple[str, bool]] = []
         self.cache = CacheMachine(
             CacheLimits(
                 capacity=Bytes.of(HOST_MEMORY, CAPACITY_BYTES),
@@ -80,6 +81,9 @@ class Pod:
             device=CPU,
             record_of=self.records.get,
             on_loaded=self.servable.append,
+            hooks=PoolHooks(
+                resident_changed=lambda resident, here: self.resident.append((resident.copy.key.model_id, here))
+            ),
         )
 
     def register(self, model_id: str, spec: FakeSpec | None = None, generation: int = 1, **fields: Any) -> WantedModel:
@@ -460,3 +464,11 @@ async def test_content_that_has_loaded_before_is_tried_once_more_at_once(pod: Po
     await pod.load(model)
     assert pod.adapter.count("load", "m") == 3
     assert pod.loading.counts.load_failures == 0
+
+
+async def test_the_pool_hears_of_copies_that_come_and_of_copies_that_go(pod: Pod) -> None:
+    model = pod.register("m")
+    await pod.load(model)
+    assert pod.resident == [("m", True)]
+    pod.loading.send(EvictRequest(model.key))
+    await pod.wait_until(lambda: pod.resident == [("m", True), ("m", False)], "its slot is not given back")
