@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -78,21 +79,25 @@ def drain(target: Target, pod: str, wait: bool, wait_timeout_s: float) -> None:
     The pod takes requests until the models that were used lately serve elsewhere, or its grace time has passed.
     """
     with connected(target, _HINT) as client:
-        answering = client.pod_status()[0].pod
+        known = client.pod_status()
         was_draining = client.drain_pod(pod)
         if not target.as_json:
             print_line(f"{pod}: {'was draining already' if was_draining else 'draining'}")
         if wait:
-            _wait_stopped(client, target, pod, wait_timeout_s, is_asked=answering == pod)
+            _wait_stopped(client, target, pod, wait_timeout_s, known)
             if not target.as_json:
                 print_line(f"{pod}: stopped")
     if target.as_json:
         print_json({"pod": pod, "was_draining": was_draining, "stopped": wait})
 
 
-def _wait_stopped(client: Client, target: Target, pod: str, timeout_s: float, *, is_asked: bool) -> None:
+def _wait_stopped(client: Client, target: Target, pod: str, timeout_s: float, before: Sequence[Any]) -> None:
+    """`before`: the pods when the drain was ordered, the one that answered first."""
     from mesh.client.errors import Unavailable
 
+    is_asked = before[0].pod == pod
+    # A pod may be started again at once under its old name. What others remember of it has another clock.
+    started_at_ms = next((one.started_at_ms for one in before if one.pod == pod and one.reachable), 0)
     ends_s = time.monotonic() + timeout_s
     console = stderr_console()
     shown: Any = console.status("") if sys.stderr.isatty() and not target.as_json else None
@@ -106,7 +111,7 @@ def _wait_stopped(client: Client, target: Target, pod: str, timeout_s: float, *,
                 if is_asked:
                     return  # it was the one that we asked, and it has gone
                 raise
-            if known is None:
+            if known is None or (started_at_ms and known.reachable and known.started_at_ms != started_at_ms):
                 return
             if shown is not None:
                 shown.update(f"{known.models_resident} models there, {known.requests_in_flight} requests in flight")

@@ -158,6 +158,7 @@ def test_options_before_drain_mean_the_same_as_after_it(server: Server, capsys: 
     [
         [[pod("a"), pod("b")], [pod("a"), pod("b", draining=True)], [pod("a")]],
         [[pod("b"), pod("a")], [pod("b", draining=True)], Unavailable("cannot reach it", StatusCode.UNAVAILABLE)],
+        [[pod("a"), pod("b", started_at_ms=1)], [pod("a"), pod("b", started_at_ms=2)]],
     ],
 )
 def test_waiting_for_a_drain_ends_when_the_pod_has_gone(
@@ -169,7 +170,8 @@ def test_waiting_for_a_drain_ends_when_the_pod_has_gone(
 
 
 def test_waiting_for_a_drain_that_does_not_end_fails(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    server.looks = [[pod("a"), pod("b", draining=True)]]
+    silent = pod("b", started_at_ms=2, reachable=False)
+    server.looks = [[pod("a"), pod("b", draining=True, started_at_ms=1)], [pod("a"), silent]]
     assert run(["pods", "drain", "b", "--wait", "--wait-timeout", "0.01"]) == 1
     assert "b is still there after 0.01 s" in capsys.readouterr().err
 
