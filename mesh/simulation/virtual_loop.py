@@ -35,7 +35,11 @@ from weakref import WeakSet
 T = TypeVar("T")
 
 CALLBACKS_PER_INSTANT_MAX = 200_000
-"""More callbacks than this without time moving are a loop without end."""
+"""More callbacks than this while time hardly moves are a loop without end."""
+INSTANT_S = 1e-3
+TICK_S = 1e-9
+"""What a timer takes that is due at once. Time that stood quite still would let whoever sets a timer again, because it
+rang a rounding error too early, do so for ever."""
 _PURGE_MIN = 512
 """Cancelled timers are removed once there are this many and they are half of all."""
 
@@ -134,6 +138,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.mishaps: list[str] = []
         """What callbacks and tasks raised and nobody caught."""
         self._now_s = 0.0
+        self._instant_ends_s = 0.0
+        self._callbacks = 0
+        """That ran in this instant."""
         self._soon: deque[asyncio.Handle] = deque()
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._timer_ids = itertools.count()
@@ -214,7 +221,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         """Everything at this instant; then the checkers; then on to the next instant."""
-        soon, left = self._soon, CALLBACKS_PER_INSTANT_MAX
+        soon = self._soon
         while soon:
             handle = soon.popleft()
             if handle._cancelled:
@@ -227,8 +234,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
             handle._run()
             if self._stopping:
                 return
-            left -= 1
-            if not left:
+            self._callbacks += 1
+            if self._callbacks > CALLBACKS_PER_INSTANT_MAX:
                 raise Livelock(
                     f"{CALLBACKS_PER_INSTANT_MAX:,} callbacks ran at {self._now_s:.6f} s and more are waiting; "
                     f"the last was {handle!r}"
@@ -247,7 +254,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
             process = handle._context.get(_PROCESS)  # type: ignore[attr-defined]
             if process is not None and process.life is Life.DEAD:
                 continue
-            self._now_s = max(self._now_s, when_s)
+            self._now_s = when_s if when_s > self._now_s else self._now_s + TICK_S
+            if self._now_s > self._instant_ends_s:
+                self._instant_ends_s = self._now_s + INSTANT_S
+                self._callbacks = 0
             self.steps += 1
             self._soon.append(handle)
             return

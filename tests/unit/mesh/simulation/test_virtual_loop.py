@@ -22,9 +22,9 @@ async def tell(log: list[tuple[float, str]], word: str, loop: VirtualLoop, every
     try:
         while True:
             await asyncio.sleep(every_s)
-            log.append((loop.time(), word))
+            log.append((round(loop.time(), 6), word))
     finally:
-        log.append((loop.time(), f"{word} says goodbye"))
+        log.append((round(loop.time(), 6), f"{word} says goodbye"))
 
 
 def test_an_hour_passes_at_once(loop: VirtualLoop) -> None:
@@ -153,6 +153,35 @@ def test_callbacks_without_end_are_noticed(loop: VirtualLoop) -> None:
 
     with pytest.raises(Livelock):
         loop.run(main())
+
+
+def test_timers_that_set_themselves_again_for_now_are_noticed(loop: VirtualLoop) -> None:
+    async def main() -> None:
+        def again() -> None:
+            asyncio.get_running_loop().call_later(0, again)
+
+        again()
+        await asyncio.sleep(1)
+
+    with pytest.raises(Livelock):
+        loop.run(main())
+
+
+def test_a_timer_that_rings_a_rounding_error_early_rings_again_and_then_in_time(loop: VirtualLoop) -> None:
+    since_s, lasts_s = 0.1, 0.2  # 0.1 + 0.2 - 0.1 < 0.2
+    rung: list[float] = []
+
+    async def main() -> None:
+        def look() -> None:
+            rung.append(loop.time())
+            if loop.time() - since_s < lasts_s:
+                loop.call_later(since_s + lasts_s - loop.time(), look)
+
+        loop.call_at(since_s + lasts_s, look)
+        await asyncio.sleep(1)
+
+    loop.run(main())
+    assert len(rung) < 5
 
 
 def test_waiting_for_what_nothing_will_bring_is_noticed(loop: VirtualLoop) -> None:
