@@ -75,20 +75,20 @@ class RequestChecks:
             return "the pod that was asked was stopped, frozen or leaving"
         if failed.status is StatusCode.NOT_FOUND and (reason := self._unregistered(answered, asked)):
             return reason
-        models = self._current_models(answered.name)
         known_s = self._known_s(answered, asked)
+        models = self._possible_models(answered.name, known_s)
         if not all(self._is_sound(model, known_s) for model in models):
             return "its artifact is bad, or was a moment ago"
         patience_s = float("inf") if answered.deadline_s is None else answered.deadline_s - began_s
         if failed.status is StatusCode.DEADLINE_EXCEEDED and patience_s <= LOADED_WITHIN_S:
             return "the deadline was short"
-        for model in models:
-            if holder := self._holder(model, asked, began_s):
-                raise Violation(
-                    "no error while a reachable copy serves",
-                    f"{answered.name} at {answered.machine} from {began_s:.3f} s on: {failed.status.name}: "
-                    f"{failed.message!r}; {holder} served {model} all the while, and {answered.machine} knew",
-                )
+        holders = {str(model): self._holder(model, asked, began_s) for model in models}
+        if all(holders.values()):
+            raise Violation(
+                "no error while a reachable copy serves",
+                f"{answered.name} at {answered.machine} from {began_s:.3f} s on: {failed.status.name}: "
+                f"{failed.message!r}; served all the while, which {answered.machine} knew: {holders}",
+            )
         if not self._calm(began_s):
             return f"in trouble: {failed.status.name}"
         raise Violation(
@@ -111,10 +111,13 @@ class RequestChecks:
                 return "its registration has just changed"
         return ""
 
-    def _current_models(self, name: ModelName) -> list[ModelName]:
+    def _possible_models(self, name: ModelName, known_s: float) -> list[ModelName]:
+        """What the name stands for; if it is an alias that was moved since `known_s`, all that it ever stood for."""
         alias = self._store.aliases.get(name)
         if alias is None:
             return [name]
+        if self._store.story(name).changed_s >= known_s:
+            return self._models_of(name)
         return [ModelName(name.tenant, model_id) for model_id in dict.fromkeys((alias.active, *alias.weights))]
 
     def _is_sound(self, model: ModelName, known_s: float) -> bool:

@@ -24,7 +24,9 @@ from placement.policy.snapshot import Copy, ModelName
 from placement.pool_records import copy_from_json, leader_from_json
 
 LOOK_AGAIN_S = 0.37
-LOOKS_MAX = 40
+TIDY_WITHIN_S = 15.0
+LAST_CALLS_S = 150.0
+"""The last requests without a deadline may wait for what never loads, as long as a pod lets them."""
 NOT_YET_SEEN_S = 15.0
 """A change is in the views of other pods after this, so that it outlives the store and the pod that made it."""
 RESTORED_WITHIN_S = 60.0
@@ -65,11 +67,11 @@ class RestChecks:
             await asyncio.gather(*(self._check_served(name) for name in names[index : index + AT_ONCE]))
         for alias in aliases:
             await self._check_served(alias)
-        self._check_leftovers()
+        await self._until_right(self._check_leftovers, LAST_CALLS_S)
 
-    async def _until_right(self, look: Callable[[], None]) -> None:
+    async def _until_right(self, look: Callable[[], None], limit_s: float = TIDY_WITHIN_S) -> None:
         """The pool goes on tidying up at rest, so at any one moment something may be on its way; not for long."""
-        for _ in range(LOOKS_MAX):
+        for _ in range(int(limit_s / LOOK_AGAIN_S)):
             try:
                 look()
                 return
