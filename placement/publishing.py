@@ -123,10 +123,6 @@ class Publisher:
         """How a key is to be."""
         return self._wanted.get(key)
 
-    def wanted_keys(self) -> tuple[str, ...]:
-        """All keys that are to be there, but for the pod's record."""
-        return tuple(self._wanted)
-
     # What the store says --------------------------------------------------------------------------------------------
 
     def observe(self, key: str, value: bytes | None, revision: int) -> None:

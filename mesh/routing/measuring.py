@@ -1,4 +1,4 @@
-"""What this pod measures of itself, once a second, for the pool to place copies by.
+"""What this pod measures of itself, each time that it is asked, for the pool to place copies by.
 
 Mean requests at a copy come from Little's law: seconds that requests spent there, divided by the seconds that passed.
 Requests that wait or run at the moment of measuring have not been counted yet when they take long, so the number that
@@ -20,8 +20,6 @@ from placement.policy.snapshot import BusyModel, ModelName, Pod
 
 BUSY_MODELS_MAX = 64
 """As many as a pod's record holds."""
-RATE_MEAN_S = 1.0
-"""A model that ran less than once in so long on average, and holds nothing, is not among the busy ones."""
 _ON_THE_WAY = (
     CopyState.QUEUED,
     CopyState.FETCHING,

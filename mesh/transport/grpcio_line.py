@@ -30,7 +30,8 @@ from mesh.transport.base import (
 )
 
 LEAST_TIMEOUT_S = 0.001
-KEEPALIVE_AFTER_S = 10.0
+KEEPALIVE_AFTER_S = 12.0
+"""Pods hang up on who pings more often than every 10 s (`TransportLimits.client_ping_interval_min_s`)."""
 KEEPALIVE_TIMEOUT_S = 5.0
 """Second to the probes, which are quicker; for a peer that is called without being probed."""
 
