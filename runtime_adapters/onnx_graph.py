@@ -9,7 +9,8 @@ The walk visits every place where the format allows a tensor: initialisers, spar
 functions, training graphs. A path that it misses would be a hole, so unknown *fields* are skipped but unknown *wire
 types*, lengths beyond their parent and endless outlines are refused.
 
-Deliberately absent: validation of the graph (onnxruntime does that), and writing.
+Deliberately absent: writing, and validation of the graph. onnxruntime does that, except for tree ensembles, whose
+numbers it follows without a look: `onnx_tree_bounds` looks first.
 
 Source of the field numbers: onnx.proto of the ONNX project, IR version 13.
 """
@@ -17,32 +18,40 @@ Source of the field numbers: onnx.proto of the ONNX project, IR version 13.
 from __future__ import annotations
 
 import mmap
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime_adapters.errors import BadArtifact
+from runtime_adapters.onnx_fields import (
+    ATTRIBUTE_RUN,
+    BYTES,
+    FLOATS_TAG,
+    NAME_TAG,
+    STRINGS_TAG,
+    VARINT,
+    Buffer,
+    Malformed,
+    skip,
+    varint,
+)
+from runtime_adapters.onnx_tree_bounds import TREE_OPERATORS, UnsafeTrees, check_tree_operator
 
 _FIELDS_MAX = 3_000_000
 """A few seconds of walking. The largest graphs of practice have some 100,000 fields; more is an attack."""
 
-Buffer = bytes | mmap.mmap
-
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-
 _MODEL_FIELDS = {
-    1: _VARINT,  # ir_version
-    2: _BYTES,  # producer_name
-    3: _BYTES,  # producer_version
-    4: _BYTES,  # domain
-    5: _VARINT,  # model_version
-    6: _BYTES,  # doc_string
-    7: _BYTES,  # graph
-    8: _BYTES,  # opset_import
-    14: _BYTES,  # metadata_props
-    20: _BYTES,  # training_info
-    25: _BYTES,  # functions
-    26: _BYTES,  # configuration
+    1: VARINT,  # ir_version
+    2: BYTES,  # producer_name
+    3: BYTES,  # producer_version
+    4: BYTES,  # domain
+    5: VARINT,  # model_version
+    6: BYTES,  # doc_string
+    7: BYTES,  # graph
+    8: BYTES,  # opset_import
+    14: BYTES,  # metadata_props
+    20: BYTES,  # training_info
+    25: BYTES,  # functions
+    26: BYTES,  # configuration
 }
 _IR_VERSION, _GRAPH, _OPSET_IMPORT = 1, 7, 8
 
@@ -56,6 +65,8 @@ _CHILDREN: dict[str, dict[int, str]] = {
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
 }
+
+_OPERATOR_TAG = 4 << 3 | BYTES  # NodeProto.op_type
 
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_STRINGS, _TENSOR_EXTERNAL = 1, 2, 6, 13
 
@@ -85,15 +96,6 @@ _TREE_TENSORS = {
     b"nodes_hitrates_as_tensor": _REST_OF_TREES,
 }
 _TENSORS = frozenset(("tensor", *_TREE_TENSORS.values()))
-
-# The lists are mostly unpacked: millions of five-byte fields. These runs hold no tensor, and the regular expression
-# engine passes over them some fifty times faster than the loop below.
-_NAME_TAG, _FLOATS_TAG, _STRINGS_TAG = 0x0A, 0x3D, 0x4A
-# The latter is also the letter J, which no mode of a tree node holds: counting it counts them.
-_SHORT_STRINGS = b"|".join(b"\\x%02x.{%d}" % (length, length) for length in range(24))
-_ATTRIBUTE_RUN = re.compile(
-    rb"(?:\x3d.{4})++|(?:\x40[\x80-\xff]*+[\x00-\x7f])++|(?:\x4a(?:" + _SHORT_STRINGS + rb"))++", re.DOTALL
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +131,14 @@ def is_onnx_file(path: Path) -> bool:
             seen: set[int] = set()
             position, end = 0, len(content)
             while position < end:
-                tag, position = _varint(content, position, end)
+                tag, position = varint(content, position, end)
                 field, wire = tag >> 3, tag & 7
                 if _MODEL_FIELDS.get(field) != wire:
                     return False
                 seen.add(field)
-                position = _skip(content, position, end, wire)
+                position = skip(content, position, end, wire)
             return {_IR_VERSION, _GRAPH, _OPSET_IMPORT} <= seen
-    except (OSError, ValueError, _Malformed):  # ValueError: an empty file cannot be mapped
+    except (OSError, ValueError, Malformed):  # ValueError: an empty file cannot be mapped
         return False
 
 
@@ -150,7 +152,9 @@ def outline_of_file(path: Path) -> GraphOutline:
                 raise BadArtifact(f"{path.name}: the file is empty; upload the model again") from None
             with content:
                 return _outline(content)
-    except _Malformed as error:
+    except UnsafeTrees as error:
+        raise BadArtifact(f"{path.name}: {error}; correct the model and upload it") from None
+    except Malformed as error:
         raise BadArtifact(f"{path.name}: not a readable ONNX file ({error}); it may be cut short or no ONNX") from None
     except OSError as error:
         raise BadArtifact(f"{path.name}: cannot be read ({error.strerror}); check the URI") from error
@@ -173,6 +177,8 @@ def _outline(content: Buffer) -> GraphOutline:
     """The walk itself, over one serialised ModelProto."""
     nodes = tensors = tree_nodes = leaf_weights = fields = inline_bytes = external_bytes = 0
     locations: set[str] = set()
+    tree_operators: list[tuple[int, int]] = []
+    runs: dict[int, int] = {}
     pending: list[tuple[str, int, int]] = [("model", 0, len(content))]
     while pending:
         message, position, end = pending.pop()
@@ -191,25 +197,34 @@ def _outline(content: Buffer) -> GraphOutline:
         if message == "node":
             nodes += 1
         name = _name(content, position, end) if message == "attribute" else b""
+        begin_of_message, operator = position, b""
         children = _CHILDREN[message]
         while position < end:
-            if message == "attribute" and (run := _ATTRIBUTE_RUN.match(content, position, end)):
-                if content[position] == _FLOATS_TAG and name in _WEIGHT_LISTS:
+            if message == "attribute" and (run := ATTRIBUTE_RUN.match(content, position, end)):
+                if content[position] == FLOATS_TAG and name in _WEIGHT_LISTS:
                     leaf_weights += (run.end() - position) // 5
-                elif content[position] == _STRINGS_TAG and name == _NODE_LIST:
-                    tree_nodes += run.group().count(_STRINGS_TAG)
+                elif content[position] == STRINGS_TAG and name == _NODE_LIST:
+                    tree_nodes += run.group().count(STRINGS_TAG)
+                fields += 1
+                runs[position] = run.end()
                 position = run.end()
                 continue
             fields += 1
-            tag, position = _varint(content, position, end)
+            tag, position = varint(content, position, end)
             wire = tag & 7
-            after = _skip(content, position, end, wire)
-            if wire == _BYTES and (child := children.get(tag >> 3)):
-                _, begin = _varint(content, position, end)
+            after = skip(content, position, end, wire)
+            if message == "node" and tag == _OPERATOR_TAG:
+                operator = content[varint(content, position, end)[1] : after]
+            if wire == BYTES and (child := children.get(tag >> 3)):
+                _, begin = varint(content, position, end)
                 pending.append((_TREE_TENSORS.get(name, child) if child == "tensor" else child, begin, after))
             position = after
+        if operator in TREE_OPERATORS:
+            tree_operators.append((begin_of_message, end))
         if fields > _FIELDS_MAX:
-            raise _Malformed(f"more than {_FIELDS_MAX:,} fields")
+            raise Malformed(f"more than {_FIELDS_MAX:,} fields")
+    for begin, end in tree_operators:
+        check_tree_operator(content, begin, end, runs)
     return GraphOutline(
         nodes=nodes,
         tensors=tensors,
@@ -220,10 +235,6 @@ def _outline(content: Buffer) -> GraphOutline:
         external_bytes=external_bytes,
         external_locations=frozenset(locations),
     )
-
-
-class _Malformed(ValueError):
-    """The bytes are no protobuf, or not this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,22 +250,22 @@ def _tensor(content: Buffer, position: int, end: int) -> _Tensor:
     locations: set[str] = set()
     while position < end:
         fields += 1
-        tag, position = _varint(content, position, end)
+        tag, position = varint(content, position, end)
         field, wire = tag >> 3, tag & 7
-        after = _skip(content, position, end, wire)
-        if field == _TENSOR_DIMS and wire == _VARINT:
-            elements *= _varint(content, position, end)[0]
-        elif field == _TENSOR_DIMS and wire == _BYTES:
-            _, begin = _varint(content, position, end)
+        after = skip(content, position, end, wire)
+        if field == _TENSOR_DIMS and wire == VARINT:
+            elements *= varint(content, position, end)[0]
+        elif field == _TENSOR_DIMS and wire == BYTES:
+            _, begin = varint(content, position, end)
             while begin < after:
-                size, begin = _varint(content, begin, after)
+                size, begin = varint(content, begin, after)
                 elements *= size
-        elif field == _TENSOR_TYPE and wire == _VARINT:
-            bits = _BITS_OF_TYPE.get(_varint(content, position, end)[0], 0)
-        elif field == _TENSOR_STRINGS and wire == _BYTES:
+        elif field == _TENSOR_TYPE and wire == VARINT:
+            bits = _BITS_OF_TYPE.get(varint(content, position, end)[0], 0)
+        elif field == _TENSOR_STRINGS and wire == BYTES:
             string_bytes += after - position
-        elif field == _TENSOR_EXTERNAL and wire == _BYTES:
-            _, begin = _varint(content, position, end)
+        elif field == _TENSOR_EXTERNAL and wire == BYTES:
+            _, begin = varint(content, position, end)
             locations |= _location(content, begin, after)
         position = after
     return _Tensor(elements, elements * bits // 8 + string_bytes, frozenset(locations), fields)
@@ -262,11 +273,11 @@ def _tensor(content: Buffer, position: int, end: int) -> _Tensor:
 
 def _name(content: Buffer, position: int, end: int) -> bytes:
     """An attribute's name, which every writer puts first; empty where it does not come first."""
-    tag, position = _varint(content, position, end) if position < end else (0, position)
-    if tag != _NAME_TAG:
+    tag, position = varint(content, position, end) if position < end else (0, position)
+    if tag != NAME_TAG:
         return b""
-    after = _skip(content, position, end, _BYTES)
-    return content[_varint(content, position, end)[1] : after]
+    after = skip(content, position, end, BYTES)
+    return content[varint(content, position, end)[1] : after]
 
 
 def _location(content: Buffer, position: int, end: int) -> set[str]:
@@ -274,10 +285,10 @@ def _location(content: Buffer, position: int, end: int) -> set[str]:
     keys: set[bytes] = set()
     values: set[bytes] = set()
     while position < end:
-        tag, position = _varint(content, position, end)
-        after = _skip(content, position, end, tag & 7)
-        if tag & 7 == _BYTES and tag >> 3 in (1, 2):
-            _, begin = _varint(content, position, end)
+        tag, position = varint(content, position, end)
+        after = skip(content, position, end, tag & 7)
+        if tag & 7 == BYTES and tag >> 3 in (1, 2):
+            _, begin = varint(content, position, end)
             (keys if tag >> 3 == 1 else values).add(content[begin:after])
         position = after
     if b"location" not in keys:
@@ -290,44 +301,9 @@ def _inside(content: Buffer, message: tuple[int, int], field: int) -> list[tuple
     position, end = message
     found = []
     while position < end:
-        tag, position = _varint(content, position, end)
-        after = _skip(content, position, end, tag & 7)
-        if tag >> 3 == field and tag & 7 == _BYTES:
-            found.append((_varint(content, position, end)[1], after))
+        tag, position = varint(content, position, end)
+        after = skip(content, position, end, tag & 7)
+        if tag >> 3 == field and tag & 7 == BYTES:
+            found.append((varint(content, position, end)[1], after))
         position = after
     return found
-
-
-def _varint(content: Buffer, position: int, end: int) -> tuple[int, int]:
-    """(value, where the next thing begins)."""
-    if position < end and content[position] < 0x80:  # nearly always one byte
-        return content[position], position + 1
-    value = shift = 0
-    while position < end:
-        byte = content[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-        if shift > 63:
-            raise _Malformed("a number of more than ten bytes")
-    raise _Malformed("it ends within a number")
-
-
-def _skip(content: Buffer, position: int, end: int, wire: int) -> int:
-    """Where the value that begins at `position` ends."""
-    if wire == _BYTES:
-        length, position = _varint(content, position, end)
-        position += length
-    elif wire == _VARINT:
-        _, position = _varint(content, position, end)
-    elif wire == _FIXED32:
-        position += 4
-    elif wire == _FIXED64:
-        position += 8
-    else:
-        raise _Malformed(f"wire type {wire}")
-    if position > end:
-        raise _Malformed("a field is longer than what holds it")
-    return position

@@ -1,0 +1,448 @@
+"""Tree ensembles in ONNX files are looked at here before onnxruntime reads them.
+
+Its kernels follow node numbers that come from the file, and build trees by recursion. Seen with 1.31: 50,000 levels
+end the process (5,000 do not); and what 1.31 checks, older versions that we support do not all: cycles, children,
+leaves, roots and outputs out of range, lists that are shorter than others. So nothing here relies on its checks.
+What must hold of an operator:
+
+* Lists that are read side by side are equally long; numbers are in range as the file writes them (the kernel cuts them
+  to 32 bits); node numbers are unique within a tree.
+* Every walk ends: there is no cycle, whether a root leads to it or not, and no tree deeper than `LEVELS_MAX`.
+* A branch of `TreeEnsemble` (ai.onnx.ml 5) has one parent, because the kernel copies what it meets again. In the older
+  operators sharing is allowed: LightGBM's converter writes sets of categories so.
+* An attribute appears once, once with its value, of its type, and is no reference to an attribute of a function:
+  there must not be two readings.
+
+The operators are judged by name, in any domain, subgraph or function. The depth of all trees at once is found by
+peeling: nodes without a parent are level 1, those whose parents are all peeled come next, and what is never peeled lies
+on a cycle or behind one.
+
+Deliberately absent: whether a model is any good, and what costs memory or time at each request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from runtime_adapters.base import Array
+from runtime_adapters.onnx_fields import (
+    BYTES,
+    FIXED32,
+    FLOATS_TAG,
+    INTS_TAG,
+    STRINGS_TAG,
+    VARINT,
+    Buffer,
+    skip,
+    varint,
+    varints,
+)
+
+LEVELS_MAX = 2_000
+"""Trees of practice have tens of levels, chains of categories some hundreds. onnxruntime 1.31 survives 5,000 on a stack
+of 8 MiB."""
+
+_REGRESSOR, _CLASSIFIER, _ENSEMBLE = b"TreeEnsembleRegressor", b"TreeEnsembleClassifier", b"TreeEnsemble"
+TREE_OPERATORS = frozenset((_REGRESSOR, _CLASSIFIER, _ENSEMBLE))
+
+_LEAF = b"LEAF"
+_INT32_MAX = 2**31 - 1
+_NAME_CHARS_MAX = 80
+_BRANCH_MEMBER, _MODE_MAX = 6, 6  # of TreeEnsemble, whose leaves are no nodes
+_CHAINED_MEMBERS_MAX = 30
+"""The kernel writes sets of up to so many categories as a chain of branches."""
+
+# AttributeProto: field numbers, and what its type is called
+_A_NAME, _A_INT, _A_TENSOR, _A_FLOATS, _A_INTS, _A_STRINGS, _A_TYPE, _A_REFERENCE = 1, 3, 5, 7, 8, 9, 20, 21
+_FLOATS_TYPE, _INTS_TYPE, _STRINGS_TYPE, _INT_TYPE, _TENSOR_TYPE = 6, 7, 8, 2, 4
+# TensorProto: element type -> (NumPy's, the field of a typed list)
+_ELEMENTS = {1: ("<f4", 4), 2: ("u1", 5), 11: ("<f8", 10)}
+_T_DIMS, _T_TYPE, _T_RAW, _T_EXTERNAL, _T_LOCATION = 1, 2, 9, 13, 14
+
+
+class UnsafeTrees(ValueError):
+    """onnxruntime must not read this operator. The message names it and what is wrong."""
+
+
+@dataclass(slots=True)
+class _Attribute:
+    """One attribute's value: parts in the order of the file, strings and tensors still encoded."""
+
+    kind: int = 0
+    number: int = 0
+    ints: list[Array] = field(default_factory=list)
+    floats: int = 0
+    strings: list[bytes] = field(default_factory=list)
+    tensors: list[tuple[int, int]] = field(default_factory=list)
+
+
+def check_tree_operator(content: Buffer, position: int, end: int, runs: Mapping[int, int]) -> None:
+    """Look at the NodeProto that lies there. `runs`: where runs of elements in its attributes begin and end.
+
+    Raises UnsafeTrees, and Malformed where it is no protobuf.
+    """
+    names, operator, attributes = b"", b"", {}
+    while position < end:
+        tag, position = varint(content, position, end)
+        after = skip(content, position, end, tag & 7)
+        if tag & 7 == BYTES:
+            _, begin = varint(content, position, end)
+            if tag >> 3 == 3:
+                names = content[begin:after]
+            elif tag >> 3 == 4:
+                operator = content[begin:after]
+            elif tag >> 3 == 5:
+                name, attribute = _attribute(content, begin, after, runs)
+                if name in attributes:
+                    raise UnsafeTrees(f"a tree ensemble has two attributes {_text(name)!r}")
+                attributes[name] = attribute
+        position = after
+    try:
+        lists = _Lists(content, attributes)
+        _check_ensemble(lists) if operator == _ENSEMBLE else _check_older(lists, classifier=operator == _CLASSIFIER)
+    except UnsafeTrees as error:
+        raise UnsafeTrees(f"{operator.decode()} {_text(names)!r}: {error}") from None
+
+
+# --- what must hold ---------------------------------------------------------------------------------------------------
+
+
+def _check_older(lists: _Lists, *, classifier: bool) -> None:
+    """TreeEnsembleRegressor and TreeEnsembleClassifier: branches and leaves are one list, numbered within each tree."""
+    branch = lists.branch_modes("nodes_modes")
+    trees, numbers = lists.ints("nodes_treeids"), lists.ints("nodes_nodeids")
+    true, false = lists.ints("nodes_truenodeids"), lists.ints("nodes_falsenodeids")
+    features = lists.ints("nodes_featureids")
+    thresholds = lists.length("nodes_values")
+    _equally_long(nodes_modes=branch, nodes_treeids=trees, nodes_nodeids=numbers)
+    _equally_long(nodes_modes=branch, nodes_truenodeids=true, nodes_falsenodeids=false, nodes_featureids=features)
+    if thresholds != len(branch):
+        raise UnsafeTrees(f"{thresholds:,} nodes_values for {len(branch):,} nodes_modes")
+    _in_range("nodes_treeids", trees, _INT32_MAX)
+    _in_range("nodes_nodeids", numbers, _INT32_MAX)
+    parents = np.flatnonzero(branch)
+    _in_range("nodes_featureids", features[parents], _INT32_MAX)
+    index = _NodeIndex(trees, numbers)
+    children = [
+        index.children("nodes_truenodeids", true, parents),
+        index.children("nodes_falsenodeids", false, parents),
+    ]
+    # To a node without children the walk has come to its end.
+    edges = np.full((2, len(branch)), -1, np.int64)
+    for side, found in enumerate(children):
+        edges[side, parents] = np.where(branch[found], found, -1)
+    _check_levels(edges, branch, LEVELS_MAX, lambda node: f"tree {trees[node]}, node {numbers[node]}")
+
+    prefix = "class" if classifier else "target"
+    outputs = lists.number("n_targets")
+    if classifier:
+        outputs = lists.length("classlabels_strings", tensors=False) or lists.length(
+            "classlabels_int64s", tensors=False
+        )
+    _check_base_values(lists, outputs, few=classifier and outputs <= 2)
+    targets = lists.ints(f"{prefix}_ids")
+    weights = lists.length(f"{prefix}_weights")
+    _equally_long(
+        **{name: lists.ints(name) for name in (f"{prefix}_ids", f"{prefix}_nodeids", f"{prefix}_treeids")},
+    )
+    if weights != len(targets):
+        raise UnsafeTrees(f"{weights:,} {prefix}_weights for {len(targets):,} {prefix}_ids")
+    _in_range(f"{prefix}_ids", targets, outputs - 1)
+
+
+def _check_ensemble(lists: _Lists) -> None:
+    """TreeEnsemble: branches and leaves are two lists, and their numbers are places in them."""
+    modes = lists.tensor("nodes_modes")
+    true, false = lists.ints("nodes_truenodeids"), lists.ints("nodes_falsenodeids")
+    true_leaf, false_leaf = lists.ints("nodes_trueleafs"), lists.ints("nodes_falseleafs")
+    features = lists.ints("nodes_featureids")
+    _equally_long(nodes_modes=modes, nodes_truenodeids=true, nodes_falsenodeids=false, nodes_featureids=features)
+    _equally_long(nodes_modes=modes, nodes_trueleafs=true_leaf, nodes_falseleafs=false_leaf)
+    branches = len(modes)
+    for name, optional in (("nodes_splits", 0), ("nodes_hitrates", 1), ("nodes_missing_value_tracks_true", 1)):
+        length = lists.length(name)
+        if length != branches and not (optional and not length):
+            raise UnsafeTrees(f"{length:,} {name} for {branches:,} nodes_modes")
+    if branches and int(modes.max()) > _MODE_MAX:
+        raise UnsafeTrees(f"nodes_modes holds {int(modes.max())}, {_MODE_MAX} is the last one")
+    targets = lists.ints("leaf_targetids")
+    leaves = lists.length("leaf_weights")
+    if leaves != len(targets):
+        raise UnsafeTrees(f"{leaves:,} leaf_weights for {len(targets):,} leaf_targetids")
+    _in_range("leaf_targetids", targets, lists.number("n_targets") - 1)
+    _in_range("nodes_featureids", features, _INT32_MAX)
+    edges = np.empty((2, branches), np.int64)
+    sides = (("nodes_truenodeids", true, true_leaf), ("nodes_falsenodeids", false, false_leaf))
+    for side, (name, children, leaf) in enumerate(sides):
+        to_leaf = leaf != 0
+        _in_range(name, children[to_leaf], leaves - 1)
+        _in_range(name, children[~to_leaf], branches - 1)
+        edges[side] = np.where(to_leaf, -1, children)
+    roots = lists.ints("tree_roots")
+    _in_range("tree_roots", roots, branches - 1)
+    # A root whose two sides are one leaf stands for a tree of that leaf; the kernel then takes the root's own number.
+    alone = (true_leaf[roots] != 0) & (false_leaf[roots] != 0) & (true[roots] == false[roots])
+    _in_range("tree_roots", roots[alone], leaves - 1)
+    parents = np.bincount(np.concatenate((edges[edges >= 0], roots)), minlength=branches)
+    if branches and int(parents.max()) > 1:
+        raise UnsafeTrees(f"branch {int(parents.argmax())} has two parents, or is a root with one")
+    chained = _check_members(lists, modes)
+    _check_levels(edges, np.ones(branches, bool), LEVELS_MAX // chained, lambda node: f"branch {node}")
+
+
+def _check_members(lists: _Lists, modes: Array) -> int:
+    """Each branch on a set has one, with something in it. Returns how many levels the kernel may make of a branch."""
+    members = int((modes == _BRANCH_MEMBER).sum())
+    if not members:
+        return 1
+    values = lists.tensor("membership_values")
+    ends = np.flatnonzero(np.isnan(values))
+    if not len(ends) or ends[-1] != len(values) - 1:
+        ends = np.append(ends, len(values))
+    sizes = np.diff(ends, prepend=-1) - 1
+    if len(sizes) < members or not sizes[:members].all():
+        raise UnsafeTrees(f"{members:,} branches on sets need as many sets in membership_values, none of them empty")
+    chained = sizes[:members][sizes[:members] <= _CHAINED_MEMBERS_MAX]
+    return max(1, int(chained.max(initial=1)))
+
+
+def _check_base_values(lists: _Lists, outputs: int, *, few: bool) -> None:
+    length = lists.length("base_values")
+    if length and not (length <= 2 if few else length == outputs):
+        raise UnsafeTrees(f"{length:,} base_values for {outputs:,} outputs")
+
+
+def _check_levels(edges: Array, branch: Array, levels_max: int, place: Callable[[int], str]) -> None:
+    """Peel the forest from its roots. `edges[side, branch]` is a branch, or -1."""
+    parents = np.bincount(edges[edges >= 0], minlength=len(branch))
+    place_in_level = np.empty(len(branch), np.int64)
+    level = np.flatnonzero(branch & (parents == 0))
+    peeled = levels = 0
+    while len(level):
+        levels += 1
+        if levels > levels_max:
+            raise UnsafeTrees(f"a tree is deeper than {levels_max:,} levels, at {place(int(level[0]))}")
+        peeled += len(level)
+        children = edges[:, level].ravel()
+        children = children[children >= 0]
+        np.subtract.at(parents, children, 1)
+        children = children[parents[children] == 0]
+        order = np.arange(len(children))
+        place_in_level[children] = order  # of a child that is met twice, one place remains
+        level = children[place_in_level[children] == order]
+    if peeled < int(branch.sum()):
+        raise UnsafeTrees(f"a tree has a cycle, around {place(int(np.flatnonzero(branch & (parents > 0))[0]))}")
+
+
+class _NodeIndex:
+    """Where (tree, number) lies in the lists. Numbers that count up from 0 in each tree are found without a search."""
+
+    def __init__(self, trees: Array, numbers: Array) -> None:
+        self._trees = trees
+        nodes = len(trees)
+        begins = np.flatnonzero(np.diff(trees, prepend=-1))
+        counts = np.diff(begins, append=nodes)
+        self._begin, self._count = np.repeat(begins, counts), np.repeat(counts, counts)
+        in_order = bool((np.diff(trees[begins]) > 0).all())
+        self._counts_up = in_order and bool((numbers == np.arange(nodes) - self._begin).all())
+        if not self._counts_up:
+            keys = (trees << 32) | numbers
+            self._order = np.argsort(keys, kind="stable")
+            self._keys = keys[self._order]
+            if bool((np.diff(self._keys) == 0).any()):
+                twice = self._order[int(np.flatnonzero(np.diff(self._keys) == 0)[0])]
+                raise UnsafeTrees(f"tree {trees[twice]} has two nodes {numbers[twice]}")
+
+    def children(self, name: str, numbers: Array, parents: Array) -> Array:
+        wanted = numbers[parents]
+        if self._counts_up:
+            found, exists = self._begin[parents] + wanted, (wanted >= 0) & (wanted < self._count[parents])
+        else:
+            keys = (self._trees[parents] << 32) | np.where((wanted >= 0) & (wanted <= _INT32_MAX), wanted, _INT32_MAX)
+            at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+            found, exists = self._order[at], (self._keys[at] == keys) & (wanted >= 0) & (wanted <= _INT32_MAX)
+        if not exists.all():
+            missing = int(np.flatnonzero(~exists)[0])
+            raise UnsafeTrees(
+                f"{name} leads to node {wanted[missing]}, which tree {self._trees[parents[missing]]} lacks"
+            )
+        return found
+
+
+def _equally_long(**lists: Array) -> None:
+    lengths = {name: len(values) for name, values in lists.items()}
+    if len(set(lengths.values())) > 1:
+        raise UnsafeTrees("lists differ in length: " + ", ".join(f"{n:,} {name}" for name, n in lengths.items()))
+
+
+def _in_range(name: str, values: Array, last: int) -> None:
+    if len(values) and (int(values.min()) < 0 or int(values.max()) > last):
+        wrong = int(values.min()) if int(values.min()) < 0 else int(values.max())
+        raise UnsafeTrees(f"{name} holds {wrong}, which is not in 0 to {last}")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+class _Lists:
+    """The operator's attributes by name; empty where there is none."""
+
+    def __init__(self, content: Buffer, attributes: dict[bytes, _Attribute]) -> None:
+        self._content, self._attributes = content, attributes
+
+    def number(self, name: str) -> int:
+        attribute = self._of_kind(name, _INT_TYPE)
+        return attribute.number if attribute else 0
+
+    def ints(self, name: str) -> Array:
+        attribute = self._of_kind(name, _INTS_TYPE)
+        return np.concatenate([np.empty(0, np.int64), *(attribute.ints if attribute else [])])
+
+    def branch_modes(self, name: str) -> Array:
+        """Which nodes are branches: all but those whose mode is LEAF."""
+        attribute = self._of_kind(name, _STRINGS_TYPE)
+        parts = attribute.strings if attribute else []
+        return np.concatenate([np.empty(0, bool), *map(_not_leaf, parts)])
+
+    def tensor(self, name: str) -> Array:
+        attribute = self._of_kind(name, _TENSOR_TYPE)
+        return _tensor(self._content, attribute.tensors, name) if attribute else np.empty(0)
+
+    def length(self, name: str, *, tensors: bool = True) -> int:
+        """Of a list or a tensor, by this name or that of its sibling; there may be one of the two."""
+        attribute = self._attributes.get(name.encode())
+        sibling = f"{name}_as_tensor"
+        found = 0
+        if attribute and attribute.kind == _TENSOR_TYPE:
+            found = len(self.tensor(name))
+        elif attribute and attribute.kind == _FLOATS_TYPE:
+            found = attribute.floats
+        elif attribute and attribute.kind == _INTS_TYPE:
+            found = len(self.ints(name))
+        elif attribute and attribute.kind == _STRINGS_TYPE:
+            found = len(self.branch_modes(name))
+        elif attribute:
+            raise UnsafeTrees(f"attribute {name!r} is of another type")
+        other = len(self.tensor(sibling)) if tensors and sibling.encode() in self._attributes else 0
+        if found and other:
+            raise UnsafeTrees(f"there are both {name} and {sibling}")
+        return found or other
+
+    def _of_kind(self, name: str, kind: int) -> _Attribute | None:
+        attribute = self._attributes.get(name.encode())
+        if attribute and attribute.kind != kind:
+            raise UnsafeTrees(f"attribute {name!r} is of another type")
+        return attribute
+
+
+def _attribute(content: Buffer, position: int, end: int, runs: Mapping[int, int]) -> tuple[bytes, _Attribute]:
+    name, attribute = b"", _Attribute()
+    while position < end:
+        if run_end := runs.get(position):
+            first = content[position]
+            if first == INTS_TAG:
+                attribute.ints.append(varints(content[position:run_end], tagged=True))
+            elif first == FLOATS_TAG:
+                attribute.floats += (run_end - position) // 5
+            elif first == STRINGS_TAG:
+                attribute.strings.append(content[position:run_end])
+            position = run_end
+            continue
+        begin_of_field = position
+        tag, position = varint(content, position, end)
+        number, wire = tag >> 3, tag & 7
+        after = skip(content, position, end, wire)
+        value, begin = varint(content, position, end) if wire in (VARINT, BYTES) else (0, position)
+        if wire == VARINT:
+            if number == _A_TYPE:
+                attribute.kind = value
+            elif number == _A_INT:
+                attribute.number = value if value < 2**63 else value - 2**64
+            elif number == _A_INTS:
+                attribute.ints.append(varints(content[position:after]))
+        elif wire == BYTES:
+            if number == _A_NAME:
+                name = content[begin:after]
+            elif number == _A_REFERENCE and after > begin:
+                raise UnsafeTrees(f"attribute {_text(name)!r} refers to an attribute of a function; write its value")
+            elif number == _A_INTS:
+                attribute.ints.append(varints(content[begin:after]))
+            elif number == _A_FLOATS:
+                attribute.floats += (after - begin) // 4
+            elif number == _A_STRINGS:
+                attribute.strings.append(content[begin_of_field:after])
+            elif number == _A_TENSOR:
+                attribute.tensors.append((begin, after))
+        elif wire == FIXED32 and number == _A_FLOATS:
+            attribute.floats += 1
+        position = after
+    return name, attribute
+
+
+def _not_leaf(run: bytes) -> Array:
+    """Of a run of strings, each after its tag and its length: which are not LEAF."""
+    octets = np.frombuffer(run, np.uint8)
+    begins = np.flatnonzero(octets == STRINGS_TAG)
+    lengths = np.diff(begins, append=len(octets)) - 2
+    if not (lengths >= 0).all() or not (octets[np.minimum(begins + 1, len(octets) - 1)] == lengths).all():
+        begins = np.array(list(_string_begins(run)))  # a string with a J in it, or a long one
+        lengths = np.diff(begins, append=len(octets)) - 2
+    not_leaf: Array = lengths != len(_LEAF)
+    short = begins[~not_leaf]
+    not_leaf[~not_leaf] = (octets[short[:, None] + 2 + np.arange(len(_LEAF))] != np.frombuffer(_LEAF, np.uint8)).any(1)
+    return not_leaf
+
+
+def _string_begins(run: bytes) -> Iterator[int]:
+    position = 0
+    while position < len(run):
+        yield position
+        _, begin = varint(run, position, len(run))
+        position = skip(run, begin, len(run), BYTES)
+
+
+def _tensor(content: Buffer, places: list[tuple[int, int]], name: str) -> Array:
+    """The elements of a tensor that lies within the attribute."""
+    if len(places) != 1:
+        raise UnsafeTrees(f"attribute {name!r} has {len(places)} tensors in place of one")
+    position, end = places[0]
+    elements, kind, encoded = 1, 0, dict[int, list[bytes]]()
+    while position < end:
+        tag, position = varint(content, position, end)
+        number, wire = tag >> 3, tag & 7
+        after = skip(content, position, end, wire)
+        begin = varint(content, position, end)[1] if wire == BYTES else position
+        if number == _T_DIMS and wire in (VARINT, BYTES):
+            for size in varints(content[begin:after]):
+                elements *= int(size)
+        elif number == _T_TYPE and wire == VARINT:
+            kind = varint(content, position, end)[0]
+        elif number == _T_EXTERNAL or (number == _T_LOCATION and varint(content, position, end)[0]):
+            raise UnsafeTrees(f"attribute {name!r} lies in another file; save it in this one")
+        else:
+            encoded.setdefault(number, []).append(content[begin:after])
+        position = after
+    if kind not in _ELEMENTS:
+        raise UnsafeTrees(f"attribute {name!r} holds elements of type {kind}; FLOAT, DOUBLE and UINT8 are known")
+    dtype, typed = _ELEMENTS[kind]
+    raw, listed = encoded.get(_T_RAW, []), encoded.get(typed, [])
+    if len(raw) > 1 or (raw and listed):
+        raise UnsafeTrees(f"attribute {name!r} has its elements twice")
+    octets = b"".join(raw or listed)
+    if not raw and dtype == "u1":
+        numbers = varints(octets)
+        _in_range(name, numbers, 255)
+        octets = numbers.astype(np.uint8).tobytes()
+    size = np.dtype(dtype).itemsize
+    if len(octets) != elements * size:
+        raise UnsafeTrees(
+            f"attribute {name!r} says that it has {elements:,} elements, but holds {len(octets) // size:,}"
+        )
+    return np.frombuffer(octets, dtype)
+
+
+def _text(name: bytes) -> str:
+    return name[:_NAME_CHARS_MAX].decode(errors="replace")
