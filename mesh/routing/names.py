@@ -14,13 +14,14 @@ from collections.abc import Callable
 
 from placement import keys
 from placement.errors import PlacementError, StoreError
+from placement.pod_lease import bounded
 from placement.registry import Registry
 from placement.store.base import Get, KeyValueStore
 
 log = logging.getLogger("hexcomb.names")
 
 WAIT_S = 2.0
-"""For the view to reach what somebody else has seen; a watch that is well takes milliseconds."""
+"""For the store's answer, and for the view to reach what somebody else has seen: milliseconds when all is well."""
 LOOK_UPS_PER_S = 100.0
 """Of names that are unknown here, by this pod."""
 
@@ -42,7 +43,8 @@ class Names:
         try:
             keys.check_tenant(tenant)
             keys.check_id(name)
-            found = await self._store.txn((), [Get(keys.model_key(tenant, name)), Get(keys.alias_key(tenant, name))])
+            wanted = [Get(keys.model_key(tenant, name)), Get(keys.alias_key(tenant, name))]
+            found = await bounded(self._store.txn((), wanted), WAIT_S)
         except StoreError as error:
             log.debug("name %r was not looked up: %s", name[:200], error)
             return False

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from mesh.routing import names as names_module
 from mesh.routing.names import LOOK_UPS_PER_S, Names
 from placement.errors import StoreUnavailable
 from placement.records import ModelSpec
@@ -21,6 +24,12 @@ class Clock:
 class Away(MemoryStore):
     async def txn(self, *_: object, **__: object) -> object:  # type: ignore[override]
         raise StoreUnavailable("away")
+
+
+class Silent(MemoryStore):
+    async def txn(self, *_: object, **__: object) -> object:  # type: ignore[override]
+        await asyncio.Event().wait()
+        return None
 
 
 @pytest.fixture
@@ -80,3 +89,11 @@ async def test_a_store_that_is_away_or_a_name_that_cannot_be_is_no_error(
     assert not await Names(second, Away(), Clock()).look_up("t", name)
     await first.close()
     await second.close()
+
+
+async def test_a_silent_store_holds_no_request_up_for_long(
+    pods: tuple[Registry, Registry, MemoryStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names_module, "WAIT_S", 0.01)
+    async with asyncio.timeout(10):
+        assert not await Names(pods[1], Silent(), Clock()).look_up("t", "m")
