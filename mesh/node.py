@@ -199,6 +199,8 @@ class Node:
             wall_clock=world.wall_clock,
         )
         self.telemetry.add_samples(self.pod.samples)
+        if self.pool is not None:
+            self.telemetry.add_samples(self.pool.samples)
         self.http = None
         if world.serves_http:
             self.http = HttpFront(

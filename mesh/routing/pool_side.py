@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cache.events import EvictRequest
@@ -23,6 +23,7 @@ from mesh.flight_recorder import FlightRecorder, LastFlight
 from mesh.loading import Loading, PoolHooks, Refused
 from mesh.resident import Resident
 from mesh.routing.draining import Draining, DrainLimits
+from mesh.routing.figures import pool_samples
 from mesh.routing.fitness import Fitness
 from mesh.routing.links import Links
 from mesh.routing.losses import Losses
@@ -36,6 +37,7 @@ from mesh.routing.reachability import Answer, Reachability
 from mesh.routing.router import Router
 from mesh.serving import wanted
 from mesh.settings import Settings
+from mesh.telemetry import Sample
 from mesh.world import World
 from placement.constraints import Constraints
 from placement.membership import Membership
@@ -213,6 +215,10 @@ class PoolSide:
         """Publish this pod's own record. `urgent`: before the store's usual pace."""
         self._pod = self._measured(self._pod)
         self.membership.set_pod(self._pod, urgent=urgent)
+
+    def samples(self) -> Iterator[Sample]:
+        """For a scrape."""
+        return pool_samples(self.router, self.probes, self.outlying, self.membership, self._world.clock)
 
     @property
     def own_record(self) -> Pod:
