@@ -64,6 +64,29 @@ class Losses:
         if len(deaths) >= RETRIES_MIN:
             await self.killed(name, generation, deaths[-RETRIES_MIN:])
 
+    async def heed_loads(self, name: ModelName, generation: int) -> None:
+        """This pod is about to have a model loaded: have others died of that? What they were loading outlives them."""
+        until_s = self._clock() + NOTICED_WITHIN_S
+        while True:
+            loading = [intent for of, intent in self._membership.intents if of == name and intent.doing == LOADING]
+            if len(loading) < RETRIES_MIN:
+                return  # the usual case: nobody, or the one that loads it
+            lost = {incarnation for _, _, incarnation in self._recent}
+            pods = self._membership.view.pods
+            deaths = [
+                (intent.pod, intent.incarnation)
+                for intent in loading
+                if intent.incarnation in lost
+                or intent.pod not in pods
+                or pods[intent.pod].incarnation != intent.incarnation
+            ]
+            if len(deaths) >= RETRIES_MIN:
+                await self.killed(name, generation, deaths)
+                return
+            if self._clock() >= until_s:
+                return
+            await asyncio.sleep(LOOK_AGAIN_S)
+
     def _deaths_since(self, since_s: float) -> list[tuple[str, str]]:
         return [(pod, incarnation) for at_s, pod, incarnation in self._recent if at_s >= since_s]
 

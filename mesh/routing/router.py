@@ -243,6 +243,8 @@ class Router:
     async def _load_somewhere(
         self, call: Call, tenant: str, record: ModelRecord, name: ModelName, run_here: RunLocally, tries: _Tries
     ) -> Reply | None:
+        await self._losses.heed_loads(name, record.generation)
+        self._refuse_quarantined(name, record.generation)
         facts = self._facts_of(record)
         # This pod has no copy, whatever the view still says: else another route would have been chosen.
         view = self._view(name, {*tries.gone, self._own_pod})
@@ -253,8 +255,9 @@ class Router:
             raise no_place(choice)
         if choice.pod != self._own_pod:
             return await self._forward(call, tenant, record, choice.pod, record.generation, tries, Mode.LOAD)
-        holder = await self._claim(name, record.generation, facts.size_bytes, tries.excluded | tries.gone)
+        holder = await self._claim(name, record.generation, facts.size_bytes, tries.excluded)
         if holder is not None:
+            tries.gone.discard(holder)  # the store knows better: it has begun to load the model again
             return await self._forward(call, tenant, record, holder, record.generation, tries, Mode.JOIN)
         try:
             return await self._run_here(run_here, tries)

@@ -158,9 +158,10 @@ class Suspicion:
 
     @property
     def isolate(self) -> bool:
-        """Whether the model may only run in a process of its own: it was running when two pods died. At the first
-        death everything in use is named, hundreds of models at a `kill -9`, and isolating costs each one memory."""
-        return len({(death.pod, death.incarnation) for death in self.deaths if death.doing == "running"}) >= 2
+        """Whether the model may only run in a process of its own: it was on board when two pods died. At the first
+        death everything in use is named, hundreds of models at a `kill -9`, and isolating costs each one memory.
+        A pod that dies in a model's first run may still say that it was loading it, so the two count together."""
+        return len({(death.pod, death.incarnation) for death in self.deaths if death.doing != "crashed"}) >= 2
 
 
 @dataclass(frozen=True, slots=True)

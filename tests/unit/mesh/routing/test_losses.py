@@ -94,3 +94,16 @@ async def test_a_restarted_pod_does_not_wait_for_the_view_of_each_model_that_was
     async with asyncio.timeout(1):
         await losses_of(pool).report(LastFlight("p1", "p1-0", in_use))
     assert len(pool.written) == 300
+
+
+async def test_whoever_is_about_to_load_a_model_heeds_those_who_died_loading_it() -> None:
+    pool = Pool(intent("p1"), intent("p2"))
+    await losses_of(pool).heed_loads(NAME, 1)
+    assert pool.suspicion is not None, "neither is in the pool any more"
+    assert pool.suspicion.verdict is Verdict.QUARANTINED
+
+
+async def test_one_that_died_loading_a_model_proves_nothing() -> None:
+    pool = Pool(intent("p1"))
+    await losses_of(pool).heed_loads(NAME, 1)
+    assert pool.suspicion is None

@@ -97,6 +97,8 @@ class Pool:
 
     async def heed_retries(self, call: Call, model: ModelName, generation: int) -> None: ...
 
+    async def heed_loads(self, model: ModelName, generation: int) -> None: ...
+
     async def killed(self, model: ModelName, generation: int, deaths: Any) -> None:
         self.deaths.append(list(deaths))
 
