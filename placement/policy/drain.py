@@ -29,6 +29,10 @@ from placement.policy.places import (
 )
 from placement.policy.snapshot import ModelFacts, ModelName, Pod, PoolView
 
+SEARCHES_WHEN_FULL_MAX = 32
+"""Models that a place is sought for although every pod has enough to load: a search takes a third of a millisecond, and
+the pod that plans answers requests meanwhile. Those who cannot be placed at all show up among them, sooner or later."""
+
 
 @dataclass(frozen=True, slots=True)
 class DrainPlan:
@@ -89,7 +93,7 @@ def plan_drain(
     blocked: list[Unplaced] = []
     given_up: list[Unplaced] = []
     handed_over: list[ModelName] = []
-    unneeded = 0
+    unneeded, searches_when_full = 0, 0
     for model in sorted(models.values(), key=lambda model: _handing_over_order(model, rates)):
         copies = view.copies.get(model.name, ())
         serves_here = max((copy.servable for copy in copies if copy.pod == pod), default=0)
@@ -109,6 +113,11 @@ def plan_drain(
         if any(copy.loading >= takes_over for copy in elsewhere) or others.intersection(ordered.get(model.name, ())):
             waiting.append(model.name)
             continue
+        if placing.exhausted:
+            if searches_when_full >= SEARCHES_WHEN_FULL_MAX:
+                later.append(model.name)
+                continue
+            searches_when_full += 1
         answer = placing.place(model, f"{pod} drains", whatever_it_costs if must else worth_its_evictions(rate_per_s))
         match answer:
             case Place():

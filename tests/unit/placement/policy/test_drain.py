@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from placement.policy.drain import DrainPlan, plan_drain
+import pytest
+
+from placement.policy import places
+from placement.policy.drain import SEARCHES_WHEN_FULL_MAX, DrainPlan, plan_drain
+from placement.policy.load_choice import choose_load_pod
 from placement.policy.snapshot import ModelFacts, Pod, PoolView
 from tests.unit.placement.policy.builders import copy, failure, healthy, model, name, pod, view
 
@@ -115,3 +119,20 @@ def test_copies_that_are_only_being_loaded_here_are_left_to_their_requests() -> 
 def test_a_pod_whose_registry_lags_behind_its_own_copy_orders_once() -> None:
     of = view([LEAVING, pod("a"), pod("b")], {"m": [copy("x", servable=2), copy("a", 0, 1)]})
     assert drain(of, {"m": 1.0}, model(generation=1)).waiting == (name(),)
+
+
+def test_thousands_of_models_that_have_to_wait_are_not_sought_a_place_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searches = 0
+
+    def counted(*of: Any, **rest: Any) -> Any:
+        nonlocal searches
+        searches += 1
+        return choose_load_pod(*of, **rest)
+
+    monkeypatch.setattr(places, "choose_load_pod", counted)
+    hot: dict[str, list[Any]] = {f"m{number}": [] for number in range(1000)}
+    plan = drain(pool(pod("a", capacity_bytes=10**6), **hot), dict.fromkeys(hot, 1.0))
+    assert len(plan.places) + len(plan.later) == len(hot)
+    assert searches <= len(plan.places) + 2 * SEARCHES_WHEN_FULL_MAX
