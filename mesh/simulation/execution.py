@@ -48,6 +48,7 @@ class SimulatedModel(FakeModel):
     def __init__(self, content: Content, uri: str, model_id: str) -> None:
         super().__init__(FakeSpec(factor_of(uri), 1, content.size_bytes), model_id, lambda point, who: None)
         self.content = content
+        self.uri = uri
 
 
 class SimulatedStaging:
@@ -242,7 +243,7 @@ class SimulatedRunner:
         assert isinstance(model, SimulatedModel)
         took_s = model.content.run_s * (0.5 + self._random.random()) * self._machine.slowness
         if model.content.kills_runs and turn is None:
-            return (took_s * self._random.random(), self._machine.crash, "a run")
+            return (took_s * self._random.random(), self._machine.crash, f"running {model.uri}")
 
         def finish() -> None:
             resident.let_go()

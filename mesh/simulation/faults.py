@@ -53,6 +53,9 @@ class Patients(Protocol):
     def lose_lease(self, machine: Machine) -> None:
         """The store forgets the lease of its pod."""
 
+    def store_wiped(self) -> None:
+        """The store has just lost everything."""
+
     def note(self, text: str) -> None:
         """For the story of the run."""
 
@@ -138,6 +141,7 @@ class Faults:
             case Fault.WIPE if self._loop_s() - self._wiped_s > WIPE_PAUSE_S:
                 self._wiped_s = self._loop_s()
                 store.wipe()
+                patients.store_wiped()
             case Fault.COMPACT:
                 store.compact()
             case Fault.EXPIRE:

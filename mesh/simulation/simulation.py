@@ -29,6 +29,7 @@ from typing import Any
 from mesh.client.operations import Operation
 from mesh.simulation.chance import stream
 from mesh.simulation.checking.checkers import Checkers
+from mesh.simulation.checking.rest_checks import RESTORED_WITHIN_S
 from mesh.simulation.checking.violation import Violation
 from mesh.simulation.clients import Clients, Failed
 from mesh.simulation.contents import Contents
@@ -199,6 +200,7 @@ class Simulation:
         self.last_trouble_s = self.loop.time()
         await asyncio.sleep(4 * scenario.lease_ttl_s + SETTLE_EXTRA_S)
         busy[0].cancel()
+        await self._all_well()
         await self.checkers.check_rest()
         gc.collect()
         if self.loop.mishaps:
@@ -319,6 +321,15 @@ class Simulation:
         self.checkers.process_ended(pod)
         if self.pods.get(name) is pod:
             del self.pods[name]
+        self._forget_what_nobody_knows()
+
+    def _forget_what_nobody_knows(self) -> None:
+        """What a wiped store lost is written back from the pods' views: it is gone if none that knew it is left."""
+        wiped = self.checkers.store.wiped_s
+        if wiped and self.loop.time() - wiped[-1] < RESTORED_WITHIN_S:
+            knows = [pod for pod in self.pods.values() if pod.ready_s is not None and pod.ready_s < wiped[-1]]
+            if not knows:
+                self.workload.acknowledged.clear()
 
     def crash(self, machine: Machine, why: str) -> None:
         """Its process ends without a word."""
@@ -371,6 +382,10 @@ class Simulation:
         if self.pods.get(machine.name) is pod:
             self.note(f"{pod.incarnation} does not stop, and is killed")
             self.crash(machine, "its grace was over")
+
+    def store_wiped(self) -> None:
+        """The store has just lost everything."""
+        self._forget_what_nobody_knows()
 
     def lose_lease(self, machine: Machine) -> None:
         """The store forgets the lease of its pod."""

@@ -6,7 +6,7 @@ from collections import Counter
 from random import Random
 
 from mesh.simulation.chance import stream
-from mesh.simulation.checking.pods import Run
+from mesh.simulation.checking.pods import Run, undisturbed_since
 from mesh.simulation.checking.truth import ServingTruth, StoreTruth
 from mesh.simulation.checking.violation import Violation
 from mesh.simulation.pod import SimulatedPod
@@ -113,8 +113,21 @@ class PoolChecks:
         since_s = self._run.now_s() - SWITCH_LAG_S
         if (alias, after.active) in self._run.workload.forced or self._serving.served_within(new, since_s):
             return
-        if self._serving.held_since(old, since_s):
+        if self._surely_serves(old, since_s):
             raise Violation(
                 "an alias resolves to a model that serves, if one did before",
                 f"{alias} was switched from {old}, which served, to {new}, which does not",
             )
+
+    def _surely_serves(self, name: ModelName, since_s: float) -> bool:
+        """A copy has answered all the while, on a pod that everybody could know to be well."""
+        for machine, held in self._serving.holders(name).items():
+            pod = self._run.pods.get(machine)
+            if (
+                pod is not None
+                and any(serving.since_s <= since_s for serving in held.values())
+                and undisturbed_since(pod, since_s)
+                and self._run.store.reached_since(machine, since_s)
+            ):
+                return True
+        return False

@@ -176,7 +176,3 @@ class ServingTruth:
         if self.holders(name):
             return True
         return any(ended_s >= since_s for (model, _), ended_s in self._ended_s.items() if model == name)
-
-    def held_since(self, name: ModelName, since_s: float) -> bool:
-        """Whether a copy has answered all the while."""
-        return any(serving.since_s <= since_s for held in self.holders(name).values() for serving in held.values())
