@@ -1,8 +1,10 @@
 """Tree ensembles in ONNX files are looked at here before onnxruntime reads them.
 
-Its kernels follow node numbers that come from the file, and build trees by recursion. Seen with 1.31: 50,000 levels
-end the process (5,000 do not); and what 1.31 checks, older versions that we support do not all: cycles, children,
-leaves, roots and outputs out of range, lists that are shorter than others. So nothing here relies on its checks.
+Its kernels follow node numbers that come from the file, and build trees by recursion. Seen with 1.31.1: 50,000 levels
+end the process (5,000 do not), so do 2,000 branches on sets of 30 categories that are no whole numbers, and a cycle in
+the second tree of a TreeEnsembleRegressor is loaded and then walked for ever. It refuses most else: children, leaves,
+roots and outputs out of range, lists that are shorter than others. Those checks are recent, and we support versions
+from before; so nothing here relies on them.
 What must hold of an operator:
 
 * Lists that are read side by side are equally long; numbers are in range as the file writes them (the kernel cuts them
@@ -69,11 +71,11 @@ class UnsafeTrees(ValueError):
 
 @dataclass(slots=True)
 class _Attribute:
-    """One attribute's value: parts in the order of the file, strings and tensors still encoded."""
+    """One attribute's value: parts in the order of the file, still encoded. Integers: and whether each has a tag."""
 
     kind: int = 0
     number: int = 0
-    ints: list[Array] = field(default_factory=list)
+    ints: list[tuple[bytes, bool]] = field(default_factory=list)
     floats: int = 0
     strings: list[bytes] = field(default_factory=list)
     tensors: list[tuple[int, int]] = field(default_factory=list)
@@ -139,17 +141,13 @@ def _check_older(lists: _Lists, *, classifier: bool) -> None:
     prefix = "class" if classifier else "target"
     outputs = lists.number("n_targets")
     if classifier:
-        outputs = lists.length("classlabels_strings", tensors=False) or lists.length(
-            "classlabels_int64s", tensors=False
-        )
+        labels = ("classlabels_strings", "classlabels_int64s")  # onnxruntime counts the former, if there are any
+        outputs = next((count for name in labels if (count := lists.length(name, tensors=False))), 0)
     _check_base_values(lists, outputs, few=classifier and outputs <= 2)
     targets = lists.ints(f"{prefix}_ids")
-    weights = lists.length(f"{prefix}_weights")
-    _equally_long(
-        **{name: lists.ints(name) for name in (f"{prefix}_ids", f"{prefix}_nodeids", f"{prefix}_treeids")},
-    )
-    if weights != len(targets):
-        raise UnsafeTrees(f"{weights:,} {prefix}_weights for {len(targets):,} {prefix}_ids")
+    for name in (f"{prefix}_nodeids", f"{prefix}_treeids", f"{prefix}_weights"):
+        if (length := lists.length(name)) != len(targets):
+            raise UnsafeTrees(f"{length:,} {name} for {len(targets):,} {prefix}_ids")
     _in_range(f"{prefix}_ids", targets, outputs - 1)
 
 
@@ -299,7 +297,8 @@ class _Lists:
 
     def ints(self, name: str) -> Array:
         attribute = self._of_kind(name, _INTS_TYPE)
-        return np.concatenate([np.empty(0, np.int64), *(attribute.ints if attribute else [])])
+        parts = attribute.ints if attribute else []
+        return np.concatenate([np.empty(0, np.int64), *(varints(part, tagged=tagged) for part, tagged in parts)])
 
     def branch_modes(self, name: str) -> Array:
         """Which nodes are branches: all but those whose mode is LEAF."""
@@ -321,7 +320,9 @@ class _Lists:
         elif attribute and attribute.kind == _FLOATS_TYPE:
             found = attribute.floats
         elif attribute and attribute.kind == _INTS_TYPE:
-            found = len(self.ints(name))
+            # What ends a number is a byte below 0x80, and so is a tag.
+            ends = ((np.count_nonzero(np.frombuffer(part, np.uint8) < 0x80), tagged) for part, tagged in attribute.ints)
+            found = sum(int(count) // (2 if tagged else 1) for count, tagged in ends)
         elif attribute and attribute.kind == _STRINGS_TYPE:
             found = len(self.branch_modes(name))
         elif attribute:
@@ -344,7 +345,7 @@ def _attribute(content: Buffer, position: int, end: int, runs: Mapping[int, int]
         if run_end := runs.get(position):
             first = content[position]
             if first == INTS_TAG:
-                attribute.ints.append(varints(content[position:run_end], tagged=True))
+                attribute.ints.append((content[position:run_end], True))
             elif first == FLOATS_TAG:
                 attribute.floats += (run_end - position) // 5
             elif first == STRINGS_TAG:
@@ -362,14 +363,14 @@ def _attribute(content: Buffer, position: int, end: int, runs: Mapping[int, int]
             elif number == _A_INT:
                 attribute.number = value if value < 2**63 else value - 2**64
             elif number == _A_INTS:
-                attribute.ints.append(varints(content[position:after]))
+                attribute.ints.append((content[position:after], False))
         elif wire == BYTES:
             if number == _A_NAME:
                 name = content[begin:after]
             elif number == _A_REFERENCE and after > begin:
                 raise UnsafeTrees(f"attribute {_text(name)!r} refers to an attribute of a function; write its value")
             elif number == _A_INTS:
-                attribute.ints.append(varints(content[begin:after]))
+                attribute.ints.append((content[begin:after], False))
             elif number == _A_FLOATS:
                 attribute.floats += (after - begin) // 4
             elif number == _A_STRINGS:

@@ -176,6 +176,24 @@ def test_a_tree_inside_a_subgraph_is_looked_at(tmp_path: Path) -> None:
         outline_of_file(path)
 
 
+def test_subgraphs_in_subgraphs_crash_neither_our_walk_nor_onnxruntime(tmp_path: Path) -> None:
+    graph = b""
+    for _ in range(10_000):
+        branch = _message(1, b"then_branch") + _message(6, graph) + b"\xa0\x01\x05"
+        graph = _message(1, _message(1, b"c") + _message(4, b"If") + _message(5, branch))
+    path = tmp_path / "nested.onnx"
+    path.write_bytes(b"\x08\x0a" + _message(7, graph) + _message(8, b"\x0a\x00\x10\x11"))
+    assert outline_of_file(path).nodes == 10_000
+    assert returncode_of_a_load(path) == 1  # an exception, because protobuf counts levels as well
+
+
+def _message(field: int, content: bytes) -> bytes:
+    length, rest = b"", len(content)
+    while rest > 127:
+        length, rest = length + bytes([rest & 127 | 128]), rest >> 7
+    return bytes([field << 3 | 2]) + length + bytes([rest]) + content
+
+
 # --- numbers and lists ---
 
 
@@ -199,7 +217,7 @@ def test_a_tree_inside_a_subgraph_is_looked_at(tmp_path: Path) -> None:
         ({"target_weights_as_tensor": [1.0] * 3}, "both target_weights and target_weights_as_tensor"),
         ({"target_ids": [0, 0, 1]}, "target_ids holds 1"),
         ({"target_ids": [0, 0, -1]}, "target_ids holds -1"),
-        ({"target_nodeids": [1]}, "lists differ in length"),
+        ({"target_nodeids": [1]}, "1 target_nodeids for 3 target_ids"),
         ({"base_values": [1.0, 2.0]}, "2 base_values for 1 outputs"),
         ({"nodes_truenodeids": [1.0] * 5}, "'nodes_truenodeids' is of another type"),
     ],
@@ -238,6 +256,25 @@ def test_a_hostile_tree_of_the_older_operators_is_refused(tmp_path: Path, change
 def test_a_hostile_tree_ensemble_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(BadArtifact, match=rf"TreeEnsemble 'forest': .*{said}"):
         outline_of_file(save(tmp_path / "m.onnx", newer_node(**changes)))
+
+
+def test_a_cycle_that_requests_would_walk_for_ever_is_refused(tmp_path: Path) -> None:
+    # onnxruntime 1.31.1 loads this one, and the first request never returns.
+    node = older_node(
+        nodes_treeids=[0] * 3 + [1] * 4,
+        nodes_nodeids=[0, 1, 2, 0, 1, 2, 3],
+        nodes_featureids=[0] * 7,
+        nodes_modes=["BRANCH_LEQ", "LEAF", "LEAF", "BRANCH_LEQ", "BRANCH_LEQ", "LEAF", "LEAF"],
+        nodes_values=[0.5] * 7,
+        nodes_truenodeids=[1, 0, 0, 1, 0, 0, 0],
+        nodes_falsenodeids=[2, 0, 0, 2, 3, 0, 0],
+        target_ids=[0] * 4,
+        target_treeids=[0, 0, 1, 1],
+        target_nodeids=[1, 2, 2, 3],
+        target_weights=[1.0] * 4,
+    )
+    with pytest.raises(BadArtifact, match="cycle, around tree 1, node 0"):
+        outline_of_file(save(tmp_path / "m.onnx", node))
 
 
 def test_an_unreachable_cycle_is_refused_too(tmp_path: Path) -> None:
