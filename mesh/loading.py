@@ -123,6 +123,8 @@ class PoolHooks:
     """Awaited before a model is fetched; bounded by whoever implements it."""
     resident_changed: Callable[[Resident, bool], None] = lambda resident, here: None
     """A copy was loaded (True), or has left (False)."""
+    crashed: Callable[[ModelKey], None] = lambda key: None
+    """The process of a model's own died while it ran a request."""
 
 
 @dataclass(slots=True)
@@ -480,6 +482,7 @@ class Loading:
     def crashed(self, resident: Resident, message: str) -> None:
         """The subprocess of a copy died: it serves nobody else, and the next request loads it again."""
         self.send(Crashed(resident.copy.copy_id, message))
+        self._hooks.crashed(resident.copy.key)
 
     async def close(self, grace_s: float) -> None:
         """Unload everything that can be unloaded, so that no subprocess outlives the pod. Bounded."""

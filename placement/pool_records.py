@@ -294,7 +294,9 @@ def _doing(value: object) -> str:
         return "loading"
     if value == "running":
         return "running"
-    raise ValueError(f"doing is {str(value)[:40]!r}; it must be 'loading' or 'running'")
+    if value == "crashed":
+        return "crashed"
+    raise ValueError(f"doing is {str(value)[:40]!r}; it must be 'loading', 'running' or 'crashed'")
 
 
 # Single fields ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ Three witnesses know which model was running when a process ended:
   about that time, are as good as having seen it.
 * The dead process's flight recorder (`mesh.flight_recorder`), read by the next process in its place.
 
+A model that runs apart because of them may end its own process next; the pod that ran it sees that, and tells as well.
+
 What follows from the deaths is decided by `placement.policy.quarantine`; this module only reports them.
 """
 
@@ -23,7 +25,7 @@ from mesh.routing.hop import previous_attempts
 from mesh.transport.base import Call
 from placement.errors import StoreError
 from placement.membership import Membership
-from placement.policy.quarantine import LOADING, RUNNING, judge
+from placement.policy.quarantine import CRASHED, LOADING, RUNNING, judge
 from placement.policy.snapshot import Death, ModelName, Suspicion
 
 log = logging.getLogger("hexcomb.losses")
@@ -104,6 +106,10 @@ class Losses:
         if written is not None:
             await self._wait_known(name, written)
 
+    async def crashed(self, name: ModelName, generation: int, pod: str, incarnation: str) -> None:
+        """The model's own process ended on this pod."""
+        await self._report(name, generation, [Death(pod, incarnation, CRASHED, self._wall_clock())])
+
     async def report(self, last: LastFlight) -> None:
         """What was in use when the process before this one died: perhaps hundreds of models, so none is waited for."""
         at_s = self._wall_clock()
@@ -117,12 +123,14 @@ class Losses:
             before: Suspicion | None = self._membership.view.suspicions.get(name)
             # The leader may have told the same deaths already, from intents that it has taken away since.
             told = {(death.pod, death.incarnation) for death in before.deaths} if before is not None else set()
-            after = judge(before, generation, [d for d in deaths if (d.pod, d.incarnation) not in told])
+            news = [d for d in deaths if d.doing == CRASHED or (d.pod, d.incarnation) not in told]
+            after = judge(before, generation, news)
             if after == before:
                 return None
             try:
                 if await self._membership.write_suspicion(name, after):
-                    log.warning("model %s was in use when pods died (%s)", name, ", ".join(d.pod for d in deaths))
+                    seen = ", ".join(f"{death.doing} on {death.pod}" for death in news)
+                    log.warning("model %s was there when processes died: %s", name, seen)
                     return after
             except StoreError as error:
                 log.warning("deaths that model %s was seen at are not recorded: %s", name, error)

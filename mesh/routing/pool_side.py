@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cache.events import EvictRequest
 from cache.machine import CacheMachine
@@ -45,7 +46,7 @@ from placement.model_facts import FactsGatherer
 from placement.peers import LoadOrder, Order, PeerError, UnloadOrder
 from placement.policy.load_choice import choose_load_pod
 from placement.policy.no_pod import Cause, NoPod
-from placement.policy.snapshot import ModelFacts, ModelName, Pod
+from placement.policy.snapshot import ModelFacts, ModelName, Pod, Verdict
 from placement.pool_view import PoolChanges
 from placement.records import ModelRecord
 from placement.registry import Registry
@@ -99,7 +100,8 @@ class PoolSide:
         self._pod = Pod(name, world.incarnation, "")
         self._loading: Loading
         self._measuring: Measuring
-        self._orders: dict[asyncio.Task[None], None] = {}
+        self._beside: dict[asyncio.Task[None], None] = {}
+        """Ordered loads, and reports."""
         self.membership = Membership(
             store,
             name,
@@ -148,7 +150,7 @@ class PoolSide:
             attempts_max=settings.route_attempts_max,
             clock=world.clock,
         )
-        self.hooks = PoolHooks(self.publisher.changed, self._before_load, self._resident_changed)
+        self.hooks = PoolHooks(self.publisher.changed, self._before_load, self._resident_changed, self._crashed)
 
     def attach(self, loading: Loading) -> None:
         """The loading that the hooks are for."""
@@ -189,9 +191,9 @@ class PoolSide:
         if self._turning is not None:
             self._turning.cancel()
             await asyncio.gather(self._turning, return_exceptions=True)
-        for task in list(self._orders):
+        for task in list(self._beside):
             task.cancel()
-        await asyncio.gather(*self._orders, return_exceptions=True)
+        await asyncio.gather(*self._beside, return_exceptions=True)
         await self.service.close()
         await self.membership.leave()
         await self.probes.close()
@@ -288,7 +290,12 @@ class PoolSide:
         key = ModelKey(name.tenant, name.id, suspicion.generation)
         copy = self._cache.servable(key)
         resident = None if copy is None else self._loading.resident(copy.copy_id)
-        if resident is not None and resident.turn is None and suspicion.isolate:
+        if resident is None:
+            return
+        if suspicion.verdict is Verdict.QUARANTINED:
+            log.warning("model %s is quarantined and leaves", name)
+            self._loading.send(EvictRequest(key))
+        elif resident.turn is None and suspicion.isolate:
             log.warning("model %s is loaded again in a process of its own: pods died while they ran it", name)
             self._loading.send(EvictRequest(key))
 
@@ -346,6 +353,13 @@ class PoolSide:
             await self.membership.record_intent(name, key.generation, "loading")
         else:
             self.membership.set_intent(name, key.generation, "loading")
+
+    def _crashed(self, key: ModelKey) -> None:
+        """A model that runs apart for having killed pods ended its process, too. Other crashes are their owners'."""
+        if not self.must_isolate(key):
+            return
+        name = ModelName(key.tenant, key.model_id)
+        self._spawn(self.losses.crashed(name, key.generation, self.name, self._world.incarnation))
 
     def _resident_changed(self, resident: Resident, here: bool) -> None:
         if self._recorder is None or resident.turn is not None:
@@ -420,15 +434,18 @@ class PoolSide:
         if self._condition().draining:
             raise PeerError(self.name, "it is draining")
         log.info("ordered to load %s: %s", order.name, order.reason)
-        task = asyncio.get_running_loop().create_task(self._load(record))
-        self._orders[task] = None
-        task.add_done_callback(self._order_ended)
+        return self._spawn(self._load(record))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._beside[task] = None
+        task.add_done_callback(self._ended)
         return task
 
-    def _order_ended(self, task: asyncio.Task[None]) -> None:
-        self._orders.pop(task, None)
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._beside.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, PeerError):
-            log.error("an ordered load failed", exc_info=error)
+            log.error("work beside the requests failed", exc_info=error)
 
     async def _load(self, record: ModelRecord) -> None:
         try:

@@ -107,3 +107,15 @@ async def test_one_that_died_loading_a_model_proves_nothing() -> None:
     pool = Pool(intent("p1"))
     await losses_of(pool).heed_loads(NAME, 1)
     assert pool.suspicion is None
+
+
+async def test_a_model_that_runs_apart_and_goes_on_crashing_is_quarantined() -> None:
+    pool = Pool()
+    losses = losses_of(pool)
+    await losses.killed(NAME, 1, [("p1", "p1-1"), ("p2", "p2-1")])
+    for _ in range(3):
+        assert pool.suspicion is not None
+        assert pool.suspicion.verdict is Verdict.SUSPECT
+        await losses.crashed(NAME, 1, "p3", "p3-1")
+    assert pool.suspicion is not None
+    assert pool.suspicion.verdict is Verdict.QUARANTINED
