@@ -34,7 +34,8 @@ from runtime_adapters.onnx_fields import (
     skip,
     varint,
 )
-from runtime_adapters.onnx_tree_bounds import TREE_OPERATORS, UnsafeTrees, check_tree_operator
+from runtime_adapters.onnx_tree_bounds import TREE_OPERATORS, check_tree_operator
+from runtime_adapters.onnx_tree_lists import UnsafeTrees
 
 _FIELDS_MAX = 3_000_000
 """A few seconds of walking. The largest graphs of practice have some 100,000 fields; more is an attack."""

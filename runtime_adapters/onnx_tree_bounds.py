@@ -12,8 +12,7 @@ What must hold of an operator:
 * Every walk ends: there is no cycle, whether a root leads to it or not, and no tree deeper than `LEVELS_MAX`.
 * A branch of `TreeEnsemble` (ai.onnx.ml 5) has one parent, because the kernel copies what it meets again. In the older
   operators sharing is allowed: LightGBM's converter writes sets of categories so.
-* An attribute appears once, once with its value, of its type, and is no reference to an attribute of a function:
-  there must not be two readings.
+* There are no two readings: an attribute appears once (and see `onnx_tree_lists`).
 
 The operators are judged by name, in any domain, subgraph or function. The depth of all trees at once is found by
 peeling: nodes without a parent are level 1, those whose parents are all peeled come next, and what is never peeled lies
@@ -24,61 +23,32 @@ Deliberately absent: whether a model is any good, and what costs memory or time 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from runtime_adapters.base import Array
-from runtime_adapters.onnx_fields import (
-    BYTES,
-    FIXED32,
-    FLOATS_TAG,
-    INTS_TAG,
-    STRINGS_TAG,
-    VARINT,
-    Buffer,
-    skip,
-    varint,
-    varints,
+from runtime_adapters.onnx_fields import BYTES, Buffer, skip, varint
+from runtime_adapters.onnx_tree_lists import (
+    Attribute,
+    TreeLists,
+    UnsafeTrees,
+    clipped_text,
+    read_attribute,
+    require_in_range,
 )
 
 LEVELS_MAX = 2_000
-"""Trees of practice have tens of levels, chains of categories some hundreds. onnxruntime 1.31 survives 5,000 on a stack
-of 8 MiB."""
+"""Trees of practice have tens of levels, chains of categories some hundreds. For 2,000 levels onnxruntime 1.31.1 needs
+between 1 and 2 MiB of stack, and a thread mostly has 8."""
 
 _REGRESSOR, _CLASSIFIER, _ENSEMBLE = b"TreeEnsembleRegressor", b"TreeEnsembleClassifier", b"TreeEnsemble"
 TREE_OPERATORS = frozenset((_REGRESSOR, _CLASSIFIER, _ENSEMBLE))
 
-_LEAF = b"LEAF"
 _INT32_MAX = 2**31 - 1
-_NAME_CHARS_MAX = 80
 _BRANCH_MEMBER, _MODE_MAX = 6, 6  # of TreeEnsemble, whose leaves are no nodes
 _CHAINED_MEMBERS_MAX = 30
 """The kernel writes sets of up to so many categories as a chain of branches."""
-
-# AttributeProto: field numbers, and what its type is called
-_A_NAME, _A_INT, _A_TENSOR, _A_FLOATS, _A_INTS, _A_STRINGS, _A_TYPE, _A_REFERENCE = 1, 3, 5, 7, 8, 9, 20, 21
-_FLOATS_TYPE, _INTS_TYPE, _STRINGS_TYPE, _INT_TYPE, _TENSOR_TYPE = 6, 7, 8, 2, 4
-# TensorProto: element type -> (NumPy's, the field of a typed list)
-_ELEMENTS = {1: ("<f4", 4), 2: ("u1", 5), 11: ("<f8", 10)}
-_T_DIMS, _T_TYPE, _T_RAW, _T_EXTERNAL, _T_LOCATION = 1, 2, 9, 13, 14
-
-
-class UnsafeTrees(ValueError):
-    """onnxruntime must not read this operator. The message names it and what is wrong."""
-
-
-@dataclass(slots=True)
-class _Attribute:
-    """One attribute's value: parts in the order of the file, still encoded. Integers: and whether each has a tag."""
-
-    kind: int = 0
-    number: int = 0
-    ints: list[tuple[bytes, bool]] = field(default_factory=list)
-    floats: int = 0
-    strings: list[bytes] = field(default_factory=list)
-    tensors: list[tuple[int, int]] = field(default_factory=list)
 
 
 def check_tree_operator(content: Buffer, position: int, end: int, runs: Mapping[int, int]) -> None:
@@ -86,33 +56,34 @@ def check_tree_operator(content: Buffer, position: int, end: int, runs: Mapping[
 
     Raises UnsafeTrees, and Malformed where it is no protobuf.
     """
-    names, operator, attributes = b"", b"", {}
+    name_of_node, operator = b"", b""
+    attributes: dict[bytes, Attribute] = {}
     while position < end:
         tag, position = varint(content, position, end)
         after = skip(content, position, end, tag & 7)
         if tag & 7 == BYTES:
             _, begin = varint(content, position, end)
             if tag >> 3 == 3:
-                names = content[begin:after]
+                name_of_node = content[begin:after]
             elif tag >> 3 == 4:
                 operator = content[begin:after]
             elif tag >> 3 == 5:
-                name, attribute = _attribute(content, begin, after, runs)
+                name, attribute = read_attribute(content, begin, after, runs)
                 if name in attributes:
-                    raise UnsafeTrees(f"a tree ensemble has two attributes {_text(name)!r}")
+                    raise UnsafeTrees(f"a tree ensemble has two attributes {clipped_text(name)!r}")
                 attributes[name] = attribute
         position = after
     try:
-        lists = _Lists(content, attributes)
+        lists = TreeLists(content, attributes)
         _check_ensemble(lists) if operator == _ENSEMBLE else _check_older(lists, classifier=operator == _CLASSIFIER)
     except UnsafeTrees as error:
-        raise UnsafeTrees(f"{operator.decode()} {_text(names)!r}: {error}") from None
+        raise UnsafeTrees(f"{operator.decode()} {clipped_text(name_of_node)!r}: {error}") from None
 
 
 # --- what must hold ---------------------------------------------------------------------------------------------------
 
 
-def _check_older(lists: _Lists, *, classifier: bool) -> None:
+def _check_older(lists: TreeLists, *, classifier: bool) -> None:
     """TreeEnsembleRegressor and TreeEnsembleClassifier: branches and leaves are one list, numbered within each tree."""
     branch = lists.branch_modes("nodes_modes")
     trees, numbers = lists.ints("nodes_treeids"), lists.ints("nodes_nodeids")
@@ -123,10 +94,10 @@ def _check_older(lists: _Lists, *, classifier: bool) -> None:
     _equally_long(nodes_modes=branch, nodes_truenodeids=true, nodes_falsenodeids=false, nodes_featureids=features)
     if thresholds != len(branch):
         raise UnsafeTrees(f"{thresholds:,} nodes_values for {len(branch):,} nodes_modes")
-    _in_range("nodes_treeids", trees, _INT32_MAX)
-    _in_range("nodes_nodeids", numbers, _INT32_MAX)
+    require_in_range("nodes_treeids", trees, _INT32_MAX)
+    require_in_range("nodes_nodeids", numbers, _INT32_MAX)
     parents = np.flatnonzero(branch)
-    _in_range("nodes_featureids", features[parents], _INT32_MAX)
+    require_in_range("nodes_featureids", features[parents], _INT32_MAX)
     index = _NodeIndex(trees, numbers)
     children = [
         index.children("nodes_truenodeids", true, parents),
@@ -148,10 +119,10 @@ def _check_older(lists: _Lists, *, classifier: bool) -> None:
     for name in (f"{prefix}_nodeids", f"{prefix}_treeids", f"{prefix}_weights"):
         if (length := lists.length(name)) != len(targets):
             raise UnsafeTrees(f"{length:,} {name} for {len(targets):,} {prefix}_ids")
-    _in_range(f"{prefix}_ids", targets, outputs - 1)
+    require_in_range(f"{prefix}_ids", targets, outputs - 1)
 
 
-def _check_ensemble(lists: _Lists) -> None:
+def _check_ensemble(lists: TreeLists) -> None:
     """TreeEnsemble: branches and leaves are two lists, and their numbers are places in them."""
     modes = lists.tensor("nodes_modes")
     true, false = lists.ints("nodes_truenodeids"), lists.ints("nodes_falsenodeids")
@@ -170,20 +141,20 @@ def _check_ensemble(lists: _Lists) -> None:
     leaves = lists.length("leaf_weights")
     if leaves != len(targets):
         raise UnsafeTrees(f"{leaves:,} leaf_weights for {len(targets):,} leaf_targetids")
-    _in_range("leaf_targetids", targets, lists.number("n_targets") - 1)
-    _in_range("nodes_featureids", features, _INT32_MAX)
+    require_in_range("leaf_targetids", targets, lists.number("n_targets") - 1)
+    require_in_range("nodes_featureids", features, _INT32_MAX)
     edges = np.empty((2, branches), np.int64)
     sides = (("nodes_truenodeids", true, true_leaf), ("nodes_falsenodeids", false, false_leaf))
     for side, (name, children, leaf) in enumerate(sides):
         to_leaf = leaf != 0
-        _in_range(name, children[to_leaf], leaves - 1)
-        _in_range(name, children[~to_leaf], branches - 1)
+        require_in_range(name, children[to_leaf], leaves - 1)
+        require_in_range(name, children[~to_leaf], branches - 1)
         edges[side] = np.where(to_leaf, -1, children)
     roots = lists.ints("tree_roots")
-    _in_range("tree_roots", roots, branches - 1)
+    require_in_range("tree_roots", roots, branches - 1)
     # A root whose two sides are one leaf stands for a tree of that leaf; the kernel then takes the root's own number.
     alone = (true_leaf[roots] != 0) & (false_leaf[roots] != 0) & (true[roots] == false[roots])
-    _in_range("tree_roots", roots[alone], leaves - 1)
+    require_in_range("tree_roots", roots[alone], leaves - 1)
     parents = np.bincount(np.concatenate((edges[edges >= 0], roots)), minlength=branches)
     if branches and int(parents.max()) > 1:
         raise UnsafeTrees(f"branch {int(parents.argmax())} has two parents, or is a root with one")
@@ -191,7 +162,7 @@ def _check_ensemble(lists: _Lists) -> None:
     _check_levels(edges, np.ones(branches, bool), LEVELS_MAX // chained, lambda node: f"branch {node}")
 
 
-def _check_members(lists: _Lists, modes: Array) -> int:
+def _check_members(lists: TreeLists, modes: Array) -> int:
     """Each branch on a set has one, with something in it. Returns how many levels the kernel may make of a branch."""
     members = int((modes == _BRANCH_MEMBER).sum())
     if not members:
@@ -207,7 +178,7 @@ def _check_members(lists: _Lists, modes: Array) -> int:
     return max(1, int(chained.max(initial=1)))
 
 
-def _check_base_values(lists: _Lists, outputs: int, *, few: bool) -> None:
+def _check_base_values(lists: TreeLists, outputs: int, *, few: bool) -> None:
     length = lists.length("base_values")
     if length and not (length <= 2 if few else length == outputs):
         raise UnsafeTrees(f"{length:,} base_values for {outputs:,} outputs")
@@ -274,176 +245,3 @@ def _equally_long(**lists: Array) -> None:
     lengths = {name: len(values) for name, values in lists.items()}
     if len(set(lengths.values())) > 1:
         raise UnsafeTrees("lists differ in length: " + ", ".join(f"{n:,} {name}" for name, n in lengths.items()))
-
-
-def _in_range(name: str, values: Array, last: int) -> None:
-    if len(values) and (int(values.min()) < 0 or int(values.max()) > last):
-        wrong = int(values.min()) if int(values.min()) < 0 else int(values.max())
-        raise UnsafeTrees(f"{name} holds {wrong}, which is not in 0 to {last}")
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-class _Lists:
-    """The operator's attributes by name; empty where there is none."""
-
-    def __init__(self, content: Buffer, attributes: dict[bytes, _Attribute]) -> None:
-        self._content, self._attributes = content, attributes
-
-    def number(self, name: str) -> int:
-        attribute = self._of_kind(name, _INT_TYPE)
-        return attribute.number if attribute else 0
-
-    def ints(self, name: str) -> Array:
-        attribute = self._of_kind(name, _INTS_TYPE)
-        parts = attribute.ints if attribute else []
-        return np.concatenate([np.empty(0, np.int64), *(varints(part, tagged=tagged) for part, tagged in parts)])
-
-    def branch_modes(self, name: str) -> Array:
-        """Which nodes are branches: all but those whose mode is LEAF."""
-        attribute = self._of_kind(name, _STRINGS_TYPE)
-        parts = attribute.strings if attribute else []
-        return np.concatenate([np.empty(0, bool), *map(_not_leaf, parts)])
-
-    def tensor(self, name: str) -> Array:
-        attribute = self._of_kind(name, _TENSOR_TYPE)
-        return _tensor(self._content, attribute.tensors, name) if attribute else np.empty(0)
-
-    def length(self, name: str, *, tensors: bool = True) -> int:
-        """Of a list or a tensor, by this name or that of its sibling; there may be one of the two."""
-        attribute = self._attributes.get(name.encode())
-        sibling = f"{name}_as_tensor"
-        found = 0
-        if attribute and attribute.kind == _TENSOR_TYPE:
-            found = len(self.tensor(name))
-        elif attribute and attribute.kind == _FLOATS_TYPE:
-            found = attribute.floats
-        elif attribute and attribute.kind == _INTS_TYPE:
-            # What ends a number is a byte below 0x80, and so is a tag.
-            ends = ((np.count_nonzero(np.frombuffer(part, np.uint8) < 0x80), tagged) for part, tagged in attribute.ints)
-            found = sum(int(count) // (2 if tagged else 1) for count, tagged in ends)
-        elif attribute and attribute.kind == _STRINGS_TYPE:
-            found = len(self.branch_modes(name))
-        elif attribute:
-            raise UnsafeTrees(f"attribute {name!r} is of another type")
-        other = len(self.tensor(sibling)) if tensors and sibling.encode() in self._attributes else 0
-        if found and other:
-            raise UnsafeTrees(f"there are both {name} and {sibling}")
-        return found or other
-
-    def _of_kind(self, name: str, kind: int) -> _Attribute | None:
-        attribute = self._attributes.get(name.encode())
-        if attribute and attribute.kind != kind:
-            raise UnsafeTrees(f"attribute {name!r} is of another type")
-        return attribute
-
-
-def _attribute(content: Buffer, position: int, end: int, runs: Mapping[int, int]) -> tuple[bytes, _Attribute]:
-    name, attribute = b"", _Attribute()
-    while position < end:
-        if run_end := runs.get(position):
-            first = content[position]
-            if first == INTS_TAG:
-                attribute.ints.append((content[position:run_end], True))
-            elif first == FLOATS_TAG:
-                attribute.floats += (run_end - position) // 5
-            elif first == STRINGS_TAG:
-                attribute.strings.append(content[position:run_end])
-            position = run_end
-            continue
-        begin_of_field = position
-        tag, position = varint(content, position, end)
-        number, wire = tag >> 3, tag & 7
-        after = skip(content, position, end, wire)
-        value, begin = varint(content, position, end) if wire in (VARINT, BYTES) else (0, position)
-        if wire == VARINT:
-            if number == _A_TYPE:
-                attribute.kind = value
-            elif number == _A_INT:
-                attribute.number = value if value < 2**63 else value - 2**64
-            elif number == _A_INTS:
-                attribute.ints.append((content[position:after], False))
-        elif wire == BYTES:
-            if number == _A_NAME:
-                name = content[begin:after]
-            elif number == _A_REFERENCE and after > begin:
-                raise UnsafeTrees(f"attribute {_text(name)!r} refers to an attribute of a function; write its value")
-            elif number == _A_INTS:
-                attribute.ints.append((content[begin:after], False))
-            elif number == _A_FLOATS:
-                attribute.floats += (after - begin) // 4
-            elif number == _A_STRINGS:
-                attribute.strings.append(content[begin_of_field:after])
-            elif number == _A_TENSOR:
-                attribute.tensors.append((begin, after))
-        elif wire == FIXED32 and number == _A_FLOATS:
-            attribute.floats += 1
-        position = after
-    return name, attribute
-
-
-def _not_leaf(run: bytes) -> Array:
-    """Of a run of strings, each after its tag and its length: which are not LEAF."""
-    octets = np.frombuffer(run, np.uint8)
-    begins = np.flatnonzero(octets == STRINGS_TAG)
-    lengths = np.diff(begins, append=len(octets)) - 2
-    if not (lengths >= 0).all() or not (octets[np.minimum(begins + 1, len(octets) - 1)] == lengths).all():
-        begins = np.array(list(_string_begins(run)))  # a string with a J in it, or a long one
-        lengths = np.diff(begins, append=len(octets)) - 2
-    not_leaf: Array = lengths != len(_LEAF)
-    short = begins[~not_leaf]
-    not_leaf[~not_leaf] = (octets[short[:, None] + 2 + np.arange(len(_LEAF))] != np.frombuffer(_LEAF, np.uint8)).any(1)
-    return not_leaf
-
-
-def _string_begins(run: bytes) -> Iterator[int]:
-    position = 0
-    while position < len(run):
-        yield position
-        _, begin = varint(run, position, len(run))
-        position = skip(run, begin, len(run), BYTES)
-
-
-def _tensor(content: Buffer, places: list[tuple[int, int]], name: str) -> Array:
-    """The elements of a tensor that lies within the attribute."""
-    if len(places) != 1:
-        raise UnsafeTrees(f"attribute {name!r} has {len(places)} tensors in place of one")
-    position, end = places[0]
-    elements, kind, encoded = 1, 0, dict[int, list[bytes]]()
-    while position < end:
-        tag, position = varint(content, position, end)
-        number, wire = tag >> 3, tag & 7
-        after = skip(content, position, end, wire)
-        begin = varint(content, position, end)[1] if wire == BYTES else position
-        if number == _T_DIMS and wire in (VARINT, BYTES):
-            for size in varints(content[begin:after]):
-                elements *= int(size)
-        elif number == _T_TYPE and wire == VARINT:
-            kind = varint(content, position, end)[0]
-        elif number == _T_EXTERNAL or (number == _T_LOCATION and varint(content, position, end)[0]):
-            raise UnsafeTrees(f"attribute {name!r} lies in another file; save it in this one")
-        else:
-            encoded.setdefault(number, []).append(content[begin:after])
-        position = after
-    if kind not in _ELEMENTS:
-        raise UnsafeTrees(f"attribute {name!r} holds elements of type {kind}; FLOAT, DOUBLE and UINT8 are known")
-    dtype, typed = _ELEMENTS[kind]
-    raw, listed = encoded.get(_T_RAW, []), encoded.get(typed, [])
-    if len(raw) > 1 or (raw and listed):
-        raise UnsafeTrees(f"attribute {name!r} has its elements twice")
-    octets = b"".join(raw or listed)
-    if not raw and dtype == "u1":
-        numbers = varints(octets)
-        _in_range(name, numbers, 255)
-        octets = numbers.astype(np.uint8).tobytes()
-    size = np.dtype(dtype).itemsize
-    if len(octets) != elements * size:
-        raise UnsafeTrees(
-            f"attribute {name!r} says that it has {elements:,} elements, but holds {len(octets) // size:,}"
-        )
-    return np.frombuffer(octets, dtype)
-
-
-def _text(name: bytes) -> str:
-    return name[:_NAME_CHARS_MAX].decode(errors="replace")

@@ -298,7 +298,7 @@ def test_an_attribute_that_comes_from_a_function_s_caller_is_refused(tmp_path: P
     node.attribute.append(
         onnx.AttributeProto(name="nodes_truenodeids", ref_attr_name="any", type=onnx.AttributeProto.INTS)
     )
-    with pytest.raises(BadArtifact, match="refers to an attribute of a function"):
+    with pytest.raises(BadArtifact, match="refers to one of a function"):
         outline_of_file(save(tmp_path / "m.onnx", node))
 
 
