@@ -21,6 +21,8 @@ NOT_HERE_METADATA = "hexcomb-not-here"
 """Trailer of a forwarded request that was not run; its value says why, in one word."""
 ABSENT = "absent"
 """Such a word: the copy has gone; the pod may load the model again."""
+HELD = "held"
+"""Such a word: another pod has claimed the model."""
 HOLDER_METADATA = "hexcomb-holder"
 """Trailer beside it: a pod that holds or loads the model, as far as the answering pod knows."""
 GRPC_PREVIOUS_ATTEMPTS = "grpc-previous-rpc-attempts"
@@ -42,12 +44,14 @@ class Hop:
     """Of the registry's view in which the first pod found the model."""
     load: bool
     """Load the model if it is not here; else only a copy that is here, or on its way, may answer."""
+    insists: bool = False
+    """Load it even if the store says that the first pod loads it: that pod does not."""
 
 
 def encode_hop(hop: Hop) -> str:
     """The entry's value: ASCII."""
     from_pod, model_id = quote(hop.from_pod, safe=""), quote(hop.model_id, safe="")
-    return f"1;{from_pod};{model_id};{hop.generation};{hop.revision};{int(hop.load)}"
+    return f"1;{from_pod};{model_id};{hop.generation};{hop.revision};{int(hop.load)};{int(hop.insists)}"
 
 
 def hop_of(call: Call) -> Hop | None:
@@ -59,10 +63,10 @@ def hop_of(call: Call) -> Hop | None:
         return None
     parts = value.split(";")
     try:
-        version, from_pod, model_id, generation, revision, load = parts[:6]
+        version, from_pod, model_id, generation, revision, load, *more = parts
         if version != "1":
             raise ValueError(version)
-        return Hop(unquote(from_pod), unquote(model_id), int(generation), int(revision), load == "1")
+        return Hop(unquote(from_pod), unquote(model_id), int(generation), int(revision), load == "1", more[:1] == ["1"])
     except ValueError:
         raise TransportError(
             StatusCode.INVALID_ARGUMENT,

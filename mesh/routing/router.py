@@ -27,7 +27,7 @@ from typing import Protocol
 from cache.types import RefusalKind
 from mesh.endpoint.status import as_transport_error
 from mesh.loading import Refused
-from mesh.routing.hop import ABSENT, Hop, forwarded_metadata, not_here, why_not_here
+from mesh.routing.hop import ABSENT, HELD, Hop, forwarded_metadata, not_here, why_not_here
 from mesh.routing.links import Links
 from mesh.routing.losses import Losses
 from mesh.routing.names import WAIT_S, Names
@@ -91,6 +91,8 @@ class _Tries:
     """Pods that are not asked again."""
     gone: set[str] = field(default_factory=set)
     """Pods whose copy turned out to be gone, which this pod's view does not know yet. They may load the model."""
+    insists: bool = False
+    """The store says that this pod loads the model, and it does not (any more): whoever is chosen loads it."""
     last: Exception | None = None
     deaths: list[tuple[str, str]] = field(default_factory=list)
     """(pod, incarnation) of pods that died over it."""
@@ -298,7 +300,8 @@ class Router:
     ) -> Reply | None:
         """One try elsewhere. What it took says something about the pod only where a copy was known to serve."""
         deaths = tries.deaths
-        hop = Hop(self._own_pod, record.id, generation, record.revision, mode is Mode.LOAD)
+        insists = tries.insists or self._own_pod in tries.excluded
+        hop = Hop(self._own_pod, record.id, generation, record.revision, mode is Mode.LOAD, insists)
         metadata = forwarded_metadata(call, tenant, hop)
         name = ModelName(record.tenant, record.id)
         began_s = self._clock()
@@ -318,6 +321,7 @@ class Router:
                         f"{len(deaths)} pods died while they worked on this request for model {record.id!r}; it is "
                         "not tried again, and the model runs in a process of its own from now on",
                     ) from broken
+                await self._losses.first_death(name, generation, pod, incarnation)
             return None
         except TransportError as error:
             found = why_not_here(error)
@@ -326,7 +330,11 @@ class Router:
                 if mode is Mode.HIT:
                     self._observe(pod, name, self._clock() - began_s)
                 raise  # the model's own word
-            if found is not None and found[0] == ABSENT and pod not in tries.gone:
+            if found == (HELD, self._own_pod) and not tries.insists:
+                # A copy has begun to load here meanwhile, and is joined next; or the store knows of one that has gone.
+                here = self._here
+                tries.insists = not (here.is_loading(name, record.generation) or here.servable_generation(name))
+            elif found is not None and found[0] == ABSENT and pod not in tries.gone:
                 tries.gone.add(pod)
             else:
                 tries.excluded.add(pod)
@@ -386,9 +394,10 @@ class Router:
             raise not_here(ABSENT, f"model {record.id!r} is not on pod {self._own_pod!r} any more", holder)
         if self._is_draining():
             raise not_here("draining", f"pod {self._own_pod!r} is draining", holder)
-        named = await self._claim(name, record.generation, self._facts_of(record).size_bytes, (hop.from_pod,))
+        ignored = (hop.from_pod,) if hop.insists else ()
+        named = await self._claim(name, record.generation, self._facts_of(record).size_bytes, ignored)
         if named is not None:
-            raise not_here("held", f"model {record.id!r} is loaded by pod {named!r}", named)
+            raise not_here(HELD, f"model {record.id!r} is loaded by pod {named!r}", named)
 
     def _refuse_quarantined(self, name: ModelName, generation: int) -> None:
         suspicion = self._membership.view.suspicions.get(name)

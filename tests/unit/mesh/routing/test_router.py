@@ -99,6 +99,8 @@ class Pool:
 
     async def heed_loads(self, model: ModelName, generation: int) -> None: ...
 
+    async def first_death(self, model: ModelName, generation: int, pod: str, incarnation: str) -> None: ...
+
     async def killed(self, model: ModelName, generation: int, deaths: Any) -> None:
         self.deaths.append(list(deaths))
 
@@ -287,6 +289,32 @@ async def test_a_pod_whose_copy_has_gone_may_load_it_again() -> None:
 
     mesh.peers["p1"] = evicted_a_moment_ago
     assert await mesh.ask() == b"loaded again"
+    assert asked == [False, True]
+
+
+async def test_a_load_that_began_here_meanwhile_is_joined() -> None:
+    mesh = pool(pods=[pod("me", ready=False), pod("p1")])
+
+    async def held_by_the_one_that_asks(hop: Hop) -> Reply:
+        mesh.loading = True
+        raise not_here("held", "claimed", "me")
+
+    mesh.peers["p1"] = held_by_the_one_that_asks
+    assert await mesh.ask() == b"here"
+
+
+async def test_an_old_record_of_the_pod_that_asks_does_not_keep_another_from_loading() -> None:
+    mesh = pool(pods=[pod("me", ready=False), pod("p1")])
+    asked: list[bool] = []
+
+    async def sees_an_old_record(hop: Hop) -> Reply:
+        asked.append(hop.insists)
+        if not hop.insists:
+            raise not_here("held", "claimed", "me")
+        return b"loaded"
+
+    mesh.peers["p1"] = sees_an_old_record
+    assert await mesh.ask() == b"loaded"
     assert asked == [False, True]
 
 
