@@ -16,6 +16,7 @@ What follows from the deaths is decided by `placement.policy.quarantine`; this m
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -32,7 +33,10 @@ log = logging.getLogger("hexcomb.losses")
 
 RECENT_S = 30.0
 """Losses older than this are not connected with a request that comes now."""
-RETRIES_MIN = 2
+DEATHS_MIN = 2
+"""One death proves nothing."""
+SAID_WITHIN_S = 0.3
+"""A write takes milliseconds; a store that is away must not keep a request from its second try."""
 NOTICED_WITHIN_S = 1.5
 """Two probes find out that a pod has gone."""
 LOOK_AGAIN_S = 0.05
@@ -54,24 +58,32 @@ class Losses:
         self._recent.append((self._clock(), pod, incarnation))
 
     async def heed_retries(self, call: Call, name: ModelName, generation: int) -> None:
-        """A client that has tried this request twice before may have left two dead pods behind."""
-        if not call.metadata or previous_attempts(call) < RETRIES_MIN:
+        """A client that has tried this request before may have left dead pods behind: two, with those known of."""
+        attempts = previous_attempts(call) if call.metadata else 0
+        known = self._known(name, generation)
+        needed = DEATHS_MIN - len(known)
+        if needed <= 0 or attempts < needed:
             return
         began_s = self._clock()
-        deaths = self._deaths_since(began_s - RECENT_S)
-        while len(deaths) == RETRIES_MIN - 1 and self._clock() < began_s + NOTICED_WITHIN_S:
-            # The client is quicker than the probes: without the second one this pod might become the third.
+        deaths = self._lost_since(began_s - RECENT_S, known)
+        while len(deaths) < needed and (deaths or known) and self._clock() < began_s + NOTICED_WITHIN_S:
+            # The client is quicker than the probes: without the last one this pod might become the next.
             await asyncio.sleep(LOOK_AGAIN_S)
-            deaths = self._deaths_since(began_s - RECENT_S)
-        if len(deaths) >= RETRIES_MIN:
-            await self.killed(name, generation, deaths[-RETRIES_MIN:])
+            deaths = self._lost_since(began_s - RECENT_S, known)
+        if len(deaths) >= needed:
+            await self.killed(name, generation, deaths[-needed:])
 
     async def heed_loads(self, name: ModelName, generation: int) -> None:
         """This pod is about to have a model loaded: have others died of that? What they were loading outlives them."""
         until_s = self._clock() + NOTICED_WITHIN_S
+        known = self._known(name, generation)
         while True:
-            loading = [intent for of, intent in self._membership.intents if of == name and intent.doing == LOADING]
-            if len(loading) < RETRIES_MIN:
+            loading = [
+                intent
+                for of, intent in self._membership.intents
+                if of == name and intent.doing == LOADING and intent.incarnation not in known
+            ]
+            if not loading or len(loading) + len(known) < DEATHS_MIN or len(known) >= DEATHS_MIN:
                 return  # the usual case: nobody, or the one that loads it
             lost = {incarnation for _, _, incarnation in self._recent}
             pods = self._membership.view.pods
@@ -82,15 +94,33 @@ class Losses:
                 or intent.pod not in pods
                 or pods[intent.pod].incarnation != intent.incarnation
             ]
-            if len(deaths) >= RETRIES_MIN:
+            if len(deaths) + len(known) >= DEATHS_MIN:
                 await self.killed(name, generation, deaths)
                 return
             if self._clock() >= until_s:
                 return
             await asyncio.sleep(LOOK_AGAIN_S)
 
-    def _deaths_since(self, since_s: float) -> list[tuple[str, str]]:
-        return [(pod, incarnation) for at_s, pod, incarnation in self._recent if at_s >= since_s]
+    async def first_death(self, name: ModelName, generation: int, pod: str, incarnation: str) -> None:
+        """A pod died over a request that is tried once more, perhaps here: said before, since this pod might not be
+        able to say it afterwards. It costs the request little, store or no store."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SAID_WITHIN_S):
+                await self.killed(name, generation, [(pod, incarnation)])
+
+    def _known(self, name: ModelName, generation: int) -> set[str]:
+        """Incarnations whose deaths are in the store already."""
+        suspicion = self._membership.view.suspicions.get(name)
+        if suspicion is None or suspicion.generation != generation:
+            return set()
+        return {death.incarnation for death in suspicion.deaths}
+
+    def _lost_since(self, since_s: float, known: set[str]) -> list[tuple[str, str]]:
+        return [
+            (pod, incarnation)
+            for at_s, pod, incarnation in self._recent
+            if at_s >= since_s and incarnation not in known
+        ]
 
     async def killed(self, name: ModelName, generation: int, deaths: Sequence[tuple[str, str]]) -> None:
         """These pods died while they ran this model, or loaded it."""

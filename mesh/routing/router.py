@@ -91,6 +91,8 @@ class _Tries:
     """Pods that are not asked again."""
     gone: set[str] = field(default_factory=set)
     """Pods whose copy turned out to be gone, which this pod's view does not know yet. They may load the model."""
+    denied: list[str] = field(default_factory=list)
+    """Each time that a pod said so."""
     insists: bool = False
     """The store says that this pod loads the model, and it does not (any more): whoever is chosen loads it."""
     last: Exception | None = None
@@ -257,9 +259,12 @@ class Router:
             raise no_place(choice)
         if choice.pod != self._own_pod:
             return await self._forward(call, tenant, record, choice.pod, record.generation, tries, Mode.LOAD)
-        holder = await self._claim(name, record.generation, facts.size_bytes, tries.excluded)
+        # Of a pod that said that it has no copy, and that the store says to hold one, either may be behind. It is
+        # asked once more; what it says then counts.
+        believed = tries.excluded.union(pod for pod in tries.denied if tries.denied.count(pod) > 1)
+        holder = await self._claim(name, record.generation, facts.size_bytes, believed)
         if holder is not None:
-            tries.gone.discard(holder)  # the store knows better: it has begun to load the model again
+            tries.gone.discard(holder)
             return await self._forward(call, tenant, record, holder, record.generation, tries, Mode.JOIN)
         try:
             return await self._run_here(run_here, tries)
@@ -336,6 +341,7 @@ class Router:
                 tries.insists = not (here.is_loading(name, record.generation) or here.servable_generation(name))
             elif found is not None and found[0] == ABSENT and pod not in tries.gone:
                 tries.gone.add(pod)
+                tries.denied.append(pod)
             else:
                 tries.excluded.add(pod)
             if full and not self._is_served(name, tries.excluded):

@@ -119,3 +119,16 @@ async def test_a_model_that_runs_apart_and_goes_on_crashing_is_quarantined() -> 
         await losses.crashed(NAME, 1, "p3", "p3-1")
     assert pool.suspicion is not None
     assert pool.suspicion.verdict is Verdict.QUARANTINED
+
+
+async def test_a_second_pod_that_a_client_lost_counts_beside_the_first_that_a_pod_had_told_of() -> None:
+    pool = Pool()
+    losses = losses_of(pool)
+    await losses.first_death(NAME, 1, "p1", "p1-1")
+    assert pool.suspicion is not None
+    assert not pool.suspicion.isolate
+    losses.lost("p1", "p1-1")
+    losses.lost("p2", "p2-1")
+    once = Call("/infer", b"", (("hexcomb-previous-attempts", "1"),))
+    await losses.heed_retries(once, NAME, 1)
+    assert pool.suspicion.isolate
