@@ -77,6 +77,8 @@ class RequestChecks:
             return reason
         known_s = self._known_s(answered, asked)
         models = self._possible_models(answered.name, known_s)
+        if any(model in asked.view.suspicions for model in models):
+            return "pods died over it"
         if not all(self._is_sound(model, known_s) for model in models):
             return "its artifact is bad, or was a moment ago"
         patience_s = float("inf") if answered.deadline_s is None else answered.deadline_s - began_s

@@ -95,6 +95,12 @@ class RestChecks:
             self._check_names(pod)
             seen = {name: {copy.pod: copy for copy in copies} for name, copies in pod.view.copies.items()}
             _compare(f"copies as {pod.incarnation} sees them", seen, stored)
+            if set(pod.view.suspicions) != set(self._store.suspicions):
+                raise Violation(
+                    "views converge",
+                    f"{pod.incarnation} sees suspicions of {sorted(map(str, pod.view.suspicions))}, the store has "
+                    f"{sorted(map(str, self._store.suspicions))}",
+                )
             if set(pod.view.pods) != set(self._run.pods):
                 raise Violation("views converge", f"{pod.incarnation} sees pods {sorted(pod.view.pods)}")
             if pod.view.fading:
