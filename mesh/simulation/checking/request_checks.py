@@ -93,6 +93,8 @@ class RequestChecks:
             )
         if not self._calm(began_s):
             return f"in trouble: {failed.status.name}"
+        if not asked.view.pods.keys() >= self._run.pods.keys():
+            return f"without the store it could not learn of all pods: {failed.status.name}"
         raise Violation(
             "no error in calm",
             f"{answered.name} at {answered.machine} from {began_s:.3f} s on: {failed.status.name}: {failed.message!r}",
