@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import Protocol
 
 from mesh.simulation.chance import stream, weighted
@@ -100,7 +101,7 @@ class Faults:
         """No more faults; those that run are undone now."""
         self._over = True
         for machine in self._patients.machines:
-            machine.slowness = 1.0
+            self._hasten(machine)
             self._patients.thaw(machine)
             self._store.mend(machine.name)
             self._patients.boot(machine)
@@ -123,7 +124,7 @@ class Faults:
             case Fault.RESTART if spare and patients.is_well(machine):
                 self._spawn(self._restart(machine, RESTART_AFTER_S[0] * draw))
             case Fault.SLOW:
-                machine.slowness = SLOWNESS
+                machine.slowness, machine.slow_until_s = SLOWNESS, inf
                 self._network.slow_down(name, SLOWNESS if draw < 0.5 else 1)
                 self._then(CUT_S[length], lambda: self._hasten(machine))
             case Fault.CUT_STORE:
@@ -157,8 +158,9 @@ class Faults:
         self._patients.boot(machine)
 
     def _hasten(self, machine: Machine) -> None:
-        machine.slowness = 1.0
         self._network.slow_down(machine.name, 1)
+        if machine.slowness != 1.0:
+            machine.slowness, machine.slow_until_s = 1.0, self._loop_s()
 
     def _cut(self, ways: list[tuple[str, str]], for_s: float) -> None:
         for source, target in ways:

@@ -24,6 +24,8 @@ class Machine:
     """How wrong its wall clock is."""
     slowness: float = 1.0
     """How many times longer everything takes that computes: loads, runs."""
+    slow_until_s: float = -1e9
+    """When it was slow last; infinite while it is."""
     disk: LRUCache[str, None] = field(default_factory=lambda: LRUCache(maxsize=DISK_ARTIFACTS_MAX))
     """URIs whose artifact is here."""
     crash: Callable[[str], None] = lambda why: None

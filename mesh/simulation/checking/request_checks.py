@@ -30,6 +30,8 @@ VIEW_LAG_S = 15.0
 """How far a pod's view may be behind a store that it reaches: a late batch, or a watch that is set up again."""
 LOADED_WITHIN_S = 6.0
 """In calm a load, queueing included, takes less; requests with shorter deadlines may miss it."""
+PROBED_WITHIN_S = 4.0
+"""A pod that can be reached again is found to be so within this."""
 AFTERMATH_S = 5.0
 """How long after a pod's trouble errors may still come from it."""
 
@@ -135,16 +137,21 @@ class RequestChecks:
         return all(content is not None and content.sound and not content.transient_share for content in contents)
 
     def _holder(self, model: ModelName, asked: SimulatedPod, began_s: float) -> str:
-        """A machine that could have answered all along, and that the asked pod knew of."""
+        """A machine that could have answered all along, that the asked pod knew of, and had found to be well."""
         known = {copy.pod for copy in asked.view.copies.get(model, ()) if copy.servable}
+        well_since_s = began_s - PROBED_WITHIN_S
         for machine, held in self._serving.holders(model).items():
             pod = self._run.pods.get(machine)
             if pod is None or not any(serving.since_s < began_s for serving in held.values()):
                 continue
-            if machine != asked.machine.name and machine not in known:
+            if machine == asked.machine.name:
+                return machine
+            if machine not in known or machine in asked.pool.outlying.slow:
                 continue
-            if undisturbed_since(pod, began_s) and connected_since(
-                self._run.network, asked.machine.name, machine, began_s
+            if (
+                undisturbed_since(pod, well_since_s)
+                and connected_since(self._run.network, asked.machine.name, machine, well_since_s)
+                and max(pod.machine.slow_until_s, asked.machine.slow_until_s) < well_since_s
             ):
                 return machine
         return ""
