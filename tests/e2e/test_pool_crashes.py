@@ -143,7 +143,7 @@ def test_a_request_that_kills_its_pod_costs_two_pods_and_then_its_model_runs_apa
     (suspicion,) = stored(pool, "suspicions/").values()
     print(
         f"\na request that kills, once a second, 15 times: {len(restarts.lost)} pods lost, then "
-        f"{suspicion['verdict']}, in a process of its own; {len(load.asked)} requests to other models, "
+        f"{suspicion['verdict']}; {len(load.asked)} requests to other models, "
         f"{len(load.errors())} errors; the last answer: {answers[-1][:160]}"
     )
     assert len(restarts.lost) <= 2, answers
