@@ -85,6 +85,12 @@ class Generations:
         if replacement is not None and replacement.incoming.generation == key.generation and self._is_servable(key):
             self._finish(key.tenant, key.model_id)
 
+    def superseded(self, incoming: ModelRecord) -> None:
+        """Another pod serves this generation, which this one cannot load: the old one has nothing to wait for."""
+        replacement = self._replacements.get((incoming.tenant, incoming.id))
+        if replacement is not None and replacement.incoming.generation == incoming.generation:
+            self._finish(incoming.tenant, incoming.id)
+
     def _finish(self, tenant: str, model_id: str) -> None:
         replacement = self._replacements.pop((tenant, model_id))
         self._retire(key_of(replacement.serving))

@@ -20,7 +20,7 @@ from math import isinf
 from typing import Any, Protocol
 
 from cache.events import Forgive, SetPinned
-from cache.types import ModelKey, RefusalKind
+from cache.types import ModelKey, Refusal, RefusalKind
 from mesh.generations import key_of
 from mesh.loading import Loading, Refused
 from mesh.serving import Serving, wanted
@@ -181,13 +181,13 @@ class Models:
 
         self._spawn(self._load_patiently(record, still_waited_for, background=False))
 
-    async def _load_quietly(self, record: ModelRecord, background: bool) -> float | None:
-        """Load; after a failure that may pass, the seconds after which to try again."""
+    async def _load_quietly(self, record: ModelRecord, background: bool) -> Refusal | None:
+        """Load; why it was not loaded, if it was not."""
         try:
             resident = await self._loading.wait_servable(wanted(record), None, background=background)
         except Refused as refused:
             log.info("model %s/%s is not loaded ahead: %s", record.tenant, record.id, refused)
-            return refused.refusal.retry_after_s
+            return refused.refusal
         resident.let_go()
         return None
 
@@ -198,11 +198,25 @@ class Models:
         self._patient.add(key)
         try:
             pause_s = RETRY_FIRST_S
-            while still_wanted() and (retry_after_s := await self._load_quietly(record, background)) is not None:
-                await asyncio.sleep(max(retry_after_s, pause_s))
+            while still_wanted() and (refusal := await self._load_quietly(record, background)) is not None:
+                if self._pool is not None and await self._take_over_elsewhere(self._pool, record):
+                    return
+                if refusal.retry_after_s is None:
+                    return
+                await asyncio.sleep(max(refusal.retry_after_s, pause_s))
                 pause_s = min(2 * pause_s, RETRY_MAX_S)
         finally:
             self._patient.discard(key)
+
+    async def _take_over_elsewhere(self, pool: PoolLoads, record: ModelRecord) -> bool:
+        """A new generation that has no room here may have it on another pod; then that one serves it."""
+        try:
+            await pool.load_somewhere(record, None, wait=True)
+        except Refused as refused:
+            log.info("model %s/%s is not loaded elsewhere, either: %s", record.tenant, record.id, refused)
+            return False
+        self._serving.superseded(record)
+        return True
 
     # Aliases ------------------------------------------------------------------------------------------------
 

@@ -122,6 +122,10 @@ class Serving:
         """The generation that answers here now: the registered one, or the one before it while that comes in."""
         return self._generations.serving(registered)
 
+    def superseded(self, record: ModelRecord) -> None:
+        """Another pod serves this generation, and this one cannot load it: the one before it ends here."""
+        self._generations.superseded(record)
+
     def hit(self, record: ModelRecord) -> Resident | None:
         """The pinned copy of this generation, for `infer`; None when there is none here."""
         return self._loading.servable(key_of(record))

@@ -142,3 +142,14 @@ def test_a_new_generation_that_is_loaded_but_still_waits_for_room_does_not_take_
     cache.servable.add(key_of(record(2)))
     assert cache.generations.serving(record(2)) == record(2)
     assert cache.retired == [key_of(record(1))]
+
+
+def test_a_generation_that_another_pod_serves_and_this_one_cannot_load_ends_the_one_before_it() -> None:
+    cache = Cache()
+    cache.load(record(1))
+    cache.generations.changed(record(1), record(2))
+    cache.generations.superseded(record(3))
+    assert cache.generations.serving(record(2)) == record(1), "another generation was meant"
+    cache.generations.superseded(record(2))
+    assert cache.generations.serving(record(2)) == record(2)
+    assert cache.retired == [key_of(record(1))]
