@@ -2,7 +2,9 @@
 
 ModelMesh switches when the target has one copy, so a model on ten pods hands its traffic to one. Here the target gets
 the active model's number of copies first, as many of them as its own maximum and the pool's room allow, and the active
-model serves until then. An active model that serves nowhere protects nobody, so the switch is immediate.
+model serves until then. An active model that serves nowhere protects nobody, so the switch is immediate, unless the
+target has failed to load somewhere or is under suspicion: then it must serve first. A cold model that loads is worth
+more than one that does not.
 
 The change fails when the target cannot be loaded: for good, on every pod that could, or because no pod satisfies its
 spec. The active model goes on serving. What only passes is waited for.
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 
 from placement.policy.load_choice import NO_PROMISES
 from placement.policy.no_pod import NoPod
-from placement.policy.obstacles import LASTING, Promised, Why
+from placement.policy.obstacles import LASTING, Promised, Why, failures_of
 from placement.policy.places import (
     LOADS_PER_POD_MAX,
     Later,
@@ -96,7 +98,12 @@ def plan_transition(
         copies = view.copies.get(active.name, ())
         standing = sum(copy.servable > 0 and is_there(view, copy.pod, healthy) for copy in copies)
     if not standing:
-        return Finish("the active model serves nowhere")
+        suspicion = view.suspicions.get(target.name)
+        suspect = suspicion is not None and suspicion.generation == target.generation
+        doubtful = suspect or bool(failures_of(view, target))
+        if active is None or not doubtful:
+            return Finish("the active model serves nowhere")
+        standing = 1
     wanted = min(standing, target.copies_max) if target.copies_max is not None else standing
     have = _serving(view, target.name, target.generation, healthy)
     if have >= wanted:

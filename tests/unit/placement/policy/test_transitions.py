@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from placement.policy.snapshot import ModelFacts, PoolView
+from placement.policy.snapshot import Death, ModelFacts, PoolView, Suspicion, Verdict
 from placement.policy.transitions import Fail, Finish, Prepare, Step, Wait, plan_split, plan_transition
 from tests.unit.placement.policy.builders import copy, failure, healthy, model, name, pod, view
 
@@ -35,6 +36,20 @@ def test_an_active_model_that_serves_nowhere_is_switched_from_at_once() -> None:
     assert step(view(PODS)) == Finish("the active model serves nowhere")
     assert isinstance(step(view(PODS), None), Finish)
     assert isinstance(step(view(PODS, {"old": [copy("a", 0, 1)]})), Finish)
+
+
+def test_a_cold_active_model_is_not_left_for_a_target_that_failed_to_load_or_kills_pods() -> None:
+    broken = view(PODS, failures={"new": [failure(each, permanent=True) for each in "ab"]})
+    assert isinstance(step(broken), Fail)
+    assert step(broken, None) == Finish("the active model serves nowhere"), "there is nothing to stay with"
+    once = view(PODS, failures={"new": [failure("a", permanent=True)]})
+    assert isinstance(step(once), Prepare)
+    assert isinstance(step(view(PODS, failures={"new": [failure("a", generation=7)]})), Finish)
+    deaths = tuple(Death(each, f"{each}-1", "loading", 0.0) for each in "ab")
+    killer = {name("new"): Suspicion(1, Verdict.QUARANTINED, deaths)}
+    assert isinstance(step(replace(view(PODS), suspicions=killer)), Fail)
+    served = view(PODS, {"new": [copy("b")]}, failures={"new": [failure("a")]})
+    assert isinstance(step(served), Finish)
 
 
 def test_an_active_model_whose_pod_drains_still_serves() -> None:
