@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
 
 from mesh.client import Client, HexcombError, InvalidRequest, Refused
 from mesh.demo.local_pool import LocalPod, LocalPool
 from mesh.demo.ports import free_ports
+from mesh.wire import messages
 from mesh.wire.generated import hexcomb_pb2
-from tests.e2e.conftest import Example, ModelFiles, StartPool
+from tests.e2e.conftest import Example, ModelFiles, Refusal, StartPool
 from tests.e2e.pools import LEASE_TTL_S, ONE_TRY, check, holders, put_by_hand, stored, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.etcd]
@@ -225,3 +228,21 @@ def test_a_leaders_record_that_was_damaged_by_hand_is_replaced(pool: LocalPool, 
         4 * LEASE_TTL_S + 30,
     )
     ask_all(pool, models)
+
+
+def test_random_bytes_to_what_pods_ask_of_one_another_are_refused_without_a_defect(
+    pool: LocalPool, models: dict[str, Example], raw_call: Callable[..., bytes | Refusal]
+) -> None:
+    pod = pool.pods[0]
+    before = pod.log_text().count("incident")
+    methods = [messages.PROBE, messages.ORDER, messages.EXPORT_NAMES, messages.DIAL_BACK]
+    seeds = random.Random(11)
+    allowed = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION}
+    for method in methods:
+        for _ in range(12):
+            answer = raw_call(pod.grpc_endpoint, method.path, seeds.randbytes(seeds.randrange(1, 80)))
+            assert isinstance(answer, bytes) or answer.code in allowed, (method.path, answer)
+    assert pod.log_text().count("incident") == before
+    with Client(pool.endpoints) as client:
+        for name, example in models.items():
+            check(example, client.infer(name, example.inputs).outputs)
