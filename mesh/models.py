@@ -179,7 +179,14 @@ class Models:
                 return False
             return self._serving.resolve(record.tenant, record.id).generation != record.generation
 
-        self._spawn(self._load_patiently(record, still_waited_for, background=False))
+        self._spawn(self._take_over(record, still_waited_for))
+
+    async def _take_over(self, record: ModelRecord, still_waited_for: Callable[[], bool]) -> None:
+        pause_s = RETRY_FIRST_S
+        while still_waited_for() and await self._load_patiently(record, still_waited_for, background=False):
+            # It is there. If it had to leave again at once, being larger than was reserved, it has not taken over.
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RETRY_MAX_S)
 
     async def _load_quietly(self, record: ModelRecord, background: bool) -> Refusal | None:
         """Load; why it was not loaded, if it was not."""
@@ -191,20 +198,25 @@ class Models:
         resident.let_go()
         return None
 
-    async def _load_patiently(self, record: ModelRecord, still_wanted: Callable[[], bool], *, background: bool) -> None:
+    async def _load_patiently(self, record: ModelRecord, still_wanted: Callable[[], bool], *, background: bool) -> bool:
+        """Whether it was loaded here, and is wanted still."""
         key = key_of(record)
         if key in self._patient:  # registered or pinned once more
-            return
+            return False
         self._patient.add(key)
         try:
             pause_s = RETRY_FIRST_S
-            while still_wanted() and (refusal := await self._load_quietly(record, background)) is not None:
+            while still_wanted():
+                refusal = await self._load_quietly(record, background)
+                if refusal is None:
+                    return True
                 if self._pool is not None and await self._take_over_elsewhere(self._pool, record):
-                    return
+                    return False
                 if refusal.retry_after_s is None:
-                    return
+                    return False
                 await asyncio.sleep(max(refusal.retry_after_s, pause_s))
                 pause_s = min(2 * pause_s, RETRY_MAX_S)
+            return False
         finally:
             self._patient.discard(key)
 

@@ -21,6 +21,8 @@ from placement.policy.snapshot import ModelName
 
 ORDER_LASTS_S = 120.0
 """A load that was ordered begins, or begins again after a failure, within this."""
+ORDER_SEEN_WITHIN_S = 5.0
+"""What was ordered so lately, whoever claimed meanwhile could not know of."""
 REACHABLE_FOR_S = 20.0
 """Two pods that have reached each other and the store for so long know of each other's copies."""
 
@@ -73,11 +75,14 @@ class LoadChecks:
         since_s = now_s - REACHABLE_FOR_S
         for other in others:
             holder = run.pods.get(other)
+            if now_s - self._ordered.get((other, name), -ORDER_LASTS_S) < ORDER_SEEN_WITHIN_S:
+                continue  # it claims nothing, and this claim was there first
             if (
                 holder is not None
                 and undisturbed_since(pod, since_s)
                 and undisturbed_since(holder, since_s)
                 and connected_since(run.network, machine, other, since_s)
+                and max(pod.machine.slow_until_s, holder.machine.slow_until_s) < since_s
                 and run.store.reached_since(machine, since_s)
                 and run.store.reached_since(other, since_s)
                 and other in self._store.copy_keys.get(name, {})

@@ -189,7 +189,11 @@ class RestChecks:
             if any(self._has_no_room(name._replace(id=model_id)) for model_id in ids):
                 self.older_at_rest += 1
                 return
-            raise Violation("the newest generation answers at rest", f"{name} at {pod.incarnation}: not by {uris}")
+            known = {factor_of(uri): uri for uri in self._run.contents.by_uri}
+            raise Violation(
+                "the newest generation answers at rest",
+                f"{name} at {pod.incarnation}: by {known.get(answered.factor)}, not by {uris}",
+            )
 
     def _has_no_room(self, name: ModelName) -> bool:
         """The newest generation does not fit beside what is pinned on some pod that serves an older one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -42,3 +43,38 @@ def test_a_pin_that_any_pod_wrote_is_heeded_by_the_copy_here() -> None:
     for after in (None, free, replace(pinned, generation=2)):
         models.heed_pin(free, after)
     assert len(sent.events) == 2, "another generation is another copy"
+
+
+class Resident:
+    def let_go(self) -> None:
+        pass
+
+
+class CopiesThatLeave:
+    """Loads, and what answers afterwards: the first copies leave before they have taken over."""
+
+    def __init__(self, leave: int) -> None:
+        self.leave = leave
+        self.loads = 0
+
+    async def wait_servable(self, *wanted: Any, **how: Any) -> Resident:
+        self.loads += 1
+        return Resident()
+
+    def model(self, tenant: str, model_id: str) -> ModelRecord:
+        return ModelRecord(tenant, model_id, ModelSpec("file:///m"), 2, 0.0, 0.0)
+
+    def resolve(self, tenant: str, model_id: str) -> ModelRecord:
+        record = self.model(tenant, model_id)
+        return record if self.loads > self.leave else replace(record, generation=1)
+
+
+async def test_a_new_generation_that_leaves_before_it_took_over_is_loaded_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mesh.models.RETRY_FIRST_S", 0.0)
+    fake: Any = CopiesThatLeave(leave=2)
+    models = Models(fake, SourcePolicy(), fake, fake)
+    models.take_over(fake.model("t", "m"))
+    await asyncio.gather(*models._background)
+    assert fake.loads == 3
