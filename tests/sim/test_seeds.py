@@ -53,9 +53,16 @@ def test_the_seeds_of_ci_have_seen_what_they_are_for(outcomes: dict[int, Outcome
     assert sum(outcome.counts["answers"] for outcome in outcomes.values()) > 1_000
 
 
+@pytest.fixture(scope="module")
+def again() -> dict[int, Outcome]:
+    """All of REGRESSIONS."""
+    jobs = ((regression.seed, regression.steps) for regression in REGRESSIONS)
+    return {outcome.seed: outcome for outcome in play_all(jobs, os.cpu_count() or 1)}
+
+
 @pytest.mark.parametrize("regression", REGRESSIONS, ids=lambda regression: f"seed-{regression.seed}")
-def test_what_a_seed_once_found_stays_mended(regression: Regression) -> None:
-    outcome = play(draw_scenario(regression.seed, regression.steps))
+def test_what_a_seed_once_found_stays_mended(again: dict[int, Outcome], regression: Regression) -> None:
+    outcome = again[regression.seed]
     replay = replay_command(regression.seed, regression.steps)
     assert not outcome.failure, f"once: {regression.story}\nnow: {outcome.failure}\nplay it again: {replay}"
 
