@@ -35,8 +35,9 @@ from mesh.routing.probes import Probes
 from mesh.transport.base import Call, LineBroken, Reply, StatusCode, TransportError
 from placement.expected import ExpectedPool
 from placement.membership import HeldBy, Membership
-from placement.policy.load_choice import choose_load_pod
+from placement.policy.load_choice import LoadChoice, choose_load_pod
 from placement.policy.no_pod import Cause, NoPod
+from placement.policy.obstacles import Why
 from placement.policy.quarantine import Refused as Quarantined
 from placement.policy.quarantine import may_load
 from placement.policy.routing import Forward, Load, Mode, NotHere, Route, RunHere, choose_route
@@ -253,11 +254,11 @@ class Router:
         # This pod has no copy, whatever the view still says: else another route would have been chosen.
         view = self._view(name, {*tries.gone, self._own_pod})
         choice = choose_load_pod(view, facts, healthy=self.healthy(), excluded=tries.excluded)
-        if isinstance(choice, NoPod):
+        if isinstance(choice, NoPod) and not self._knows_better(choice):
             if tries.last is not None:
                 raise tries.last
             raise no_place(choice)
-        if choice.pod != self._own_pod:
+        if isinstance(choice, LoadChoice) and choice.pod != self._own_pod:
             return await self._forward(call, tenant, record, choice.pod, record.generation, tries, Mode.LOAD)
         # Of a pod that said that it has no copy, and that the store says to hold one, either may be behind. It is
         # asked once more; what it says then counts.
@@ -270,6 +271,12 @@ class Router:
             return await self._run_here(run_here, tries)
         finally:
             self._here.publish(name)  # a claim that led to no load must not stand
+
+    def _knows_better(self, no_pod: NoPod) -> bool:
+        """Whether this very pod is out only for what the store says of it. With the store away that may be long past:
+        that it is starting, or that it failed. Its own cache knows whether it did."""
+        own = {obstacle.why for of in no_pod.reasons for obstacle in of if obstacle.pod == self._own_pod}
+        return bool(own) and own <= {Why.UNREADY, Why.FAILED_HERE} and not self._is_draining()
 
     async def _claim(
         self, name: ModelName, generation: int, size_bytes: int, excluded: Container[str] = ()

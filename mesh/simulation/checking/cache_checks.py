@@ -11,10 +11,6 @@ from cache.types import CopyState, ModelKey
 from mesh.simulation.checking.truth import ServingTruth
 from mesh.simulation.checking.violation import Violation
 
-VALIDATE_EVERY = 8
-"""The whole of the invariants costs 0.2 ms with thirty copies, so it is asserted after each eighth event; bytes and
-victims after each."""
-
 
 def watch_cache(
     cache: CacheMachine,
@@ -30,17 +26,13 @@ def watch_cache(
     `begins` hears of each copy that enters the queue, `tell` of every change.
     """
     handle, take_changed = cache.handle, cache.take_changed
-    events = 0
 
     def checked_handle(event: Event, now_s: float) -> list[Command]:
-        nonlocal events
         commands = handle(event, now_s)
-        events += 1
         try:
             _check_bytes(cache, machine, capacity_bytes)
             _check_victims(cache, machine, commands)
-            if events % VALIDATE_EVERY == 0:
-                _validate(cache, machine)
+            _validate(cache, machine)
         except Violation as violation:
             broke(violation)
         return commands

@@ -292,6 +292,14 @@ async def test_a_pod_whose_copy_has_gone_may_load_it_again() -> None:
     assert asked == [False, True]
 
 
+async def test_what_the_store_says_of_this_very_pod_does_not_keep_it_from_loading_when_nobody_else_can() -> None:
+    mesh = pool(pods=[pod("me", ready=False)])
+    assert await mesh.ask() == b"here"
+    mesh = pool(pods=[pod("me", ready=False, capacity_bytes=1)])
+    with pytest.raises(TransportError):
+        await mesh.ask()
+
+
 async def test_a_load_that_began_here_meanwhile_is_joined() -> None:
     mesh = pool(pods=[pod("me", ready=False), pod("p1")])
 
