@@ -90,6 +90,8 @@ class NameLoss:
             await store.txn((), [Put(key, _to_json(record))])
         elif found.answered:
             await self._registry.adopt()
+            # What pods died over is a union: the leader may be a pod that never heard of it.
+            await self._membership.restore_suspicions()
             count = self._registry.view.model_count()
             self.notice = f"the store lost its data; {count} models are registered since it was restored"
             log.warning("%s", self.notice)
