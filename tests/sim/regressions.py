@@ -29,6 +29,8 @@ REGRESSIONS = (
     Regression(30085, 10_000, "a new generation without room where the old one serves was never loaded elsewhere"),
     Regression(40135, 10_000, "an alias left its cold active model for a target that kills pods"),
     Regression(40183, 10_000, "a new generation had to leave before it took over; the old one answered for ever"),
+    Regression(50105, 10_000, "cut off from the store while it started, a pod took itself for unready and refused all"),
+    Regression(50123, 10_000, "after a wipe one pod alone remembered over which model pods had died"),
     Regression(40, 4_000, "a timer for the end of fading rang a rounding error early, again and again"),
     # Of the simulator.
     Regression(12, 4_000, "a call that was cancelled before its first step stayed in its pod for ever"),
