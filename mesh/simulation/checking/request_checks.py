@@ -109,6 +109,8 @@ class RequestChecks:
 
     def _unregistered(self, answered: Answered, asked: SimulatedPod) -> str:
         """Whether the pod may have believed that there is no such name."""
+        if asked.node.registry.detached:
+            return "the store was wiped, and the pod waits for the names to be written back"
         known_s = self._known_s(answered, asked)
         for name in (answered.name, *self._models_of(answered.name)):
             if name not in self._store.models and name not in self._store.aliases:
