@@ -140,7 +140,8 @@ def test_a_request_that_kills_its_pod_costs_two_pods_and_then_its_model_runs_apa
                     wait_until(pool, lambda due_s=due_s: time.monotonic() >= due_s, "a second has passed", 5)
             load.wait_for(100)
         described = client.describe("killer")
-    (suspicion,) = stored(pool, "suspicions/").values()
+    # Others may have been in use at the same moment: one such death has no consequence for them.
+    suspicion = stored(pool, "suspicions/")["suspicions/default/killer"]
     print(
         f"\na request that kills, once a second, 15 times: {len(restarts.lost)} pods lost, then "
         f"{suspicion['verdict']}; {len(load.asked)} requests to other models, "
