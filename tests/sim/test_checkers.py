@@ -18,6 +18,7 @@ from mesh.routing.router import Router
 from mesh.serving import Serving
 from mesh.simulation.scenario import draw_scenario
 from mesh.simulation.simulation import play
+from mesh.transport.base import StatusCode, TransportError
 from placement import registry
 from placement.leadership import Leadership
 from placement.policy import load_choice
@@ -80,7 +81,24 @@ def test_giving_up_after_one_try_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
         return reply
 
     monkeypatch.setattr(Router, "_forward", fail_at_once)
-    assert broken_promise(range(1, 30)) in ("no error while a reachable copy serves", "no error in calm")
+    assert broken_promise(range(1, 30)) in (
+        "no error while a reachable copy serves",
+        "no error in calm",
+        "a registered model is never lost",
+    )
+
+
+def test_an_error_although_a_copy_serves_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = Router._forward
+
+    async def fail_now_and_then(self: Router, *arguments: Any, **named: Any) -> Any:
+        reply = await forward(self, *arguments, **named)
+        if self.forwarded % 20 == 0:
+            raise TransportError(StatusCode.UNAVAILABLE, "on purpose")
+        return reply
+
+    monkeypatch.setattr(Router, "_forward", fail_now_and_then)
+    assert broken_promise() == "no error while a reachable copy serves"
 
 
 def test_a_request_that_nobody_answers_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
