@@ -44,6 +44,8 @@ REGRESSIONS = (
     Regression(20283, 10_000, "as 20114"),
     Regression(60437, 8_000, "a pod that was frozen over a wipe was expected to know a name that is younger"),
     Regression(179, 10_000, "as 60437"),
+    Regression(359, 10_000, "pins left no room on any pod, and a model was expected to be loaded"),
+    Regression(464, 10_000, "a request that its predicted load would make too late was refused at once, as it should"),
     Regression(20092, 10_000, "a copy on a frozen pod was taken for one that serves"),
     Regression(20219, 10_000, "a pod that could be reached again was expected to be found at once"),
     Regression(30028, 10_000, "without the store, a pod was expected to know of one that it had given up"),

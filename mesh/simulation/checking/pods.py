@@ -59,3 +59,9 @@ def open_since(network: Network, source: str, target: str, since_s: float) -> bo
 def connected_since(network: Network, one: str, other: str, since_s: float) -> bool:
     """Messages passed both ways."""
     return open_since(network, one, other, since_s) and open_since(network, other, one, since_s)
+
+
+def room_bytes(pod: SimulatedPod) -> int:
+    """What a model may take there, beside what is pinned."""
+    usage = pod.node.cache.usage()
+    return usage.capacity.total_bytes - sum(usage.pinned_bytes_by_tenant.values())

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from mesh.simulation.checking.pods import Run, connected_since, undisturbed_since
+from mesh.simulation.checking.pods import Run, connected_since, room_bytes, undisturbed_since
 from mesh.simulation.checking.truth import ServingTruth, StoreTruth
 from mesh.simulation.checking.violation import Violation
 from mesh.simulation.clients import Answered, Failed
@@ -95,6 +95,10 @@ class RequestChecks:
             )
         if not self._calm(began_s):
             return f"in trouble: {failed.status.name}"
+        if failed.status is StatusCode.DEADLINE_EXCEEDED and answered.ended_s < began_s + patience_s - LOADED_WITHIN_S:
+            return "its load was predicted to take longer"
+        if not all(self._has_room(model) for model in models):
+            return "there is no room beside what is pinned"
         if not asked.view.pods.keys() >= self._run.pods.keys():
             return f"without the store it could not learn of all pods: {failed.status.name}"
         raise Violation(
@@ -137,6 +141,15 @@ class RequestChecks:
         uris = [record.spec.uri] if story.changed_s < known_s else list(story.uris)
         contents = [self._run.contents.at(uri) for uri in uris]
         return all(content is not None and content.sound and not content.transient_share for content in contents)
+
+    def _has_room(self, model: ModelName) -> bool:
+        """Whether it fits anywhere beside what is pinned."""
+        record = self._store.models.get(model)
+        content = None if record is None else self._run.contents.at(record.spec.uri)
+        if content is None:
+            return False
+        needed_bytes = max(content.size_bytes, content.estimate_bytes)
+        return any(room_bytes(pod) >= needed_bytes for pod in self._run.pods.values())
 
     def _holder(self, model: ModelName, asked: SimulatedPod, began_s: float) -> str:
         """A machine that could have answered all along, that the asked pod knew of, and had found to be well."""

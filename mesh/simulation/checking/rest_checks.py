@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from random import Random
 
 from mesh.simulation.chance import stream
-from mesh.simulation.checking.pods import Run
+from mesh.simulation.checking.pods import Run, room_bytes
 from mesh.simulation.checking.truth import StoreTruth
 from mesh.simulation.checking.violation import Violation
 from mesh.simulation.clients import Answered
@@ -163,7 +163,7 @@ class RestChecks:
         content = None if record is None else self._run.contents.at(record.spec.uri)
         if content is None or name in self._store.suspicions:
             return False
-        rooms_bytes = [_room_bytes(pod) for pod in self._run.pods.values()]
+        rooms_bytes = [room_bytes(pod) for pod in self._run.pods.values()]
         return content.sound and max(content.size_bytes, content.estimate_bytes) <= max(rooms_bytes)
 
     async def _check_served(self, name: ModelName) -> None:
@@ -200,7 +200,7 @@ class RestChecks:
         content = self._run.contents.at(self._store.models[name].spec.uri)
         assert content is not None
         for machine in self._store.copy_keys.get(name, {}):
-            if max(content.size_bytes, content.estimate_bytes) > _room_bytes(self._run.pods[machine]):
+            if max(content.size_bytes, content.estimate_bytes) > room_bytes(self._run.pods[machine]):
                 return True
         return False
 
@@ -221,12 +221,6 @@ class RestChecks:
             calls = [x.call.method for x in pod.transport.exchanges.values() if x.call.method != messages.PROBE.path]
             if pinned or calls:
                 raise Violation("nothing is left over", f"{pod.incarnation}: copies in use: {pinned}; calls: {calls}")
-
-
-def _room_bytes(pod: SimulatedPod) -> int:
-    """What a model may take there, beside what is pinned."""
-    usage = pod.node.cache.usage()
-    return usage.capacity.total_bytes - sum(usage.pinned_bytes_by_tenant.values())
 
 
 def _compare(what: str, seen: object, true: object) -> None:
