@@ -115,6 +115,10 @@ class OrdersInFlight:
         """Orders for one model."""
         return self._given.get(name, {}).values()
 
+    def loads_of(self, name: ModelName) -> frozenset[str]:
+        """Pods with an order to load this model."""
+        return frozenset(found.pod for found in self.of(name) if isinstance(found.order, LoadOrder))
+
     def taken(self, name: ModelName, now_s: float) -> frozenset[str]:
         """Pods that must not be ordered to load this model now: they have an order, or one came to nothing."""
         held_off = self._held_off.get(name, {})

@@ -127,8 +127,7 @@ class Term:
             self.heat.observe(rates_of(measures_of(gone)), now_s)
         self.attention.pool_changed(changes, before, after, now_s)
         for name in changes.copies:
-            ordered = any(True for _ in self.orders.of(name))
-            self._surplus.copies_changed(name, before, after, ordered, now_s)
+            self._surplus.copies_changed(name, before, after, self.orders.loads_of(name), now_s)
 
     async def close(self, within_s: float) -> None:
         """The term is over; what is under way has so long to end."""
