@@ -89,14 +89,12 @@ class Surplus:
                 continue
             wanted = wanted_copies(name)
             found = plan_surplus(plan.view, model, wanted, measures.get(name, {}), healthy=plan.healthy)
-            asked = self._questions[name].asked + 1
-            if (
-                len(copies) - len(found.retired if found else ()) > max(1, wanted, model.copies_min)
-                and asked < ASKED_MAX
-            ):
-                self._questions[name] = _Question(again_at_s, asked)
-            else:
+            asked = self._questions[name].asked + (found is None)
+            if len(copies) <= max(1, wanted, model.copies_min) or asked == ASKED_MAX:
                 del self._questions[name]
+            else:
+                # An order may be refused, by a pod that does not reach the other copies yet.
+                self._questions[name] = _Question(again_at_s, asked)
             if found is not None:
                 for pod in found.retired:
                     plan.unload(name, model.generation, pod, f"nobody ordered it: {found.reason}")
