@@ -423,8 +423,6 @@ class Router:
 
 def no_place(no_pod: NoPod) -> TransportError:
     """What a client hears when no pod can load its model."""
-    if no_pod.cause in (Cause.QUARANTINED, Cause.FAILED_FOR_GOOD):
-        return TransportError(StatusCode.FAILED_PRECONDITION, no_pod.message)
-    if no_pod.cause is Cause.UNSATISFIABLE:
+    if no_pod.cause is not Cause.FOR_NOW:
         return TransportError(StatusCode.FAILED_PRECONDITION, no_pod.message)
     return TransportError(StatusCode.UNAVAILABLE, no_pod.message, no_pod.retry_after_s or 1.0)
