@@ -13,32 +13,13 @@ from typing import Any
 
 from mesh.client.attempts import Received
 from mesh.client.errors import HexcombError, error_of
-from mesh.transport.base import ANSWERED_METADATA, RETRY_AFTER_METADATA, Metadata, StatusCode
+from mesh.transport.base import Metadata, StatusCode
+from mesh.transport.grpcio_channel import channel_options, failed_call
 from mesh.wire.messages import DRAINING_METADATA, REVISION_METADATA
 
-KEEPALIVE_AFTER_S = 12.0
-"""Of a call without an answer: then the pod is asked whether it is there at all. Pods refuse pings every 10 s."""
-KEEPALIVE_TIMEOUT_S = 4.0
+PING_TIMEOUT_S = 4.0
 """A pod that does not answer that is frozen or cut off; the call goes to another one."""
 
-_OPTIONS = [
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.enable_retries", 0),
-    # A server that comes back is found within a second, not after gRPC's two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    # Connections are this client's own, not shared with every other one in the process.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.keepalive_time_ms", int(KEEPALIVE_AFTER_S * 1000)),
-    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
-    # gRPC 1.85 does not keep the one above; this one is of every ping, and a minute by default.
-    ("grpc.http2.ping_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
-    ("grpc.http2.max_pings_without_data", 0),
-]
-_UNSENT = ("failed to connect", "Failed to connect", "connections to all backends failing", "DNS resolution failed")
-"""How gRPC's word on a call that never left begins."""
 _BROKEN_LINES = ("RST_STREAM", "Stream removed")
 _MISNAMED = (StatusCode.UNKNOWN, StatusCode.INTERNAL)
 """What gRPC calls some broken lines."""
@@ -123,8 +104,8 @@ class AsyncConnection:
 
 
 def _options(endpoint: str) -> list[tuple[str, int]]:
-    # gRPC would ask the proxy in `http_proxy` even for this machine, which is not the proxy's machine.
-    return [*_OPTIONS, ("grpc.enable_http_proxy", 0)] if _is_loopback(endpoint) else _OPTIONS
+    # This machine is not the proxy's machine.
+    return channel_options(PING_TIMEOUT_S, through_proxy=not _is_loopback(endpoint))
 
 
 def _is_loopback(endpoint: str) -> bool:
@@ -154,16 +135,15 @@ def _received(reply: bytes, trailers: Any) -> Received:
 
 
 def _as_ours(failure: Any, endpoint: str) -> HexcombError:
-    status = failure.code().value[0]
-    details = failure.details() or "no further word from the server"
-    trailers = {key: str(value) for key, value in failure.trailing_metadata() or ()}
-    answered = ANSWERED_METADATA in trailers or status not in _OF_THE_NETWORK
-    sent = answered or not details.startswith(_UNSENT)
+    failed = failed_call(failure)
+    status, details = failed.status, failed.details or "no further word from the server"
+    answered = failed.answered or status not in _OF_THE_NETWORK
+    sent = answered or not failed.never_left
     if not sent:
         details = f"cannot reach {endpoint} ({details}); is `hexcomb serve` running there?"
     elif not answered and status in _MISNAMED and any(sign in details for sign in _BROKEN_LINES):
         status = StatusCode.UNAVAILABLE
-    hint = trailers.get(RETRY_AFTER_METADATA, "")
-    error = error_of(status, details, int(hint) / 1000 if hint.isdecimal() else None)
-    error.answered, error.sent, error.draining = answered, sent, DRAINING_METADATA in trailers
+    error = error_of(status, details, failed.retry_after_s)
+    error.answered, error.sent = answered, sent
+    error.draining = any(key == DRAINING_METADATA for key, _ in failed.trailers)
     return error

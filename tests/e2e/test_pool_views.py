@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from mesh.client import Client, NotFound, Refused
-from mesh.client.connection import KEEPALIVE_AFTER_S, KEEPALIVE_TIMEOUT_S
+from mesh.client.connection import PING_TIMEOUT_S
 from mesh.demo.local_pool import LocalPool
+from mesh.transport.grpcio_channel import KEEPALIVE_AFTER_S
 from mesh.wire.generated import hexcomb_pb2, mmesh_pb2
 from tests.e2e.conftest import ModelFiles, StartPool
 from tests.e2e.pools import SteadyLoad, check, holders, pod_named, put_by_hand, stored, wait_until
@@ -232,7 +233,7 @@ def test_a_frozen_pod_costs_its_line_and_not_the_table(start_pool: StartPool, fi
         # The line to it stands, and says nothing: the first call waits for that to be found out, the others do not.
         began_s = time.monotonic()
         assert all(everywhere.server_live() for _ in range(10))
-        assert time.monotonic() - began_s < 2 * (KEEPALIVE_AFTER_S + KEEPALIVE_TIMEOUT_S)
+        assert time.monotonic() - began_s < 2 * (KEEPALIVE_AFTER_S + PING_TIMEOUT_S)
         with Client(other.grpc_endpoint, timeout_s=10) as client:
             client.register("seen", uri=files.scale(18).uri, format="onnx")
 

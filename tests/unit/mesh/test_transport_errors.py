@@ -9,6 +9,7 @@ from mesh.client import errors
 from mesh.client.errors import error_of
 from mesh.client.retries import RetryPolicy, wait_before_retry_s
 from mesh.transport.base import Call, StatusCode, TransportError
+from mesh.transport.grpcio_channel import channel_options, failed_call
 
 POLICY = RetryPolicy(attempts_max=4, backoff_first_s=0.1, backoff_max_s=0.3)
 
@@ -36,6 +37,45 @@ def test_a_status_that_grpc_does_not_have_is_the_servers_fault():
 def test_metadata_is_read_by_key_and_the_last_value_counts():
     call = Call("/a/b", b"", (("k", "1"), ("raw-bin", b"x"), ("k", "2")))
     assert (call.metadata_value("k"), call.metadata_value("raw-bin"), call.metadata_value("z")) == ("2", None, None)
+
+
+class Ended(grpc.RpcError):
+    """A unary call that gRPC ended so."""
+
+    def __init__(self, code, details="", trailers=()):
+        self.code, self.details, self.trailing_metadata = (lambda: code), (lambda: details), (lambda: trailers)
+
+
+def test_an_error_of_our_servers_is_told_from_grpcs_own():
+    trailers = (("hexcomb-answered", "1"), ("retry-after-ms", "1500"), ("grpc-retry-pushback-ms", "1500"), ("x", "y"))
+    failed = failed_call(Ended(grpc.StatusCode.UNAVAILABLE, "failed to connect your flux capacitor", trailers))
+    assert (failed.status, failed.answered, failed.never_left) == (StatusCode.UNAVAILABLE, True, False)
+    assert (failed.retry_after_s, failed.trailers) == (1.5, (("x", "y"),))
+
+
+@pytest.mark.parametrize(
+    ("details", "never_left"),
+    [
+        ("failed to connect to all addresses; last error: ...", True),
+        ("connections to all backends failing", True),
+        ("Socket closed", False),
+        (None, False),
+    ],
+)
+def test_grpcs_own_words_tell_whether_a_call_left(details, never_left):
+    failed = failed_call(Ended(grpc.StatusCode.UNAVAILABLE, details, None))
+    assert (failed.answered, failed.never_left, failed.details) == (False, never_left, details or "")
+
+
+def test_a_retry_hint_that_is_no_number_is_ignored():
+    failed = failed_call(Ended(grpc.StatusCode.RESOURCE_EXHAUSTED, "", (("retry-after-ms", "soon"),)))
+    assert (failed.retry_after_s, failed.trailers) == (None, (("retry-after-ms", "soon"),))
+
+
+def test_a_channel_takes_a_dead_peer_for_dead_after_the_time_it_was_given():
+    options = dict(channel_options(4.0, through_proxy=False))
+    assert options["grpc.http2.ping_timeout_ms"] == 4000
+    assert options["grpc.enable_http_proxy"] == 0
 
 
 @pytest.mark.parametrize(
