@@ -164,11 +164,6 @@ class StoreServer:
         self.counts.compactions += 1
         drive(self.memory.compact(self.memory.revision))
 
-    @property
-    def any_cut(self) -> bool:
-        """Whether some pod is cut off."""
-        return bool(self._cut)
-
     def peek(self, key: str) -> KeyValue | None:
         """What the store holds, without a line."""
         return drive(self.memory.get(key))
