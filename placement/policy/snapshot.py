@@ -131,7 +131,8 @@ class Verdict(Enum):
     """What the pool does with a model that was there when pods died."""
 
     SUSPECT = "suspect"
-    """Seen at a death. One proves nothing; seen running at two, it loads and runs in a process of its own."""
+    """Seen at a death. One proves nothing; seen at two, whether loading or running, it loads and runs in a process of
+    its own from then on (`Suspicion.isolate`)."""
     QUARANTINED = "quarantined"
     """Seen loading at two deaths, or crashing again and again in its own process: no pod loads it until its spec
     changes or somebody releases it."""
