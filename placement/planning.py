@@ -16,7 +16,7 @@ from placement.orders import OrdersInFlight
 from placement.peers import LoadOrder, Order, UnloadOrder
 from placement.policy.load_choice import LoadChoice, choose_load_pod
 from placement.policy.no_pod import NoPod
-from placement.policy.places import Place
+from placement.policy.places import LOADS_PER_POD_MAX, Place, Terms
 from placement.policy.snapshot import ModelFacts, ModelName, PoolView
 from placement.view import RegistryView
 
@@ -74,6 +74,15 @@ class Planning:
     def exhausted(self) -> bool:
         """Nothing more is to be planned in this turn."""
         return self.sought >= self.orders_max
+
+    def terms(self, loads_per_pod_max: int = LOADS_PER_POD_MAX) -> Terms:
+        """On which terms a plan of several places is made now."""
+        return Terms(
+            self.healthy,
+            self.pool.promised,
+            held_off=lambda name: self.orders.taken(name, self.now_s),
+            loads_per_pod_max=loads_per_pod_max,
+        )
 
     def place(self, model: ModelFacts, reason: str) -> str | None:
         """Order one more copy where the policy wants it; the pod, or None where there is no place."""

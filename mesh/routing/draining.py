@@ -21,6 +21,7 @@ from placement.membership import Membership
 from placement.orders import OrdersInFlight
 from placement.peers import LoadOrder, PeerError, Peers
 from placement.policy.drain import DrainPlan, plan_drain
+from placement.policy.places import Terms
 from placement.policy.snapshot import ModelFacts, ModelName
 from placement.records import ModelRecord
 from placement.registry import Registry
@@ -114,10 +115,12 @@ class Draining:
             self._own_pod,
             models,
             rates,
-            healthy=self._healthy(),
-            promised=expected.promised,
-            ordered={name: [found.pod for found in self._orders.of(name)] for name in models},
-            held_off=lambda name: self._orders.taken(name, now_s),
+            Terms(
+                self._healthy(),
+                expected.promised,
+                ordered={name: [found.pod for found in self._orders.of(name)] for name in models},
+                held_off=lambda name: self._orders.taken(name, now_s),
+            ),
         )
         for place in plan.places:
             facts = models[place.name]

@@ -129,9 +129,7 @@ class Aliases:
             active,
             target,
             plan.heat.rate_per_s(active_name, plan.now_s),
-            healthy=plan.healthy,
-            promised=plan.pool.promised,
-            held_off=lambda model: plan.orders.taken(model, plan.now_s),
+            plan.terms(),
         )
         serving = sum(copy.servable > 0 for copy in plan.view.copies.get(active_name, ()))
         self._wanted[target.name] = max(self._wanted.get(target.name, 0), serving)
@@ -177,13 +175,7 @@ class Aliases:
             for model_id, share in record.weights.items()
             if (model := plan.facts_of(ModelName(record.tenant, model_id))) is not None
         ]
-        found = plan_split(
-            plan.view,
-            models,
-            healthy=plan.healthy,
-            promised=plan.pool.promised,
-            held_off=lambda name: plan.orders.taken(name, plan.now_s),
-        )
+        found = plan_split(plan.view, models, plan.terms())
         facts = {model.name: model for model, _ in models}
         for place in found.places:
             plan.accept(facts[place.name], place)

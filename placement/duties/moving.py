@@ -62,9 +62,7 @@ class Moving:
             [move for move, _ in self._under_way.values()],
             self._started_at_s,
             now_s=plan.now_s,
-            healthy=plan.healthy,
-            promised=plan.pool.promised,
-            held_off=lambda name: plan.orders.taken(name, plan.now_s),
+            terms=plan.terms(),
             limits=self._limits,
         )
         for move in found.over:

@@ -54,14 +54,7 @@ class Restoring:
             if plan.exhausted or vain == VAIN_SLICES_MAX:
                 break
             some = wanted[start : start + size]
-            found = plan_restore(
-                plan.view,
-                some,
-                healthy=plan.healthy,
-                promised=plan.pool.promised,
-                held_off=lambda name: plan.orders.taken(name, plan.now_s),
-                loads_per_pod_max=limits.restoring_per_pod_max,
-            )
+            found = plan_restore(plan.view, some, plan.terms(limits.restoring_per_pod_max))
             models = {model.name: model for model, _ in some}
             for place in found.places:
                 plan.accept(models[place.name], place)

@@ -12,18 +12,15 @@ is used more, is given up with the reason. How long all this may take is the cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from placement.policy.load_choice import NO_PROMISES
-from placement.policy.obstacles import Promised
 from placement.policy.places import (
-    LOADS_PER_POD_MAX,
     Later,
     Place,
     Placing,
+    Terms,
     Unplaced,
-    nobody,
     whatever_it_costs,
     worth_its_evictions,
 )
@@ -63,30 +60,17 @@ def plan_drain(
     pod: str,
     models: Mapping[ModelName, ModelFacts],
     rates: Mapping[ModelName, float],
-    *,
-    healthy: Container[str],
-    promised: Mapping[str, Promised] = NO_PROMISES,
-    ordered: Mapping[ModelName, Collection[str]] | None = None,
-    held_off: Callable[[ModelName], Container[str]] = nobody,
-    loads_per_pod_max: int = LOADS_PER_POD_MAX,
+    terms: Terms,
 ) -> DrainPlan:
     """Plan the next step of a drain.
 
     `models` are the registered models among the pod's copies, `rates` the requests per second of those that were used
-    lately. Orders that were given and do not show in the view are in `promised` and `ordered`.
+    lately.
     """
-    ordered = ordered or {}
     others = {
-        other.id for other in view.pods.values() if other.id != pod and other.id in healthy and _takes_over(other)
+        other.id for other in view.pods.values() if other.id != pod and other.id in terms.healthy and _takes_over(other)
     }
-    placing = Placing(
-        view,
-        healthy=others,
-        promised=promised,
-        ordered=ordered,
-        held_off=held_off,
-        loads_per_pod_max=loads_per_pod_max,
-    )
+    placing = Placing(view, replace(terms, healthy=others))
     places: list[Place] = []
     waiting: list[ModelName] = []
     later: list[ModelName] = []
@@ -110,7 +94,8 @@ def plan_drain(
         if any(copy.servable >= takes_over for copy in elsewhere):
             handed_over.append(model.name)
             continue
-        if any(copy.loading >= takes_over for copy in elsewhere) or others.intersection(ordered.get(model.name, ())):
+        told = terms.ordered.get(model.name, ())
+        if any(copy.loading >= takes_over for copy in elsewhere) or others.intersection(told):
             waiting.append(model.name)
             continue
         if placing.exhausted:

@@ -82,31 +82,35 @@ def nobody(_: ModelName) -> Container[str]:
     return NOBODY
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which terms a plan seeks its places: what it must heed beside the view."""
+
+    healthy: Container[str]
+    promised: Mapping[str, Promised] = field(default_factory=dict)
+    """By pod: what was decided before this plan and does not show in the view yet."""
+    ordered: Mapping[ModelName, Collection[str]] = field(default_factory=dict)
+    """The same by model: the pods that were told to load it."""
+    held_off: Callable[[ModelName], Container[str]] = nobody
+    """Pods that are not to be asked for a model now."""
+    loads_per_pod_max: int = LOADS_PER_POD_MAX
+
+
 class Placing:
     """The places of one plan, in the order in which they are asked for."""
 
-    def __init__(
-        self,
-        view: PoolView,
-        *,
-        healthy: Container[str],
-        promised: Mapping[str, Promised],
-        ordered: Mapping[ModelName, Collection[str]],
-        held_off: Callable[[ModelName], Container[str]],
-        loads_per_pod_max: int,
-    ) -> None:
-        """`promised` and `ordered` say what was decided before this plan and does not show in the view yet; `held_off`
-        names pods that are not to be asked for a model now."""
+    def __init__(self, view: PoolView, terms: Terms) -> None:
         self._view = view
-        self._healthy = healthy
-        self._promised = dict(promised)
-        self._ordered = {name: set(pods) for name, pods in ordered.items() if pods}
-        self._held_off = held_off
-        self._loads_per_pod_max = loads_per_pod_max
+        self._terms = terms
+        self._promised = dict(terms.promised)
+        self._ordered = {name: set(pods) for name, pods in terms.ordered.items() if pods}
         self._enough: set[str] = {
             pod.id
             for pod in view.pods.values()
-            if self._loads(pod.id) >= loads_per_pod_max or pod.id not in healthy or pod.draining or not pod.ready
+            if self._loads(pod.id) >= terms.loads_per_pod_max
+            or pod.id not in terms.healthy
+            or pod.draining
+            or not pod.ready
         }
 
     @property
@@ -135,14 +139,14 @@ class Placing:
         return bool(self._ordered.get(name))
 
     def _held(self, model: ModelFacts, enough: Container[str]) -> Container[str]:
-        held_off = self._held_off(model.name)
+        held_off = self._terms.held_off(model.name)
         return {pod_id for pod_id in self._view.pods if pod_id in enough or pod_id in held_off}
 
     def _choose(self, model: ModelFacts, excluded: Container[str]) -> LoadChoice | NoPod:
         return choose_load_pod(
             self._view,
             model,
-            healthy=self._healthy,
+            healthy=self._terms.healthy,
             excluded=excluded,
             ordered=self._ordered.get(model.name, ()),
             promised=self._promised,
@@ -152,7 +156,7 @@ class Placing:
         before = self._promised.get(pod_id, NOTHING)
         self._promised[pod_id] = Promised(before.bytes + model.size_bytes, before.loads + 1, before.load_s + load_s)
         self._ordered.setdefault(model.name, set()).add(pod_id)
-        if self._loads(pod_id) >= self._loads_per_pod_max:
+        if self._loads(pod_id) >= self._terms.loads_per_pod_max:
             self._enough.add(pod_id)
 
     def _loads(self, pod_id: str) -> int:

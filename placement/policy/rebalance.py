@@ -19,13 +19,12 @@ need time to follow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import inf
 
-from placement.policy.load_choice import NO_PROMISES, Candidate
-from placement.policy.obstacles import Promised
-from placement.policy.places import LOADS_PER_POD_MAX, Objection, Place, Placing, nobody
+from placement.policy.load_choice import Candidate
+from placement.policy.places import Objection, Place, Placing, Terms
 from placement.policy.snapshot import Copy, ModelFacts, ModelName, Pod, PoolView
 
 
@@ -78,9 +77,7 @@ def plan_rebalance(
     started_at_s: Iterable[float],
     *,
     now_s: float,
-    healthy: Container[str],
-    promised: Mapping[str, Promised] = NO_PROMISES,
-    held_off: Callable[[ModelName], Container[str]] = nobody,
+    terms: Terms,
     limits: RebalanceLimits = LIMITS,
 ) -> RebalancePlan:
     """Plan moves among `models`, which are in use, with their requests per second. `started_at_s`: earlier moves."""
@@ -102,14 +99,12 @@ def plan_rebalance(
             candidates.append((ages[copies[0].pod], model.load_s, model, copies[0].pod))
     # 1. From the pod that needs it most; 2. what takes longest to load, which is the largest: fewer moves; 3. the name.
     candidates.sort(key=lambda candidate: (candidate[0], -candidate[1], candidate[2].name))
-    placing = Placing(
-        view,
-        healthy=healthy,
-        promised=promised,
-        ordered={},
-        held_off=lambda name: {*pressed, *(pod_id for pod_id in view.pods if pod_id in held_off(name))},
-        loads_per_pod_max=LOADS_PER_POD_MAX,
-    )
+
+    def held_off(name: ModelName) -> Container[str]:
+        taken = terms.held_off(name)
+        return {*pressed, *(pod_id for pod_id in view.pods if pod_id in taken)}
+
+    placing = Placing(view, replace(terms, held_off=held_off))
     start: list[Move] = []
     for age_s, _, model, source in candidates:
         if len(start) >= budget or placing.exhausted:

@@ -12,18 +12,15 @@ A pod's loss moves nothing else: what has a copy is not looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
-from placement.policy.load_choice import NO_PROMISES
-from placement.policy.obstacles import Promised
 from placement.policy.places import (
-    LOADS_PER_POD_MAX,
     Later,
     Place,
     Placing,
+    Terms,
     Unplaced,
-    nobody,
     whatever_it_costs,
     worth_its_evictions,
 )
@@ -46,29 +43,20 @@ class RestorePlan:
 def plan_restore(
     view: PoolView,
     wanted: Iterable[tuple[ModelFacts, float]],
+    terms: Terms,
     *,
-    healthy: Container[str],
-    promised: Mapping[str, Promised] = NO_PROMISES,
-    ordered: Mapping[ModelName, Collection[str]] | None = None,
-    held_off: Callable[[ModelName], Container[str]] = nobody,
-    loads_per_pod_max: int = LOADS_PER_POD_MAX,
     places_max: int = PLACES_MAX,
 ) -> RestorePlan:
     """Place what has no copy left. `wanted` are models with their rate of requests per second, in any order."""
-    placing = Placing(
-        view,
-        healthy=healthy,
-        promised=promised,
-        ordered=ordered or {},
-        held_off=held_off,
-        loads_per_pod_max=loads_per_pod_max,
-    )
+    placing = Placing(view, terms)
     places: list[Place] = []
     later: list[ModelName] = []
     unplaced: list[Unplaced] = []
     for model, rate_per_s in sorted(wanted, key=_restoring_order):
         must = _must_stand(model)
-        if (not must and rate_per_s <= 0) or placing.is_ordered(model.name) or has_copy(view, model.name, healthy):
+        if (not must and rate_per_s <= 0) or placing.is_ordered(model.name):
+            continue
+        if has_copy(view, model.name, terms.healthy):
             continue
         if placing.exhausted or len(places) >= places_max:
             later.append(model.name)

@@ -14,19 +14,17 @@ An alias that splits its traffic needs each model with a share servable; `plan_s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass
 
-from placement.policy.load_choice import NO_PROMISES
 from placement.policy.no_pod import NoPod
-from placement.policy.obstacles import LASTING, Promised, Why, failures_of
+from placement.policy.obstacles import LASTING, Why, failures_of
 from placement.policy.places import (
-    LOADS_PER_POD_MAX,
     Later,
     Place,
     Placing,
+    Terms,
     Unplaced,
-    nobody,
     whatever_it_costs,
     worth_its_evictions,
 )
@@ -84,19 +82,14 @@ def plan_transition(
     active: ModelFacts | None,
     target: ModelFacts,
     rate_per_s: float,
-    *,
-    healthy: Container[str],
-    promised: Mapping[str, Promised] = NO_PROMISES,
-    ordered: Mapping[ModelName, Collection[str]] | None = None,
-    held_off: Callable[[ModelName], Container[str]] = nobody,
-    loads_per_pod_max: int = LOADS_PER_POD_MAX,
+    terms: Terms,
 ) -> Step:
     """The next step from `active` (None: no longer registered) to `target`. `rate_per_s` is the active model's."""
     standing = 0
     if active is not None:
         # Copies on draining pods serve on until they are replaced; so does one that only this pod cannot reach.
         copies = view.copies.get(active.name, ())
-        standing = sum(copy.servable > 0 and is_there(view, copy.pod, healthy) for copy in copies)
+        standing = sum(copy.servable > 0 and is_there(view, copy.pod, terms.healthy) for copy in copies)
     if not standing:
         suspicion = view.suspicions.get(target.name)
         suspect = suspicion is not None and suspicion.generation == target.generation
@@ -105,18 +98,11 @@ def plan_transition(
             return Finish("the active model serves nowhere")
         standing = 1
     wanted = min(standing, target.copies_max) if target.copies_max is not None else standing
-    have = _serving(view, target.name, target.generation, healthy)
+    have = _serving(view, target.name, target.generation, terms.healthy)
     if have >= wanted:
         return Finish(f"{have} of {wanted} copies serve")
-    on_their_way = _on_their_way(view, target, healthy, (ordered or {}).get(target.name, ()))
-    placing = Placing(
-        view,
-        healthy=healthy,
-        promised=promised,
-        ordered=ordered or {},
-        held_off=held_off,
-        loads_per_pod_max=loads_per_pod_max,
-    )
+    on_their_way = _on_their_way(view, target, terms.healthy, terms.ordered.get(target.name, ()))
+    placing = Placing(view, terms)
     places: list[Place] = []
     answer: Place | Later | Unplaced | None = None
     for number in range(have + on_their_way + 1, wanted + 1):
@@ -144,30 +130,18 @@ def plan_transition(
 def plan_split(
     view: PoolView,
     models: Iterable[tuple[ModelFacts, int]],
-    *,
-    healthy: Container[str],
-    promised: Mapping[str, Promised] = NO_PROMISES,
-    ordered: Mapping[ModelName, Collection[str]] | None = None,
-    held_off: Callable[[ModelName], Container[str]] = nobody,
-    loads_per_pod_max: int = LOADS_PER_POD_MAX,
+    terms: Terms,
 ) -> SplitPlan:
     """Have every model with a share above 0 served somewhere; the larger share first."""
-    placing = Placing(
-        view,
-        healthy=healthy,
-        promised=promised,
-        ordered=ordered or {},
-        held_off=held_off,
-        loads_per_pod_max=loads_per_pod_max,
-    )
+    placing = Placing(view, terms)
     places: list[Place] = []
     waiting: list[ModelName] = []
     unplaced: list[Unplaced] = []
     # 1. The larger share; 2. the name, so that equal weights give equal plans.
     for model, share in sorted(models, key=lambda item: (-item[1], item[0].name)):
-        if share <= 0 or _serving(view, model.name, 1, healthy):
+        if share <= 0 or _serving(view, model.name, 1, terms.healthy):
             continue
-        if _on_their_way(view, model, healthy, (ordered or {}).get(model.name, ())):
+        if _on_their_way(view, model, terms.healthy, terms.ordered.get(model.name, ())):
             waiting.append(model.name)
             continue
         answer = placing.place(model, f"an alias gives it a share of {share}", whatever_it_costs)

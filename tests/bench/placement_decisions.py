@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from placement.policy.load_choice import LoadChoice, choose_load_pod
+from placement.policy.places import Terms
 from placement.policy.rendezvous import closest
 from placement.policy.restore import plan_restore
 from placement.policy.routing import choose_copy, choose_route
@@ -78,7 +79,7 @@ def _loss(bench: Reporter, pool: _Pool, what: str) -> None:
     rates = dict(pool.hot)
     wanted = [(pool.facts(name), rates.get(name, 0.001)) for name in orphans]
     began_s = time.thread_time()
-    plan = plan_restore(after, wanted, healthy=healthy, loads_per_pod_max=10**6, places_max=10**6)
+    plan = plan_restore(after, wanted, Terms(healthy, loads_per_pod_max=10**6), places_max=10**6)
     took_s = time.thread_time() - began_s
     note = f"{len(orphans):,} of its models have no other copy; {len(plan.places):,} are placed"
     bench.figure("plan of all that a lost pod leaves behind", took_s, "s", bar=2.0, note=note)

@@ -18,7 +18,7 @@ from placement.policy.load_choice import LoadChoice, choose_load_pod
 from placement.policy.obstacles import Promised, Situation, obstacles
 from placement.policy.outliers import LIMITS as OUTLIER_LIMITS
 from placement.policy.outliers import Ejection, LatencySample, plan_ejections
-from placement.policy.places import Place
+from placement.policy.places import Place, Terms
 from placement.policy.rebalance import plan_rebalance
 from placement.policy.restore import has_copy, plan_restore
 from placement.policy.routing import Forward, Load, Mode, RunHere, choose_route
@@ -203,16 +203,16 @@ def test_a_pod_that_goes_moves_no_model_but_its_own(count: int, wanted: ModelFac
 def test_restoring_takes_only_what_has_no_copy_and_ends_when_it_is_carried_out(
     of: PoolView, wanted: list[tuple[ModelFacts, float]], draw: st.DataObject
 ) -> None:
-    plan = plan_restore(of, wanted, healthy=healthy(of), loads_per_pod_max=3)
+    plan = plan_restore(of, wanted, Terms(healthy(of), loads_per_pod_max=3))
     again = plan_restore(
-        shuffled(of, draw), draw.draw(st.permutations(wanted)), healthy=healthy(of), loads_per_pod_max=3
+        shuffled(of, draw), draw.draw(st.permutations(wanted)), Terms(healthy(of), loads_per_pod_max=3)
     )
     assert plan == again
     facts = {each.name: each for each, _ in wanted}
     assert all(not has_copy(of, place.name, healthy(of)) for place in plan.places)
     _assert_room(of, plan.places, facts, loads_per_pod_max=3)
     done = carried_out(of, plan.places, servable=False)
-    follow_up = plan_restore(done, wanted, healthy=healthy(of), loads_per_pod_max=3)
+    follow_up = plan_restore(done, wanted, Terms(healthy(of), loads_per_pod_max=3))
     assert not {place.name for place in follow_up.places} & {place.name for place in plan.places}
 
 
@@ -222,14 +222,14 @@ def test_a_drain_asks_for_no_more_than_there_is_and_ends(
 ) -> None:
     models, rates = unique(listed), {name(i): rate for i, rate in by_id.items()}
     leaving = min(of.pods)
-    plan = plan_drain(of, leaving, models, rates, healthy=healthy(of))
-    assert plan == plan_drain(shuffled(of, draw), leaving, models, rates, healthy=healthy(of))
+    plan = plan_drain(of, leaving, models, rates, Terms(healthy(of)))
+    assert plan == plan_drain(shuffled(of, draw), leaving, models, rates, Terms(healthy(of)))
     _assert_room(of, plan.places, models, loads_per_pod_max=4)
     for _ in range(10):
-        waiting = plan_drain(carried_out(of, plan.places, servable=False), leaving, models, rates, healthy=healthy(of))
+        waiting = plan_drain(carried_out(of, plan.places, servable=False), leaving, models, rates, Terms(healthy(of)))
         assert {place.name for place in plan.places} <= set(waiting.waiting)
         of = carried_out(of, plan.places, servable=True)
-        plan = plan_drain(of, leaving, models, rates, healthy=healthy(of))
+        plan = plan_drain(of, leaving, models, rates, Terms(healthy(of)))
         if not plan.places:
             break
     assert not plan.places
@@ -302,13 +302,13 @@ def test_an_alias_is_prepared_once_and_its_active_model_is_not_left_for_nothing(
     of: PoolView, active: ModelFacts, target: ModelFacts, rate: float, draw: st.DataObject
 ) -> None:
     target = replace(target, name=name("target"))
-    step = plan_transition(of, active, target, rate, healthy=healthy(of))
-    assert step == plan_transition(shuffled(of, draw), active, target, rate, healthy=healthy(of))
+    step = plan_transition(of, active, target, rate, Terms(healthy(of)))
+    assert step == plan_transition(shuffled(of, draw), active, target, rate, Terms(healthy(of)))
     if isinstance(step, Prepare):
         assert len({place.pod for place in step.places}) == len(step.places)
         _assert_room(of, step.places, {target.name: target}, loads_per_pod_max=4)
         loading = carried_out(of, step.places, servable=False)
-        again = plan_transition(loading, active, target, rate, healthy=healthy(of))
+        again = plan_transition(loading, active, target, rate, Terms(healthy(of)))
         assert not isinstance(again, Prepare) or len(again.places) < len(step.places)
 
 
@@ -317,14 +317,14 @@ def test_an_alias_is_prepared_once_and_its_active_model_is_not_left_for_nothing(
 def test_moves_begin_once_and_only_where_they_pay(
     of: PoolView, models: list[tuple[ModelFacts, float]], draw: st.DataObject
 ) -> None:
-    plan = plan_rebalance(of, models, (), (), now_s=0.0, healthy=healthy(of))
+    plan = plan_rebalance(of, models, (), (), now_s=0.0, terms=Terms(healthy(of)))
     assert plan == plan_rebalance(
-        shuffled(of, draw), draw.draw(st.permutations(models)), (), (), now_s=0.0, healthy=healthy(of)
+        shuffled(of, draw), draw.draw(st.permutations(models)), (), (), now_s=0.0, terms=Terms(healthy(of))
     )
     assert all(move.benefit_s >= 2 * move.cost_s and move.source != move.target for move in plan.start)
     assert len({move.source for move in plan.start}) == len(plan.start) <= 4
     loading = carried_out(of, [move.place for move in plan.start], servable=False)
-    again = plan_rebalance(loading, models, plan.start, [0.0] * len(plan.start), now_s=1.0, healthy=healthy(of))
+    again = plan_rebalance(loading, models, plan.start, [0.0] * len(plan.start), now_s=1.0, terms=Terms(healthy(of)))
     assert not {move.name for move in again.start} & {move.name for move in plan.start}
 
 

@@ -9,6 +9,7 @@ import pytest
 from placement.policy import places
 from placement.policy.drain import SEARCHES_WHEN_FULL_MAX, DrainPlan, plan_drain
 from placement.policy.load_choice import choose_load_pod
+from placement.policy.places import Terms
 from placement.policy.snapshot import ModelFacts, Pod, PoolView
 from tests.unit.placement.policy.builders import copy, failure, healthy, model, name, pod, view
 
@@ -18,7 +19,7 @@ LEAVING = pod("x", draining=True)
 def drain(of: PoolView, rates: dict[str, float], *models: ModelFacts, **rest: Any) -> DrainPlan:
     facts = {each.name: each for each in (models or [model(i) for i in rates])}
     by_name = {name(i): rate for i, rate in rates.items()}
-    return plan_drain(of, "x", facts, by_name, **({"healthy": healthy(of)} | rest))
+    return plan_drain(of, "x", facts, by_name, Terms(**({"healthy": healthy(of)} | rest)))
 
 
 def pool(*others: Pod, **copies: Any) -> PoolView:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from placement.policy.places import Terms
 from placement.policy.rebalance import RebalancePlan, plan_rebalance
 from placement.policy.snapshot import ModelFacts, PoolView
 from tests.unit.placement.policy.builders import copy, healthy, model, pod, view
@@ -14,7 +15,7 @@ ROOMY = pod("y")
 
 def rebalance(of: PoolView, *models: ModelFacts, **rest: Any) -> RebalancePlan:
     arguments: dict[str, Any] = {
-        "under_way": (), "started_at_s": (), "now_s": 1000.0, "healthy": healthy(of)
+        "under_way": (), "started_at_s": (), "now_s": 1000.0, "terms": Terms(healthy(of))
     } | rest  # fmt: skip
     return plan_rebalance(of, [(each, 1.0) for each in models or [model()]], **arguments)
 
@@ -60,7 +61,7 @@ def test_only_lone_copies_of_models_in_use_that_are_not_pinned_move() -> None:
     assert not rebalance(view([PRESSED, ROOMY], {"m": [copy("x")]}), model(pinned=True)).start
     assert not rebalance(view([PRESSED, ROOMY], {"m": [copy("x", 1, 2)]}), model(generation=2)).start
     of = view([PRESSED, ROOMY], {"m": [copy("x")]})
-    idle = plan_rebalance(of, [(model(), 0.0)], (), (), now_s=0.0, healthy=healthy(of))
+    idle = plan_rebalance(of, [(model(), 0.0)], (), (), now_s=0.0, terms=Terms(healthy(of)))
     assert not idle.start
 
 

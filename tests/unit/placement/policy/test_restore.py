@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from placement.policy.obstacles import Promised
-from placement.policy.restore import RestorePlan, plan_restore
+from placement.policy.places import Terms
+from placement.policy.restore import PLACES_MAX, RestorePlan, plan_restore
 from placement.policy.snapshot import ModelFacts, PoolView
 from tests.unit.placement.policy.builders import copy, healthy, model, name, pod, view
 
 
-def restore(of: PoolView, *wanted: tuple[ModelFacts, float], **rest: Any) -> RestorePlan:
-    return plan_restore(of, wanted, **({"healthy": healthy(of)} | rest))
+def restore(of: PoolView, *wanted: tuple[ModelFacts, float], places_max: int = PLACES_MAX, **terms: Any) -> RestorePlan:
+    return plan_restore(of, wanted, Terms(**({"healthy": healthy(of)} | terms)), places_max=places_max)
 
 
 def ids(plan: RestorePlan) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from placement.policy.places import Terms
 from placement.policy.snapshot import Death, ModelFacts, PoolView, Suspicion, Verdict
 from placement.policy.transitions import Fail, Finish, Prepare, Step, Wait, plan_split, plan_transition
 from tests.unit.placement.policy.builders import copy, failure, healthy, model, name, pod, view
@@ -14,7 +15,7 @@ ACTIVE, TARGET = model("old"), model("new")
 
 
 def step(of: PoolView, active: ModelFacts | None = ACTIVE, target: ModelFacts = TARGET, **rest: Any) -> Step:
-    return plan_transition(of, active, target, rest.pop("rate_per_s", 1.0), **({"healthy": healthy(of)} | rest))
+    return plan_transition(of, active, target, rest.pop("rate_per_s", 1.0), Terms(**({"healthy": healthy(of)} | rest)))
 
 
 def test_the_target_gets_as_many_copies_as_the_active_model_before_the_switch() -> None:
@@ -127,17 +128,17 @@ def test_each_model_with_a_share_is_made_servable_the_larger_share_first() -> No
     pods = [pod("a"), pod("b")]
     of = view(pods, {"main": [copy("a")]})
     models = [(model("main"), 90), (model("canary"), 4), (model("other"), 6), (model("off"), 0)]
-    plan = plan_split(of, models, healthy=healthy(of))
+    plan = plan_split(of, models, Terms(healthy(of)))
     assert [place.name.id for place in plan.places] == ["other", "canary"]
     assert not plan.servable
     copies = {each: [copy("a")] for each in ("main", "canary", "other")}
-    assert plan_split(view(pods, copies), models, healthy=healthy(of)).servable
+    assert plan_split(view(pods, copies), models, Terms(healthy(of))).servable
     loading = view(pods, copies | {"other": [copy("a", 0, 1)]})
-    assert plan_split(loading, models, healthy=healthy(of)).waiting == (name("other"),)
+    assert plan_split(loading, models, Terms(healthy(of))).waiting == (name("other"),)
 
 
 def test_a_share_that_no_pod_can_serve_is_listed() -> None:
     of = view([pod("a")])
-    plan = plan_split(of, [(model("big", size_bytes=9999), 5)], healthy=healthy(of))
+    plan = plan_split(of, [(model("big", size_bytes=9999), 5)], Terms(healthy(of)))
     assert not plan.servable
     assert plan.unplaced[0].lasting
