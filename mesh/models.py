@@ -14,6 +14,7 @@ again here after a failure that may pass, for as long as they are wanted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from math import isinf
@@ -150,6 +151,16 @@ class Models:
             await pool.load_somewhere(record, None, wait=False)
         except Refused as refused:
             log.info("model %s/%s is not loaded ahead: %s", record.tenant, record.id, refused)
+
+    async def load(
+        self, record: ModelRecord, deadline_s: float | None, *, wait: bool, background: bool = False
+    ) -> None:
+        """Begin to load, and with `wait` return when it is over. What came of it is in the model's status."""
+        if not wait:
+            self.load_ahead(record, background=background)
+            return
+        with contextlib.suppress(Refused):
+            await self.ensure_loaded(record, deadline_s)
 
     async def ensure_loaded(self, record: ModelRecord, deadline_s: float | None) -> None:
         """Wait until the model is servable. Raises Refused."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from mesh.endpoint.access import Access
 from mesh.endpoint.descriptions import Describer
 from mesh.endpoint.revisions import written
-from mesh.loading import Refused
 from mesh.models import SYNC_WAIT_MAX_S, Models
 from mesh.status import ModelState
 from mesh.transport.base import Call, Reply, UnaryHandler
@@ -76,18 +75,8 @@ class AliasSetting:
                 await asyncio.wait([transition], timeout=SYNC_WAIT_MAX_S)
         elif wish.load_now or wish.weights:
             for model_id in sorted(alias.weights) or [alias.active]:
-                await self._load(wish, model_id, deadline_s)
+                await self._models.load(self._models.required(wish.tenant, model_id), deadline_s, wait=wish.wait)
         return self._registry.alias(wish.tenant, wish.id) or alias
-
-    async def _load(self, wish: Wish, model_id: str, deadline_s: float | None) -> None:
-        record = self._models.required(wish.tenant, model_id)
-        if not wish.wait:
-            self._models.load_ahead(record, background=False)
-            return
-        try:
-            await self._models.ensure_loaded(record, deadline_s)
-        except Refused:
-            return  # the status that is answered says why
 
     def _is_loaded(self, alias: AliasRecord) -> bool:
         active = self._registry.model(alias.tenant, alias.active)

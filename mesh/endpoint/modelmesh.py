@@ -14,7 +14,6 @@ import json
 from mesh.endpoint.access import Access
 from mesh.endpoint.aliases import AliasSetting, Wish
 from mesh.endpoint.revisions import written
-from mesh.loading import Refused
 from mesh.models import Models
 from mesh.status import ModelState, StatusView
 from mesh.transport.base import Call, Reply, UnaryHandler
@@ -75,7 +74,7 @@ class ModelMeshEndpoint:
         if isinstance(result, PlacementError):
             raise result
         if request.loadNow:
-            await self._load(result.record, call, wait=request.sync, background=not request.sync)
+            await self._models.load(result.record, call.deadline_s, wait=request.sync, background=True)
         return written(self._model_status(result.record).SerializeToString(), self._registry)
 
     async def unregister_model(self, call: Call) -> Reply:
@@ -98,17 +97,8 @@ class ModelMeshEndpoint:
         tenant = self._access.caller(call).tenant
         request = messages.parse(messages.ENSURE_LOADED, call.body)
         record = self._models.required(tenant, request.modelId)
-        await self._load(record, call, wait=request.sync, background=False)
+        await self._models.load(record, call.deadline_s, wait=request.sync)
         return self._model_status(record).SerializeToString()
-
-    async def _load(self, record: ModelRecord, call: Call, *, wait: bool, background: bool) -> None:
-        if not wait:
-            self._models.load_ahead(record, background=background)
-            return
-        try:
-            await self._models.ensure_loaded(record, call.deadline_s)
-        except Refused:
-            return  # the status that is answered says why
 
     async def set_vmodel(self, call: Call) -> Reply:
         """Point an alias at a model: at once where nothing would be lost by it, else when the target serves."""

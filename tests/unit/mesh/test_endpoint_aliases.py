@@ -48,11 +48,8 @@ class Pool:
         assert record is not None
         return record
 
-    def load_ahead(self, record: ModelRecord, *, background: bool) -> None:
-        self.asked.append((record.id, False))
-
-    async def ensure_loaded(self, record: ModelRecord, deadline_s: float | None) -> None:
-        self.asked.append((record.id, True))
+    async def load(self, record: ModelRecord, deadline_s: float | None, *, wait: bool) -> None:
+        self.asked.append((record.id, wait))
 
     def begin_transition(self, alias: AliasRecord) -> Any:
         async def switch() -> None:
