@@ -31,6 +31,9 @@ Tensors = Mapping[str, Array]
 
 DYNAMIC = -1
 """A dimension of any size, as in the V2 protocol's metadata."""
+SHARED_FORM = "shared"
+"""The directory of a prepared form whose files are named by the SHA-256 of their bytes. Whoever keeps prepared forms
+may store equal ones once; such a file is never written to again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,9 @@ class Size:
     host_bytes: int
     mapped_bytes: int = 0
     device_bytes: int = 0
+    shared: tuple[tuple[str, int], ...] = ()
+    """The part of `mapped_bytes` that other copies on this pod may map as well: content and its bytes, each content
+    once. Copies that name the same content map the same pages, so a ledger may count them once."""
 
     @property
     def total_bytes(self) -> int:
@@ -164,7 +170,8 @@ class RuntimeAdapter(Protocol):
     def prepare(self, artifact: Path, into: Path, options: LoadOptions) -> bool:
         """Write the form that loads fastest into the empty directory `into`; False if there is none better.
 
-        Called once per content hash, format and runtime version. Raises BadArtifact, UntrustedArtifact.
+        Called once per content hash, format and runtime version. A form is complete: it loads without the artifact.
+        What other models may have as well goes into files under SHARED_FORM. Raises BadArtifact, UntrustedArtifact.
         """
 
     def load(self, artifact: Path, options: LoadOptions) -> LoadedModel:
@@ -177,6 +184,7 @@ class RuntimeAdapter(Protocol):
 __all__ = [
     "CPU",
     "DYNAMIC",
+    "SHARED_FORM",
     "Array",
     "Device",
     "LoadOptions",
