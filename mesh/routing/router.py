@@ -96,6 +96,8 @@ class _Tries:
     """Each time that a pod said so."""
     insists: bool = False
     """The store says that this pod loads the model, and it does not (any more): whoever is chosen loads it."""
+    named: tuple[str, int] | None = None
+    """A pod that the last one named as holding the model, and the generation to ask it for: the next try."""
     last: Exception | None = None
     deaths: list[tuple[str, str]] = field(default_factory=list)
     """(pod, incarnation) of pods that died over it."""
@@ -194,6 +196,9 @@ class Router:
         self, call: Call, tenant: str, record: ModelRecord, name: ModelName, run_here: RunLocally, tries: _Tries
     ) -> Reply | None:
         """One try: an answer, or None with what was learned in `tries`. Raises what no other pod would change."""
+        if tries.named is not None:
+            (holder, generation), tries.named = tries.named, None
+            return await self._forward(call, tenant, record, holder, generation, tries, Mode.JOIN)
         view = self._view(name, tries.gone)
         match self._route(view, name, record.generation, tries.excluded, forwarded=False):
             case RunHere():
@@ -361,7 +366,7 @@ class Router:
                 and holder != self._own_pod
                 and holder in self.healthy()
             ):
-                return await self._forward(call, tenant, record, holder, generation, tries, Mode.JOIN)
+                tries.named = (holder, generation)
             return None
         if mode is Mode.HIT:
             self._observe(pod, name, self._clock() - began_s)

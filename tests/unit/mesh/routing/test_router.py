@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -275,6 +276,17 @@ async def test_not_here_leads_to_the_holder_that_is_named() -> None:
     mesh.answers("p3", b"there")
     assert await mesh.ask() == b"there"
     assert mesh.asked_pods == ["p1", "p3"]
+
+
+async def test_pods_that_name_one_another_count_as_tries() -> None:
+    many = [f"p{number:02}" for number in range(1, 21)]
+    mesh = pool("p01", pods=[pod("me", ready=False), *(pod(each) for each in many)])
+    for each, following in itertools.pairwise([*many, "p01"]):
+        mesh.answers(each, not_here("absent", "evicted", following))
+    with pytest.raises(TransportError, match="evicted"):
+        await mesh.ask()
+    assert mesh.asked_pods == many[:8]
+    assert mesh.router.retried == 8
 
 
 async def test_a_pod_whose_copy_has_gone_may_load_it_again() -> None:
