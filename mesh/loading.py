@@ -54,7 +54,7 @@ from placement.records import ModelRecord
 from runtime_adapters import errors as adapter_errors
 from runtime_adapters.artifacts.fetch import Artifact
 from runtime_adapters.base import Device, LoadedModel, ModelMetadata, Size
-from runtime_adapters.errors import AdapterError, BadArtifact, MissingRuntime
+from runtime_adapters.errors import AdapterError, BadArtifact, LoadCrashed, MissingRuntime, ModelCrashed
 from runtime_adapters.isolation import Cancellation, IsolatedModel
 from runtime_adapters.validation import InputChecker
 
@@ -124,7 +124,7 @@ class PoolHooks:
     resident_changed: Callable[[Resident, bool], None] = lambda resident, here: None
     """A copy was loaded (True), or has left (False)."""
     crashed: Callable[[ModelKey], None] = lambda key: None
-    """The process of a model's own died while it ran a request."""
+    """The process of a model's own died while it loaded the model or ran a request."""
 
 
 @dataclass(slots=True)
@@ -390,7 +390,7 @@ class Loading:
 
     async def _load_once(self, key: ModelKey, copy_id: int, staged: Staged, timeout_s: float) -> MeasuredLoad:
         if staged.isolated:
-            return await self._load_isolated(staged, timeout_s)
+            return await self._load_isolated(key, staged, timeout_s)
         return await self._load_here(key, copy_id, staged, timeout_s)
 
     def _resident(self, key: ModelKey, copy_id: int, staged: Staged, loaded: MeasuredLoad) -> Resident:
@@ -434,11 +434,14 @@ class Loading:
         await self._free_late_result(thread)
         raise error
 
-    async def _load_isolated(self, staged: Staged, timeout_s: float) -> MeasuredLoad:
+    async def _load_isolated(self, key: ModelKey, staged: Staged, timeout_s: float) -> MeasuredLoad:
         cancellation = Cancellation()
         thread = self._in_thread("load", load_isolated_and_measure, staged, timeout_s, self._settings, cancellation)
         try:
             return await asyncio.shield(thread)
+        except (LoadCrashed, ModelCrashed):  # the latter: in its warm-up
+            self._hooks.crashed(key)
+            raise
         except asyncio.CancelledError:
             cancellation.cancel()
             await asyncio.wait([thread])

@@ -56,10 +56,14 @@ def load_isolated_and_measure(
         require_jail=not settings.allow_unjailed,
         cancellation=cancellation,
     )
-    load_s = time.perf_counter() - began
-    began = time.perf_counter()
-    model.warm_up()
-    return _measured(model, model.size(), load_s, time.perf_counter() - began)
+    try:
+        load_s = time.perf_counter() - began
+        began = time.perf_counter()
+        model.warm_up()
+        return _measured(model, model.size(), load_s, time.perf_counter() - began)
+    except BaseException:
+        model.unload()  # its process, or what that has left open here
+        raise
 
 
 def _measured(model: LoadedModel, size: Size, load_s: float, first_run_s: float) -> MeasuredLoad:

@@ -5,7 +5,8 @@ The caller (the pod's loader) does not look at messages. It looks at the class:
 * `MissingRuntime`    - the operator installs a package; the model may load on another pod meanwhile.
 * `BadArtifact`       - permanent: do not try again until the spec or the artifact changes.
 * `UntrustedArtifact` - permanent: the format can run code and the operator did not trust where it came from.
-* `LoadFailed`        - transient: memory was short, a process died, a disk was full. Try again later, elsewhere first.
+* `LoadFailed`        - transient: memory was short, a process hung, a disk was full. Try again later, elsewhere first.
+* `LoadCrashed`       - the same, and the isolated process ended by itself: what kills it may be the model.
 * `BadInput`          - the client's request does not fit the model: INVALID_ARGUMENT, never retried.
 * `ModelRaised`       - the model's own code failed on this request: reported to the client, the copy stays.
 * `ModelCrashed`      - the isolated process of this copy is gone: drop the copy, load again.
@@ -34,6 +35,10 @@ class UntrustedArtifact(BadArtifact):
 
 class LoadFailed(AdapterError):
     """The load failed for a reason that may pass (memory, a dead worker process). Transient."""
+
+
+class LoadCrashed(LoadFailed):
+    """The process of its own that a model was being loaded in has died, and nobody had stopped it."""
 
 
 class BadInput(AdapterError):

@@ -8,8 +8,8 @@ child takes 0.14 s for a Python model, 1.3 s with torch's import (`StartCost`), 
 
 What goes wrong in the child becomes:
 
-* in load: the adapter's own error; `LoadFailed` when it crashed (with the signal), hung (then it is killed), or was
-  cancelled; `UntrustedArtifact` when the jail was required and could not be built;
+* in load: the adapter's own error; `LoadCrashed` when it crashed (with the signal); `LoadFailed` when it hung (then it
+  is killed) or was cancelled; `UntrustedArtifact` when the jail was required and could not be built;
 * in infer: `ModelRaised` when the model's code raised; `ModelCrashed` when the process is gone, took longer than
   `infer_timeout_s` (then it is killed), or answered nonsense.
 
@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime_adapters.base import Array, LoadOptions, ModelMetadata, Size, Tensors
-from runtime_adapters.errors import BadInput, LoadFailed, ModelCrashed, ModelRaised
+from runtime_adapters.errors import BadInput, LoadCrashed, LoadFailed, ModelCrashed, ModelRaised
 from runtime_adapters.isolation_channel import Channel, ChannelClosed, ChannelTimedOut, MalformedMessage
 from runtime_adapters.isolation_messages import describe_options, error_from, metadata_from
 from runtime_adapters.isolation_process import ChildProcess, start_child
@@ -312,7 +312,7 @@ class _Link:
             ) from error
         except ChannelClosed as error:
             self.child.wait_ended(_END_TIMEOUT_S)
-            raise LoadFailed(
+            raise (LoadCrashed if self.child.ended_by_itself else LoadFailed)(
                 f"model {self.model_id}: its process {self.child.how_it_ended()} while loading; "
                 "the pod's log holds what it printed"
             ) from error

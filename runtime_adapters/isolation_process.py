@@ -88,6 +88,11 @@ class ChildProcess:
         """Whether it has ended and nothing of it is left."""
         return self._ended.wait(timeout_s)
 
+    @property
+    def ended_by_itself(self) -> bool:
+        """Whether it has ended without having been stopped: it crashed, it left, or the system killed it."""
+        return self._process.returncode is not None and self._killed_because is None
+
     def how_it_ended(self) -> str:
         """`was killed by signal 11 (SIGSEGV)`, to follow "the process of model x"."""
         status = self._process.returncode

@@ -8,7 +8,8 @@ Three witnesses know which model was running when a process ended:
   about that time, are as good as having seen it.
 * The dead process's flight recorder (`mesh.flight_recorder`), read by the next process in its place.
 
-A model that runs apart because of them may end its own process next; the pod that ran it sees that, and tells as well.
+A model that is kept apart because of them may end its own process next, when it is loaded or when it runs; its pod sees
+that, and tells as well.
 
 What follows from the deaths is decided by `placement.policy.quarantine`; this module only reports them.
 """

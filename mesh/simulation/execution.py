@@ -26,7 +26,7 @@ from mesh.staging import Staged, never
 from placement.records import ModelRecord
 from runtime_adapters.artifacts.fetch import Artifact
 from runtime_adapters.base import Array, LoadOptions, RuntimeAdapter, Size, Tensors
-from runtime_adapters.errors import AdapterError, BadArtifact, LoadFailed, ModelCrashed
+from runtime_adapters.errors import AdapterError, BadArtifact, LoadCrashed, LoadFailed, ModelCrashed
 from runtime_adapters.fake import FakeAdapter, FakeModel, FakeSpec
 
 T = TypeVar("T")
@@ -152,7 +152,7 @@ class SimulatedThreads:
         luck = self._random.random()
         if content.kills_loads:
             if staged.isolated:
-                self._later(took_s, _settle, future, LoadFailed(f"{uri}: its process died in the load"))
+                self._later(took_s, _settle, future, LoadCrashed(f"{uri}: its process died in the load"))
             else:
                 self._later(took_s * luck, self._machine.crash, f"loading {uri}")
         elif content.broken:

@@ -9,7 +9,7 @@ evidence, not proof: the pod may have been killed, with innocent models on board
 * running at one death: suspect, and named in its status. Everything in use is named then, hundreds of models when a
   pod is killed from outside, and a process of its own costs each of them tens of megabytes. At the deaths of two
   incarnations: from now on it loads and runs in a process of its own, which cannot take a pod along. If that process
-  crashes `crashes_max` times within `crashes_within_s` on one pod, the model is quarantined.
+  crashes, loading or running, `crashes_max` times within `crashes_within_s` on one pod, the model is quarantined.
 * isolated, and on board of a pod that dies anyway: not blamed, it could not have done that.
 
 Serving for a while after a death clears what that death was blamed on: soon for loading, which succeeded since, and

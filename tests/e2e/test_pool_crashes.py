@@ -21,8 +21,10 @@ import pytest
 
 from mesh.client import Client, HexcombError
 from mesh.demo.local_pool import LocalPod, LocalPool
+from placement.policy.snapshot import Death, Suspicion, Verdict
+from placement.pool_records import suspicion_to_json
 from tests.e2e.conftest import Example, ModelFiles, StartPool
-from tests.e2e.pools import SteadyLoad, check, ends_of_logs, plain_channel, stored, wait_until
+from tests.e2e.pools import SteadyLoad, check, ends_of_logs, plain_channel, put_by_hand, stored, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.etcd]
 
@@ -198,6 +200,31 @@ def test_a_model_that_kills_two_pods_in_its_load_is_quarantined_until_it_is_rele
         answer = wait_until(pool, lambda: not verdict() and client.infer("late", rows(2)), "it serves again", 20)
         assert answer.outputs["predict"][0] == 3.0
         assert client.describe("late").suspicion == ""
+
+
+def test_a_model_that_runs_apart_and_kills_its_own_process_in_its_load_is_quarantined(
+    pool: LocalPool, files: ModelFiles, tmp_path: Path
+) -> None:
+    flag = tmp_path / "deadly"
+    flag.touch()
+    path = files.directory / "apart.pkl"
+    path.write_bytes(pickle.dumps(Code(_LOADS.format(flag=str(flag)))))
+    with Client(pool.endpoints) as client, Restarts(pool) as restarts:
+        client.register("apart", uri=path.as_uri(), format="pickle")
+        # As it is when nobody has seen that the pods that died were loading it.
+        deaths = tuple(Death(f"gone-{number}", "1", "running", 0.0) for number in range(2))
+        seen_twice = Suspicion(1, Verdict.SUSPECT, deaths)
+        put_by_hand(pool, "suspicions/default/apart", suspicion_to_json(seen_twice))
+        wait_until(pool, lambda: client.describe("apart").suspicion, "the pods have heard of it")
+
+        def verdict() -> str:
+            with pytest.raises(HexcombError) as raised:
+                client.infer("apart", rows(2), timeout_s=20)
+            return str(raised.value)
+
+        said = wait_until(pool, lambda: "quarantined" in (told := verdict()) and told, "it is quarantined", 60)
+    assert "its own process crashed again and again" in said
+    assert restarts.lost == []
 
 
 def release(pod: LocalPod, name: str) -> None:

@@ -6,6 +6,8 @@ The fake framework tells a test when it is reached and waits for the test's word
 from __future__ import annotations
 
 import asyncio
+import os
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -30,9 +32,19 @@ from runtime_adapters.artifacts.fetch import ArtifactStore, FetchRequest
 from runtime_adapters.base import CPU, Trust
 from runtime_adapters.errors import BadArtifact, UntrustedArtifact
 from runtime_adapters.fake import FakeAdapter, FakeSpec, write_fake_artifact
+from runtime_adapters.isolation_process import scratch_root
+from runtime_adapters.registry import adapter_for
 
 CAPACITY_BYTES = 1_000_000
 LONG_S = 10.0
+_PYTHON_MODEL = """
+import os
+from runtime_adapters.custom import Model, TensorSpec
+
+class M(Model):
+    inputs = (TensorSpec("x", "FP32", (-1,)),)
+    outputs = (TensorSpec("y", "FP32", (-1,)),)
+"""
 
 
 class Gate:
@@ -56,15 +68,16 @@ class Gate:
 class Pod:
     """A loader, its cache, its artifacts, and the models that are registered."""
 
-    def __init__(self, directory: Path, **settings: Any) -> None:
+    def __init__(self, directory: Path, capacity_bytes: int = CAPACITY_BYTES, **settings: Any) -> None:
         self.directory = directory
         self.adapter = FakeAdapter()
         self.records: dict[ModelKey, ModelRecord] = {}
         self.servable: list[ModelKey] = []
         self.resident: list[tuple[str, bool]] = []
+        self.crashed: list[ModelKey] = []
         self.cache = CacheMachine(
             CacheLimits(
-                capacity=Bytes.of(HOST_MEMORY, CAPACITY_BYTES),
+                capacity=Bytes.of(HOST_MEMORY, capacity_bytes),
                 loads_concurrent_max=2,
                 residency_min_s=0.0,
                 residency_override_wait_s=0.0,
@@ -82,7 +95,8 @@ class Pod:
             record_of=self.records.get,
             on_loaded=self.servable.append,
             hooks=PoolHooks(
-                resident_changed=lambda resident, here: self.resident.append((resident.copy.key.model_id, here))
+                resident_changed=lambda resident, here: self.resident.append((resident.copy.key.model_id, here)),
+                crashed=self.crashed.append,
             ),
         )
 
@@ -314,6 +328,30 @@ async def test_a_crashed_copy_leaves_when_let_go_and_the_next_request_loads_agai
     held.let_go()
     await pod.wait_until(lambda: pod.charged_bytes() == 1000, "the crashed one left")
     assert pod.adapter.count("load") == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "crashes"),
+    [("load(self): os.abort()", 1), ("predict(self, inputs): os.abort()", 1), ("load(self): raise ValueError", 0)],
+    ids=["in its load", "in its warm-up", "which it does not"],
+)
+async def test_a_process_of_a_models_own_that_dies_before_it_serves_is_told(
+    make_pod: Callable[..., Pod], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str, crashes: int
+) -> None:
+    pod = make_pod(capacity_bytes=100 << 20, trusted_prefixes=[f"{tmp_path.as_uri()}/"])
+    monkeypatch.setattr("mesh.staging.adapter_for", adapter_for)
+    source = tmp_path / "m" / "model.py"
+    source.parent.mkdir()
+    source.write_text(f"{_PYTHON_MODEL}    def {method}\n")
+    model = pod.register("m")
+    spec = ModelSpec(uri=source.parent.as_uri(), format="python")
+    pod.records[model.key] = replace(pod.records[model.key], spec=spec)
+    scratch_root(tempfile.gettempdir())  # held open for the pod's life
+    open_before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(Refused):
+        await pod.load(model)
+    assert pod.crashed == [model.key] * crashes
+    assert len(os.listdir("/proc/self/fd")) == open_before
 
 
 async def test_what_was_measured_is_reserved_the_next_time(pod: Pod) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from runtime_adapters.base import LoadOptions, Size
-from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelCrashed, ModelRaised
+from runtime_adapters.errors import BadArtifact, BadInput, LoadCrashed, LoadFailed, ModelCrashed, ModelRaised
 from runtime_adapters.isolation import Cancellation, IsolatedModel, estimate_isolated, load_isolated
 from runtime_adapters.isolation_process import scratch_root
 
@@ -119,7 +119,7 @@ def test_a_model_that_raises_keeps_its_process(load: Load) -> None:
     ],
 )
 def test_a_crash_is_told_with_how_the_process_ended(load: Load, crash: str, told: str) -> None:
-    with pytest.raises(LoadFailed, match=told):
+    with pytest.raises(LoadCrashed, match=told):
         load(f"def load(self): {crash}")
     model = load(f"def predict(self, inputs): {crash}")
     for _ in range(2):
@@ -129,12 +129,13 @@ def test_a_crash_is_told_with_how_the_process_ended(load: Load, crash: str, told
     assert model.size() == Size(host_bytes=0)
 
 
-def test_a_load_that_hangs_is_stopped_at_its_timeout(load: Load) -> None:
-    with pytest.raises(LoadFailed, match="did not load within 1 s"):
+def test_a_load_that_hangs_is_stopped_at_its_timeout_which_is_no_crash(load: Load) -> None:
+    with pytest.raises(LoadFailed, match="did not load within 1 s") as raised:
         load("def load(self): threading.Event().wait()", load_timeout_s=1.0)
+    assert not isinstance(raised.value, LoadCrashed)
 
 
-def test_a_load_that_hangs_can_be_cancelled(load: Load, tmp_path: Path) -> None:
+def test_a_load_that_hangs_can_be_cancelled_which_is_no_crash(load: Load, tmp_path: Path) -> None:
     cancellation = Cancellation()
     started = tmp_path / "started"
     os.mkfifo(started)
@@ -143,8 +144,9 @@ def test_a_load_that_hangs_can_be_cancelled(load: Load, tmp_path: Path) -> None:
         loading = pool.submit(load, body, cancellation=cancellation)
         started.open().close()  # waits until load has begun
         cancellation.cancel()
-        with pytest.raises(LoadFailed, match="its load was cancelled"):
+        with pytest.raises(LoadFailed, match="its load was cancelled") as raised:
             loading.result(timeout=30)
+    assert not isinstance(raised.value, LoadCrashed)
 
 
 def test_a_load_that_was_cancelled_before_it_began_fails_at_once(load: Load) -> None:
