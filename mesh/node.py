@@ -31,6 +31,7 @@ from cache.events import Drain, Forgive, Retire
 from cache.limits import CacheLimits
 from cache.machine import CacheMachine
 from cache.types import Bytes, ModelKey, Place
+from mesh.access_log import AccessLog
 from mesh.asking import Asking
 from mesh.endpoint.access import Access
 from mesh.endpoint.aliases import AliasesEndpoint, AliasSetting
@@ -150,6 +151,11 @@ class Node:
             if world.runner is None
             else world.runner(settings, observe)
         )
+        self.access_log = (
+            None
+            if settings.access_log is None
+            else _access_log(settings.access_log, int(settings.access_log_max), world)
+        )
         self.serving = Serving(
             self.registry,
             self.generations,
@@ -159,6 +165,7 @@ class Node:
             code_name,
             has_chance=lambda record: self.status.has_chance(record),
             draw=world.draw,
+            access_log=self.access_log,
         )
         self.models = Models(self.registry, policy, self.loading, self.serving, self.pool)
         self.overview = self._overview(name)
@@ -389,6 +396,8 @@ class Node:
         await self._store.close()
         if self.recorder is not None:
             self.recorder.close()
+        if self.access_log is not None:
+            await self.access_log.close()
         log.info("stopped")
 
 
@@ -500,6 +509,13 @@ def etcd_options(settings: Settings) -> EtcdOptions:
             key=None if settings.store_key is None else Pem(settings.store_key),
         )
     return options
+
+
+def _access_log(path: Path, bytes_max: int, world: World) -> AccessLog:
+    try:
+        return AccessLog(path, bytes_max=bytes_max, wall_clock=world.wall_clock, in_thread=world.in_thread)
+    except OSError as error:
+        raise CannotStart(f"access_log: {path} cannot be written: {error}") from error
 
 
 def _read(path: Path, setting: str) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from cache.types import Bytes, RefusalKind, WantedModel
+from mesh.access_log import AccessLog
 from mesh.generations import Generations, key_of
 from mesh.loading import HOST_MEMORY, Loading, Refused
 from mesh.resident import Resident
@@ -72,6 +73,7 @@ class Serving:
         *,
         has_chance: Callable[[ModelRecord], bool],
         draw: Callable[[], float] = random.random,
+        access_log: AccessLog | None = None,
     ) -> None:
         """`has_chance`: nothing speaks for good against a model. `draw`, in [0, 1), is for aliases with weights."""
         self._registry = registry
@@ -82,6 +84,7 @@ class Serving:
         self._code_of = code_of
         self._has_chance = has_chance
         self._draw = draw
+        self._access_log = access_log
         self.hits = 0
         self.misses = 0
 
@@ -165,7 +168,17 @@ class Serving:
             raise
         finally:
             resident.let_go()
-        meter.answered(time.perf_counter() - began, cold=cold)
+        seconds = time.perf_counter() - began
+        meter.answered(seconds, cold=cold)
+        if self._access_log is not None:
+            self._access_log.answered(
+                record.tenant,
+                record.id,
+                seconds,
+                cold=cold,
+                size_bytes=resident.size.total_bytes,
+                load_s=resident.copy.load_time_s,
+            )
         return Answer(outputs, tensors.outputs, record, cold)
 
     async def _wait(self, record: ModelRecord, deadline_s: float | None) -> tuple[ModelRecord, Resident]:

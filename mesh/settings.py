@@ -261,6 +261,14 @@ class Settings(BaseSettings):
     metrics_per_model: bool = Field(
         False, description="Add the model's name to metric labels: thousands of series on a dense pod."
     )
+    access_log: Path | None = Field(
+        None, description="CSV file of the requests that were answered, for `hexcomb plan`: time, model, hit or miss."
+    )
+    access_log_max: ByteSize = Field(
+        ByteSize(256 * MIB),
+        ge=1024,
+        description="At this size the access log becomes NAME.1, and the one before it goes. A request is some 60 B.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line shown.")
 
     @field_validator("labels", "tenant_ports", "trusted_prefixes", "file_prefixes", "http_hosts", mode="before")
