@@ -73,10 +73,11 @@ class ModelPage:
 
 
 @dataclass(slots=True)
-class _SortedIds:
-    """Ids in order, computed on the first listing of a picture and kept with it."""
+class _Sorted:
+    """Names in order, computed on the first listing of a picture and kept with it."""
 
-    ids: list[str] | None = None
+    models: list[str] | None = None
+    aliases: list[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +90,19 @@ class TenantView:
     """Model id -> the aliases that point at it, as active, target or by weight."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Name -> why its record cannot be read."""
-    _sorted: _SortedIds = field(default_factory=_SortedIds, compare=False, repr=False)
+    _sorted: _Sorted = field(default_factory=_Sorted, compare=False, repr=False)
 
     def sorted_ids(self) -> list[str]:
         """All model ids in order."""
-        if self._sorted.ids is None:
-            self._sorted.ids = sorted(self.models)
-        return self._sorted.ids
+        if self._sorted.models is None:
+            self._sorted.models = sorted(self.models)
+        return self._sorted.models
+
+    def sorted_aliases(self) -> list[str]:
+        """All alias ids in order."""
+        if self._sorted.aliases is None:
+            self._sorted.aliases = sorted(self.aliases)
+        return self._sorted.aliases
 
 
 _NO_TENANT = TenantView()

@@ -8,7 +8,7 @@ that an alias with weights names are loaded ahead, since from then on requests g
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -123,13 +123,13 @@ class AliasesEndpoint:
         tenant = self._access.caller(call).tenant
         request = messages.parse(messages.LIST_ALIASES, call.body)
         size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
-        aliases = self._registry.view.tenant(tenant).aliases
-        names = sorted(name for name in aliases if name.startswith(request.id_prefix))
-        begin = bisect_right(names, request.page_token) if request.page_token else 0
-        page = names[begin : begin + size]
+        view = self._registry.view.tenant(tenant)
+        names = view.sorted_aliases()
+        begin = max(bisect_right(names, request.page_token), bisect_left(names, request.id_prefix))
+        page = [name for name in names[begin : begin + size + 1] if name.startswith(request.id_prefix)]
         response = hexcomb_pb2.ListAliasesResponse(
-            aliases=[self._describer.alias(aliases[name]) for name in page],
-            next_page_token=page[-1] if begin + size < len(names) else "",
+            aliases=[self._describer.alias(view.aliases[name]) for name in page[:size]],
+            next_page_token=page[size - 1] if len(page) > size else "",
         )
         return response.SerializeToString()
 

@@ -6,6 +6,7 @@ do to others.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from mesh.routing.links import Links
@@ -119,26 +120,37 @@ def orders_of(request: hexcomb_pb2.OrderRequest) -> list[Order]:
 
 
 def names_page(view: RegistryView, token: str) -> hexcomb_pb2.ExportNamesResponse:
-    """Names from the one that `token` stands for, in one order, up to a size."""
+    """Names behind the one whose key is `token`, in one order, up to a size. Raises InvalidName.
+
+    A key, and not a count, so that a page costs what is on it, and names that come and go between pages shift no
+    other off the list.
+    """
     response = hexcomb_pb2.ExportNamesResponse()
-    begin = int(token) if token.isdecimal() else 0
-    size_bytes = 0
-    for index, (key, record) in enumerate(_records(view)):
-        if index < begin:
-            continue
+    size_bytes, last = 0, ""
+    for key, record in _records(view, token):
         if size_bytes > PAGE_BYTES_MAX:
-            response.next_page_token = str(index)
+            response.next_page_token = last
             break
         value = model_to_json(record) if isinstance(record, ModelRecord) else alias_to_json(record)
         size_bytes += len(key) + len(value)
         response.records.add(key=key, value=value)
+        last = key
     return response
 
 
-def _records(view: RegistryView) -> Iterator[tuple[str, ModelRecord | AliasRecord]]:
+def _records(view: RegistryView, after: str) -> Iterator[tuple[str, ModelRecord | AliasRecord]]:
+    """By tenant, models before aliases, by name; from behind the record whose key is `after`."""
+    tenant_before, id_before = keys.split_key(after, 2) if after else ("", "")
+    models_are_over = after.startswith(keys.ALIASES)
     for tenant in sorted(view.tenants):
+        if tenant < tenant_before:
+            continue
         names = view.tenants[tenant]
-        for model_id in sorted(names.models):
-            yield keys.model_key(tenant, model_id), names.models[model_id]
-        for alias_id in sorted(names.aliases):
-            yield keys.alias_key(tenant, alias_id), names.aliases[alias_id]
+        within = tenant == tenant_before
+        if not (within and models_are_over):
+            ids = names.sorted_ids()
+            for index in range(bisect_right(ids, id_before) if within else 0, len(ids)):
+                yield keys.model_key(tenant, ids[index]), names.models[ids[index]]
+        ids = names.sorted_aliases()
+        for index in range(bisect_right(ids, id_before) if within and models_are_over else 0, len(ids)):
+            yield keys.alias_key(tenant, ids[index]), names.aliases[ids[index]]
