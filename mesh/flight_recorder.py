@@ -11,6 +11,10 @@ nothing, and the pool acts on the second (`placement.policy.quarantine`).
 Format: a header line of JSON (version, pod, incarnation), then slots of `SLOT_BYTES`: one byte in use, two bytes
 length, the name as UTF-8 JSON. A clean stop removes the file.
 
+A process that is killed, starts again and fails on the way (its port is taken, the store is away) has told nobody yet.
+So a new recorder does not write over the file that it finds, but moves it aside, where it stays until the pool has
+been told (`forget_last`), through as many starts as that takes.
+
 Deliberately absent: loads (their intents lie in the store before they begin), machines that die with their disks
 (the pods that had forwarded requests to them know).
 """
@@ -34,6 +38,8 @@ HEADER_BYTES = 4096
 SLOTS = 16_384
 """Copies in this process that can be recorded at once; the file is sparse. Further ones go unrecorded."""
 FILE_NAME = "flight-recorder"
+PREVIOUS_NAME = "flight-recorder.previous"
+"""Of a process whose end has not been told yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +55,11 @@ class FlightRecorder:
     """The file of this process. Belongs to the event loop; `in_use` is written on every hit."""
 
     def __init__(self, directory: Path, pod: str, incarnation: str) -> None:
-        """Raises OSError when the file cannot be written."""
+        """Moves what the process before this one left aside. Raises OSError when the file cannot be written."""
         self._path = directory / FILE_NAME
+        self._previous_path = directory / PREVIOUS_NAME
+        if self._path.exists() and not self._previous_path.exists():
+            self._path.rename(self._previous_path)
         size = HEADER_BYTES + SLOTS * SLOT_BYTES
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
@@ -79,6 +88,10 @@ class FlightRecorder:
             self.bytes[position : position + 3] = b"\0\0\0"
             self._free.append((position - HEADER_BYTES) // SLOT_BYTES)
 
+    def forget_last(self) -> None:
+        """The pool has been told of the flight before this one."""
+        self._previous_path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """A clean end: nothing to tell the next process."""
         self._path.unlink(missing_ok=True)
@@ -86,8 +99,11 @@ class FlightRecorder:
 
 
 def read_last_flight(directory: Path) -> LastFlight | None:
-    """What the process before this one left in its data directory; None after a clean end. Damage is no error."""
-    path = directory / FILE_NAME
+    """What the last process in this data directory left there, of those that the pool was not told of; None after a
+    clean end. Damage is no error."""
+    path = directory / PREVIOUS_NAME
+    if not path.exists():
+        path = directory / FILE_NAME
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _read(content)

@@ -339,6 +339,8 @@ class Node:
         if self.pool is not None:
             address = address_to_advertise(self._settings, grpc[0], own_host)
             await self.pool.start(address, version("hexcomb"), installed_formats(), self._last_flight)
+            assert self.recorder is not None
+            self.recorder.forget_last()
             await self._wait_fit()
         self._started = True
         if self.pool is not None:

@@ -44,6 +44,26 @@ def test_a_clean_end_leaves_nothing_to_tell(tmp_path: Path) -> None:
     assert read_last_flight(tmp_path) is None
 
 
+def test_what_ran_is_known_until_it_was_told_however_many_starts_fail(tmp_path: Path) -> None:
+    killed = FlightRecorder(tmp_path, "p1", "one")
+    killed.bytes[killed.take(A)] = 1
+    for incarnation in ("two", "three"):
+        last = read_last_flight(tmp_path)
+        assert last is not None
+        assert (last.incarnation, last.in_use) == ("one", (A,))
+        failed = FlightRecorder(tmp_path, "p1", incarnation)
+        if incarnation == "three":
+            failed.close()  # one start ends cleanly, the other does not
+    up = FlightRecorder(tmp_path, "p1", "four")
+    up.forget_last()
+    up.bytes[up.take(B)] = 1
+    last = read_last_flight(tmp_path)
+    assert last is not None
+    assert (last.incarnation, last.in_use) == ("four", (B,))
+    up.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_slot_is_used_again_without_a_trace_of_its_last_owner(tmp_path: Path) -> None:
     recorder = FlightRecorder(tmp_path, "p1", "one")
     slot = recorder.take(A)
