@@ -30,6 +30,8 @@ def refusal_at_the_door(state: PodState, want: Want, copy: Copy | None) -> Refus
     if expected is not None and expected.missing_from(limits.capacity):
         source = "was measured to take" if measured is not None else "declares a size of"
         return Refusal(RefusalKind.TOO_BIG, too_big_message(key, f"{source} {expected}", limits.capacity))
+    if copy is None and state.loads_paused:
+        return _overloaded(state, key, f"this pod loads nothing now: {state.why_smaller}")
     if copy is None:
         pending = sum(len(state.by_state[pending_state]) for pending_state in PENDING)
         if pending >= limits.loads_pending_max:

@@ -77,6 +77,8 @@ def plan_claims(state: PodState, claims: list[Claim]) -> SpacePlan:
 
 def load_slots(state: PodState) -> int:
     """Loads that may start now."""
+    if state.loads_paused:
+        return 0
     running = len(state.by_state[CopyState.LOADING]) + len(state.by_state[CopyState.CANCELLING_LOAD])
     return state.limits.loads_concurrent_max - running
 
@@ -93,9 +95,10 @@ def verdict(state: PodState, claim: Claim, why: CannotFit) -> Hopeless | None:
         message = too_big_message(copy.key, f"takes {needed}", limits.capacity)
         return Hopeless(RefusalKind.TOO_BIG, message, remembered=True)
     unfreeable = _unfreeable(state, copy)
-    if needed.missing_from(limits.capacity - unfreeable):
+    if needed.missing_from(state.capacity_wanted - unfreeable):
         message = (
-            f"Model {copy.key} needs {needed}; {unfreeable} of {limits.capacity} are pinned or could not be freed. "
+            f"Model {copy.key} needs {needed}; {unfreeable} of {state.capacity_wanted} are pinned or could not be "
+            f"freed{f' ({state.why_smaller})' if state.why_smaller else ''}. "
             "Unpin models, raise --capacity, or ask another pod."
         )
         return Hopeless(RefusalKind.FULL, message, remembered=True)

@@ -51,6 +51,7 @@ class Copy:
         "pinned",
         "pins",
         "protected_until_s",
+        "ran_out",
         "since_s",
         "size",
         "state",
@@ -74,6 +75,8 @@ class Copy:
         self.needed: Bytes = NO_BYTES
         self.size: Bytes = NO_BYTES
         self.charged: Bytes = NO_BYTES
+        self.ran_out = False
+        """A load of it found no memory and was tried again."""
         # demand: who waits, and whether the load goes on when nobody does
         self.waiters: dict[int, Waiter] = {}
         self.foreground_waiters = 0

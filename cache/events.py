@@ -3,7 +3,7 @@
 Two sides speak: those who want models (`Want`, `Cancel`, and the management calls below them), and the loader,
 which answers each command exactly once:
 
-    StartFetch -> Fetched | FetchFailed           StartLoad -> Loaded | LoadFailed
+    StartFetch -> Fetched | FetchFailed           StartLoad -> Loaded | LoadFailed | LoadOutOfMemory
                                                   (LoadOverdue may come before either)
     StartUnload -> Unloaded | UnloadFailed        CancelLoad -> no answer of its own: the running StartFetch or
                                                   StartLoad answers, perhaps with a failure, perhaps not
@@ -70,6 +70,18 @@ class LoadFailed:
 
     copy_id: int
     failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOutOfMemory:
+    """The framework found no memory for the load, and nothing of it remains; `needed` is what to reserve instead.
+
+    Tried once more with those bytes; a second time it is a transient failure with this message.
+    """
+
+    copy_id: int
+    needed: Bytes
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +169,19 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
+class CapacityChanged:
+    """What this pod may hold from now on: at most its limits. Idle copies leave until it is true; those in use, and
+    pinned ones, stay, and their bytes are not given to others.
+
+    `why` is shown to whoever is refused for it. `loads_paused`: nothing new is loaded until the next such event.
+    """
+
+    capacity: Bytes
+    why: str = ""
+    loads_paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """The pod is stopping: new Wants are refused, what waits and runs is finished."""
 
@@ -168,6 +193,7 @@ Event = (
     | FetchFailed
     | Loaded
     | LoadFailed
+    | LoadOutOfMemory
     | LoadOverdue
     | Unloaded
     | UnloadFailed
@@ -179,5 +205,6 @@ Event = (
     | SetPriority
     | EvictRequest
     | Tick
+    | CapacityChanged
     | Drain
 )

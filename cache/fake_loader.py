@@ -17,6 +17,7 @@ from cache.events import (
     FetchFailed,
     Loaded,
     LoadFailed,
+    LoadOutOfMemory,
     LoadOverdue,
     Tick,
     Unloaded,
@@ -113,6 +114,11 @@ class FakeLoader:
         """The load fails."""
         del self.loading[copy_id]
         self.send(LoadFailed(copy_id, failure))
+
+    def run_out(self, copy_id: int, needed: Bytes) -> None:
+        """The load finds no memory; so much is to be reserved instead."""
+        del self.loading[copy_id]
+        self.send(LoadOutOfMemory(copy_id, needed, "the load found no memory"))
 
     def overdue_load(self, copy_id: int, failure: Failure = CANCELLED) -> None:
         """The load takes too long, and goes on."""

@@ -26,6 +26,9 @@ def check_invariants(state: PodState) -> None:
 def _check_bytes(state: PodState) -> None:
     """Reserved + resident + unloading bytes fit the capacity, in every place, and belong to someone."""
     state.ledger.validate()
+    assert state.capacity_wanted <= state.ledger.capacity <= state.limits.capacity, (
+        "the capacity went beyond its limits"
+    )
     for copy in state.copies.values():
         assert copy.charged == state.ledger.charged(copy.copy_id), f"{copy.key}: copy and ledger disagree"
         assert copy.state in CHARGED or not copy.charged, f"{copy.key}: holds bytes while {copy.state.value}"
@@ -105,7 +108,8 @@ def _check_progress(state: PodState) -> None:
         if members[copy_state]:
             running = (CopyState.LOADING, CopyState.CANCELLING_LOAD, CopyState.UNLOADING)
             claims = [*members[CopyState.WAITING_FOR_SPACE].values(), *state.debtors.values()]
-            assert any(members[each] for each in running) or any(copy.blocked for copy in claims), (
+            paused = state.loads_paused and copy_state is CopyState.WAITING_FOR_SPACE
+            assert paused or any(members[each] for each in running) or any(copy.blocked for copy in claims), (
                 f"copies are {copy_state.value} and nothing will wake them"
             )
     for copy in members[CopyState.STUCK].values():

@@ -41,6 +41,14 @@ class Ledger:
         else:
             self._charged.pop(copy_id, None)
 
+    def resize(self, capacity: Bytes) -> None:
+        """From now on this much may be held. Raises Oversold when more is."""
+        lacking = self.used.missing_from(capacity)
+        if lacking:
+            raise Oversold(f"A capacity of {capacity} is {lacking} less than what is held.")
+        self.capacity = capacity
+        self.free = capacity - self.used
+
     def validate(self) -> None:
         """The total is the sum of its parts and fits."""
         assert self.used == Bytes.sum(self._charged.values()), "the total differs from the sum of the charges"

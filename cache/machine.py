@@ -28,6 +28,7 @@ from cache.commands import CancelLoad, Command, Refuse, Serve, StartFetch, Start
 from cache.copies import Copy, Waiter
 from cache.events import (
     Cancel,
+    CapacityChanged,
     Crashed,
     Drain,
     Event,
@@ -37,6 +38,7 @@ from cache.events import (
     Forgive,
     Loaded,
     LoadFailed,
+    LoadOutOfMemory,
     LoadOverdue,
     Resized,
     Retire,
@@ -51,6 +53,7 @@ from cache.eviction import CannotFit, EvictionPolicy, least_recently_used
 from cache.failures import FailureRecord
 from cache.invariants import check_invariants
 from cache.limits import CacheLimits
+from cache.shrinking import plan_shrinking
 from cache.space import Claim
 from cache.state import PodState
 from cache.timers import Alarm
@@ -131,6 +134,8 @@ class CacheMachine:
                 self._on_loaded(event)
             case LoadFailed():
                 self._on_load_failed(event)
+            case LoadOutOfMemory():
+                self._on_load_out_of_memory(event)
             case LoadOverdue():
                 self._on_load_overdue(event)
             case Unloaded():
@@ -158,6 +163,8 @@ class CacheMachine:
                     self._close(copy, "an operator asked for it")
             case Tick():
                 self._wake_at_s = None  # it has fired, be it a little early
+            case CapacityChanged():
+                self._on_capacity_changed(event)
             case Drain():
                 self._state.draining = True
             case _:
@@ -176,6 +183,7 @@ class CacheMachine:
             self._on_alarm(alarm)
         while state.replan:
             state.replan = False
+            self._follow_capacity()
             self._pay_debts()
             self._start_fetches()
             self._start_loads()
@@ -330,6 +338,28 @@ class CacheMachine:
             event.copy_id, event, CopyState.LOADING, CopyState.CANCELLING_LOAD, CopyState.OVERDUE
         )
         self._on_failure(copy, Cause.LOAD_FAILED, event.failure)
+
+    def _on_load_out_of_memory(self, event: LoadOutOfMemory) -> None:
+        state = self._state
+        copy = state.required(event.copy_id, event, CopyState.LOADING, CopyState.CANCELLING_LOAD, CopyState.OVERDUE)
+        _check_size(event.needed)
+        if copy.state is not CopyState.LOADING or copy.ran_out:
+            self._on_failure(copy, Cause.LOAD_FAILED, Failure(FailureKind.TRANSIENT, event.message))
+            return
+        copy.ran_out = True
+        # No more than fits the pod at all: the framework's want of memory does not make the model too big for good.
+        copy.needed = copy.size = event.needed.at_least(copy.needed).at_most(state.limits.capacity)
+        state.profiles.measured(copy.key, copy.needed)
+        state.move(copy, Cause.OUT_OF_MEMORY)
+        state.note(copy.key, copy.copy_id, f"{event.message}; tried once more with {copy.needed} reserved")
+
+    def _on_capacity_changed(self, event: CapacityChanged) -> None:
+        state = self._state
+        _check_size(event.capacity)
+        state.capacity_wanted = event.capacity.at_most(state.limits.capacity)
+        state.why_smaller = event.why
+        state.loads_paused = event.loads_paused
+        state.replan = True
 
     def _on_load_overdue(self, event: LoadOverdue) -> None:
         copy = self._state.required(event.copy_id, event, CopyState.LOADING, CopyState.CANCELLING_LOAD)
@@ -547,6 +577,19 @@ class CacheMachine:
             state.move(copy, Cause.FETCH_SLOT)
             self._out.append(StartFetch(copy.key, copy.copy_id))
 
+    def _follow_capacity(self) -> None:
+        """The ledger's capacity goes up at once, and down as bytes come free; idle copies leave for that."""
+        state = self._state
+        if state.ledger.capacity == state.capacity_wanted:
+            return
+        state.ledger.resize(state.capacity_wanted.at_least(state.ledger.used))
+        for victim in plan_shrinking(state):
+            copy = state.copies[victim.copy_id]
+            reason = f"{EVICTED_FOR}a smaller capacity of {state.capacity_wanted}: {state.why_smaller or 'resized'}"
+            state.evictions_total += 1
+            state.note(copy.key, copy.copy_id, reason)
+            self._unload(copy, reason)
+
     def _pay_debts(self) -> None:
         for copy in sorted(self._state.debtors.values(), key=lambda each: each.copy_id):
             self._state.pay_debt(copy)
@@ -571,7 +614,7 @@ class CacheMachine:
             # One at a time: whoever stood behind it may fit once it is gone.
             if not any(self._ended(claim, why) for claim, why in plan.blocked):
                 break
-        self._space_wanted = bool(plan.blocked)
+        self._space_wanted = bool(plan.blocked) or state.ledger.capacity != state.capacity_wanted
         for claim, why in plan.blocked:
             state.timers.set_no_later(LOOK_AGAIN, look_again_at_s(state, claim, why))
         for victim, claim in plan.unload:

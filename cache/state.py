@@ -38,6 +38,10 @@ class PodState:
         self.now_s = 0.0
         self.draining = False
         self.ledger = Ledger(limits.capacity)
+        self.capacity_wanted = limits.capacity
+        """What the ledger's capacity is on its way to; never more than the limits'."""
+        self.why_smaller = ""
+        self.loads_paused = False
         self.timers = Timers()
         self.failures = FailureMemory(limits)
         self.profiles = Profiles(limits)

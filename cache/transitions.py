@@ -23,6 +23,7 @@ class Cause(Enum):
     LOADED = "loaded"
     LOADED_LARGER = "loaded, larger than reserved"
     LOAD_FAILED = "the load failed"
+    OUT_OF_MEMORY = "the load found no memory"
     SETTLED = "its bytes are paid for"
     DROPPED = "dropped before any effect"
     CANCELLED = "cancelled while running"
@@ -47,6 +48,7 @@ TRANSITIONS: dict[tuple[CopyState, Cause], CopyState] = {
     (_S.LOADING, Cause.LOADED): _S.SERVABLE,
     (_S.LOADING, Cause.LOADED_LARGER): _S.SETTLING,
     (_S.LOADING, Cause.LOAD_FAILED): _S.GONE,
+    (_S.LOADING, Cause.OUT_OF_MEMORY): _S.WAITING_FOR_SPACE,
     (_S.LOADING, Cause.CANCELLED): _S.CANCELLING_LOAD,
     (_S.LOADING, Cause.TIMED_OUT): _S.OVERDUE,
     (_S.SETTLING, Cause.SETTLED): _S.SERVABLE,

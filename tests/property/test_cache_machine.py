@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cache.commands import StartFetch, StartLoad, StartUnload
-from cache.events import Cancel, Crashed, EvictRequest, Forgive, Resized, Retire, SetPinned, SetPriority
+from cache.events import (
+    Cancel,
+    CapacityChanged,
+    Crashed,
+    EvictRequest,
+    Forgive,
+    Resized,
+    Retire,
+    SetPinned,
+    SetPriority,
+)
 from cache.eviction import Evict, least_recently_used, plan_eviction
 from cache.fake_loader import FakeLoader
 from cache.limits import CacheLimits
@@ -151,6 +161,16 @@ class CacheUnderStress(RuleBasedStateMachine):
     def fail_load(self, data: st.DataObject, failure: Failure) -> None:
         self.loader.fail_load(self._pick(data, self.loader.loading), failure)
 
+    @precondition(lambda self: self.loader.loading)
+    @rule(data=st.data(), needed=SIZES)
+    def run_out(self, data: st.DataObject, needed: Bytes) -> None:
+        self.loader.run_out(self._pick(data, self.loader.loading), needed)
+
+    @rule(cpu=st.integers(0, 120), gpu=st.integers(0, 50), paused=st.booleans())
+    def change_capacity(self, cpu: int, gpu: int, paused: bool) -> None:
+        capacity = Bytes.from_mapping({CPU: cpu, GPU: gpu})
+        self.loader.send(CapacityChanged(capacity, "the kernel takes memory back", loads_paused=paused))
+
     @precondition(lambda self: self._in_time())
     @rule(data=st.data(), failure=FAILURES)
     def overdue_load(self, data: st.DataObject, failure: Failure) -> None:
@@ -219,6 +239,7 @@ class CacheUnderStress(RuleBasedStateMachine):
         if not hasattr(self, "machine"):
             return
         loader = self.loader
+        loader.send(CapacityChanged(CAPACITY))
         for _ in range(200):
             loader.run()
             for waiter_id in list(loader.served):
