@@ -23,6 +23,7 @@ import zlib
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from prometheus_client import CollectorRegistry
@@ -545,10 +546,7 @@ def own_host() -> str:
 
 
 async def run_until_stopped(settings: Settings) -> None:
-    """Start a pod, serve until SIGTERM or SIGINT (a second one skips the draining), stop it.
-
-    Raises what `Node.start` raises.
-    """
+    """Start a pod, serve until SIGTERM or SIGINT (a second one skips the draining), stop it. Raises as `live` does."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     store = await open_store(settings)
     node = Node(settings, store)
@@ -560,22 +558,36 @@ async def run_until_stopped(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop)
+    await live(node, hurry)
+
+
+async def live(node: Node, hurry: asyncio.Event) -> None:
+    """A pod's life from its start until it has stopped; `hurry` ends its draining. Raises what `Node.start` raises."""
+    starting = asyncio.ensure_future(node.start())
+    stopping = asyncio.ensure_future(node.stop_wanted.wait())
+    draining = hurrying = None
     try:
-        starting = asyncio.ensure_future(node.start())
-        stopping = asyncio.ensure_future(node.stop_wanted.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting
         else:
-            starting.cancel()  # it waits to be fit, or for the store
+            await _end(starting)  # it waits to be fit, or for the store
         await stopping
-        draining = asyncio.ensure_future(node.drain())
-        await asyncio.wait({draining, asyncio.ensure_future(hurry.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        draining, hurrying = asyncio.ensure_future(node.drain()), asyncio.ensure_future(hurry.wait())
+        await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
         if draining.done():
             await draining
-        draining.cancel()
     finally:
+        # Nothing may go on starting, or draining, what is being stopped.
+        await _end(starting, stopping, draining, hurrying)
         await node.stop()
+
+
+async def _end(*tasks: asyncio.Task[Any] | None) -> None:
+    begun = [task for task in tasks if task is not None]
+    for task in begun:
+        task.cancel()
+    await asyncio.gather(*begun, return_exceptions=True)
 
 
 def serve(settings: Settings) -> int:
