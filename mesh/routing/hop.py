@@ -28,6 +28,10 @@ HOLDER_METADATA = "hexcomb-holder"
 GRPC_PREVIOUS_ATTEMPTS = "grpc-previous-rpc-attempts"
 """gRPC's own count of a client's retries of one call."""
 
+GRPC_TRACE = "grpc-trace-bin"
+"""The one key of gRPC's own that is the caller's word: the span that its call belongs to. (grpcio, 1.85, sends it and
+does not show it to the server's handlers, where it ends; callers behind grpcio use `traceparent`.)"""
+
 _DIGITS_MAX = 9
 """Of a count; beyond it the client is not serious."""
 _DROPPED = frozenset({FORWARD_METADATA, messages.TENANT_METADATA, "user-agent", "te", "content-type"})
@@ -80,7 +84,7 @@ def forwarded_metadata(call: Call, tenant: str, hop: Hop) -> Metadata:
     kept = tuple(
         (key, value)
         for key, value in call.metadata
-        if key not in _DROPPED and not key.startswith("grpc-") and not key.startswith(":")
+        if key not in _DROPPED and not key.startswith(":") and (key == GRPC_TRACE or not key.startswith("grpc-"))
     )
     return (*kept, (messages.TENANT_METADATA, tenant), (FORWARD_METADATA, encode_hop(hop)))
 

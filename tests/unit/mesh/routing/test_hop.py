@@ -49,7 +49,8 @@ def test_a_later_version_may_add_fields() -> None:
 def test_the_callers_metadata_travels_but_for_what_a_pod_says_itself() -> None:
     given: Metadata = (
         ("mm-model-id", "m"),
-        ("trace-bin", b"\x00\x01"),
+        ("traceparent", "00-4bf92f35-00f067aa-01"),
+        ("grpc-trace-bin", b"\x00\x01"),
         ("user-agent", "tritonclient"),
         ("grpc-previous-rpc-attempts", "1"),
         (TENANT_METADATA, "asked-for"),
@@ -58,7 +59,8 @@ def test_the_callers_metadata_travels_but_for_what_a_pod_says_itself() -> None:
     sent = forwarded_metadata(call(*given), "verified", HOP)
     assert sent == (
         ("mm-model-id", "m"),
-        ("trace-bin", b"\x00\x01"),
+        ("traceparent", "00-4bf92f35-00f067aa-01"),
+        ("grpc-trace-bin", b"\x00\x01"),
         (TENANT_METADATA, "verified"),
         (FORWARD_METADATA, encode_hop(HOP)),
     )
