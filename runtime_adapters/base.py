@@ -147,6 +147,29 @@ class LoadedModel(Protocol):
         """Free everything. Idempotent. No `infer` runs when this is called, and none is made after."""
 
 
+@runtime_checkable
+class Promotable(Protocol):
+    """A loaded model that can trade memory for speed, and back, while it serves.
+
+    Both changes block, and may be asked for again at any time: what is so already stays so. While one runs, both forms
+    are in memory; when it returns, only the new one is, and `size()` says what that takes. A failed change (the
+    adapter's errors) leaves the model as it was. `unload` waits for a change that has begun.
+    """
+
+    @property
+    def is_hot(self) -> bool:
+        """Whether it runs as fast as its framework can, in memory of its own."""
+
+    def hot_size(self) -> Size | None:
+        """What the fast form takes; None when there is only one form."""
+
+    def promote(self) -> None:
+        """Become hot."""
+
+    def demote(self) -> None:
+        """Become cold again."""
+
+
 class RuntimeAdapter(Protocol):
     """One framework."""
 
@@ -190,6 +213,7 @@ __all__ = [
     "LoadOptions",
     "LoadedModel",
     "ModelMetadata",
+    "Promotable",
     "RuntimeAdapter",
     "Size",
     "TensorSpec",

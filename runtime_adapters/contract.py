@@ -20,6 +20,7 @@ import contextlib
 import gc
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,7 +28,18 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime_adapters.base import CPU, DYNAMIC, Array, Device, LoadedModel, LoadOptions, RuntimeAdapter, Tensors, Trust
+from runtime_adapters.base import (
+    CPU,
+    DYNAMIC,
+    Array,
+    Device,
+    LoadedModel,
+    LoadOptions,
+    Promotable,
+    RuntimeAdapter,
+    Tensors,
+    Trust,
+)
 from runtime_adapters.datatypes import DTYPE_OF
 from runtime_adapters.errors import BadArtifact, BadInput, MissingRuntime, UntrustedArtifact
 from runtime_adapters.memory import resident_bytes, trim
@@ -36,6 +48,7 @@ from runtime_adapters.validation import InputChecker
 
 _CONCURRENT_THREADS = 8
 _CONCURRENT_RUNS = 64
+_CHANGES_OF_FORM = 4
 _TRUNCATIONS = (0.1, 0.5, 0.9, 0.999)
 """Shares of the file that are kept. Nearly whole matters most: that is what an interrupted upload looks like."""
 
@@ -249,6 +262,39 @@ def prepared_form_predicts_the_same(subject: Subject) -> None:
             _expect_equal(answer, prediction.expected, max(subject.tolerance, subject.case.prepared_tolerance))
 
 
+def both_forms_predict_the_same_while_one_takes_the_other_s_place(subject: Subject) -> None:
+    into = subject.scratch / "two forms"
+    into.mkdir()
+    prepared = subject.adapter.prepare(subject.example.artifact, into, subject.options())
+    prediction = subject.example.predictions[0]
+    tolerance = max(subject.tolerance, subject.case.prepared_tolerance)
+    stop = threading.Event()
+    with subject.loaded(into if prepared else None) as model, ThreadPoolExecutor(_CONCURRENT_THREADS) as threads:
+        if not isinstance(model, Promotable) or model.hot_size() is None:
+            return
+
+        def run_until_stopped() -> int:
+            runs = 0
+            while not stop.is_set():
+                answer = _infer(model, prediction.inputs, tuple(prediction.expected))
+                _expect_equal(answer, prediction.expected, tolerance)
+                runs += 1
+            return runs
+
+        running = [threads.submit(run_until_stopped) for _ in range(_CONCURRENT_THREADS)]
+        try:
+            for _ in range(_CHANGES_OF_FORM):
+                model.promote()
+                model.promote()
+                _expect(model.is_hot and model.size() == model.hot_size(), "a promoted model is not hot")
+                model.demote()
+                model.demote()
+                _expect(not model.is_hot, "a demoted model is hot")
+        finally:
+            stop.set()
+        _expect(all(future.result() > 0 for future in running), "no run ended while the forms changed")
+
+
 # --- what it refuses --------------------------------------------------------------------------------------------------
 
 
@@ -349,6 +395,7 @@ CHECKS: tuple[Check, ...] = (
     concurrent_runs_agree,
     refused_values_are_bad_input,
     prepared_form_predicts_the_same,
+    both_forms_predict_the_same_while_one_takes_the_other_s_place,
     detection_finds_exactly_this_format,
     broken_artifacts_are_bad_artifacts,
     untrusted_artifacts_are_refused_where_loading_runs_code,

@@ -6,8 +6,8 @@ adapter passes the same contract suite as the real ones, so what is tested again
 An artifact is one JSON file: `{"hexcomb_fake": 1, "factor": 2.0, "size_bytes": 1000000, ...}` (see `FakeSpec`). The
 model answers `y = factor * x` for x of FP32 [-1, width]; asked for by name, also `total`, the sum of each row.
 
-Hooks: `FakeAdapter.on(point, call)` runs `call(model_id)` at "estimate", "load", "warm_up", "infer" or "unload". A
-test blocks there on its own `threading.Event`, counts, or raises; nothing here sleeps. `ADAPTER` is registered only by
+Hooks: `FakeAdapter.on(point, call)` runs `call(model_id)` at one of `POINTS`. A test blocks there
+on its own `threading.Event`, counts, or raises; nothing here sleeps. `ADAPTER` is registered only by
 `adapters(include_fake=True)`; most tests make a `FakeAdapter` of their own.
 """
 
@@ -25,7 +25,7 @@ from runtime_adapters.base import DYNAMIC, Array, LoadOptions, ModelMetadata, Si
 from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelCrashed, ModelRaised
 from runtime_adapters.validation import refuse_unknown_parameters
 
-POINTS = ("estimate", "load", "warm_up", "infer", "unload")
+POINTS = ("estimate", "load", "warm_up", "infer", "promote", "demote", "unload")
 FAILURES = ("", "bad_artifact", "load_failed", "model_raised", "model_crashed", "wrong_shape")
 _ARTIFACT_BYTES_MAX = 1 << 16
 _MAGIC = "hexcomb_fake"
@@ -41,6 +41,8 @@ class FakeSpec:
     width: int = 4
     size_bytes: int = 1_000
     estimate_bytes: int = 0
+    hot_bytes: int = 0
+    """What it takes when it is promoted; 0: it has one form only."""
     fails: str = ""
     """One of FAILURES: in load, or at each infer."""
 
@@ -110,6 +112,7 @@ class FakeModel:
         self._model_id = model_id
         self._reach = reach
         self._loaded = True
+        self.is_hot = False
         self.metadata = ModelMetadata(
             platform="fake",
             inputs=(TensorSpec("x", "FP32", (DYNAMIC, spec.width)),),
@@ -140,7 +143,20 @@ class FakeModel:
         return {name: answers[name]() for name in (outputs or ("y",))}
 
     def size(self) -> Size:
-        return Size(host_bytes=self._spec.size_bytes)
+        return Size(host_bytes=self._spec.hot_bytes if self.is_hot else self._spec.size_bytes)
+
+    def hot_size(self) -> Size | None:
+        return Size(host_bytes=self._spec.hot_bytes) if self._spec.hot_bytes else None
+
+    def promote(self) -> None:
+        if self._spec.hot_bytes and not self.is_hot:
+            self._reach("promote", self._model_id)
+            self.is_hot = True
+
+    def demote(self) -> None:
+        if self.is_hot:
+            self._reach("demote", self._model_id)
+            self.is_hot = False
 
     def unload(self) -> None:
         if self._loaded:

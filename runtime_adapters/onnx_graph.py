@@ -57,7 +57,7 @@ _MODEL_FIELDS = {
 _IR_VERSION, _GRAPH, _OPSET_IMPORT = 1, 7, 8
 
 # message -> field number -> the message that lies there, for all that may hold a tensor at any depth
-_CHILDREN: dict[str, dict[int, str]] = {
+CHILDREN: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -69,7 +69,7 @@ _CHILDREN: dict[str, dict[int, str]] = {
 
 _OPERATOR_TAG = 4 << 3 | BYTES  # NodeProto.op_type
 
-_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_STRINGS, _TENSOR_EXTERNAL = 1, 2, 6, 13
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_STRINGS, TENSOR_EXTERNAL = 1, 2, 6, 13
 
 # TensorProto.DataType -> bits per element; strings (8) are counted by their own length
 _BITS_OF_TYPE = {
@@ -199,7 +199,7 @@ def _outline(content: Buffer) -> GraphOutline:
             nodes += 1
         name = _name(content, position, end) if message == "attribute" else b""
         begin_of_message, operator = position, b""
-        children = _CHILDREN[message]
+        children = CHILDREN[message]
         while position < end:
             if message == "attribute" and (run := ATTRIBUTE_RUN.match(content, position, end)):
                 if content[position] == FLOATS_TAG and name in _WEIGHT_LISTS:
@@ -265,7 +265,7 @@ def _tensor(content: Buffer, position: int, end: int) -> _Tensor:
             bits = _BITS_OF_TYPE.get(varint(content, position, end)[0], 0)
         elif field == _TENSOR_STRINGS and wire == BYTES:
             string_bytes += after - position
-        elif field == _TENSOR_EXTERNAL and wire == BYTES:
+        elif field == TENSOR_EXTERNAL and wire == BYTES:
             _, begin = varint(content, position, end)
             locations |= _location(content, begin, after)
         position = after

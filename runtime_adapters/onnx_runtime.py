@@ -10,10 +10,11 @@ that never shrinks, an optimiser at each load, weights copied and then copied ag
 * **No CPU arena.** What a run needs goes back to malloc after it.
 * **Optimised once.** `prepare` writes the optimised graph; loading it skips the optimiser. The file may be specific
   to the CPU, so the instruction set is part of `runtime_version`.
-* **Weights stay in the file.** From 1 MiB of weights on, `prepare` writes them beside the graph, and the load maps
-  them: it costs milliseconds whatever their size, evicting costs nothing, and two sessions of one file share its
-  pages. The price is that matrix kernels run unpacked (a third slower for single rows, up to twice for a few). A spec
-  that prefers speed says `weights: packed`.
+* **Weights stay in the file.** From 1 MiB of weights on, `prepare` writes them beside the graph (`onnx_weights`), and
+  the load maps them: it costs milliseconds whatever their size, evicting costs nothing, and two sessions of one file
+  share its pages. The price is that matrix kernels run unpacked (a third slower for single rows, up to twice for a
+  few). A copy that is used much is packed while it serves (`onnx_model`); a spec that prefers speed from the first
+  request on says `weights: packed`.
 
 * **Trees once.** onnxruntime keeps the protobuf of every operator beside the kernel that was made from it, and a tree
   ensemble is all operator: five times its file in RAM. Its own `.ort` format has no protobuf to keep, so ensembles
@@ -29,36 +30,37 @@ Deliberately absent: custom operator libraries (they are native code of the arti
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
 import platform
-import re
+import stat
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from runtime_adapters.base import (
+    CPU,
     DYNAMIC,
-    Array,
+    SHARED_FORM,
     Device,
     LoadedModel,
     LoadOptions,
     ModelMetadata,
     Size,
-    Tensors,
     TensorSpec,
     Trust,
 )
-from runtime_adapters.datatypes import DTYPE_OF
-from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelRaised
+from runtime_adapters.errors import BadArtifact, LoadFailed
 from runtime_adapters.frameworks import importing, missing_runtime
 from runtime_adapters.memory import trim
+from runtime_adapters.onnx_errors import clipped, sentence
 from runtime_adapters.onnx_graph import GraphOutline, inputs_without_rank, is_onnx_file, outline_of_file
+from runtime_adapters.onnx_model import OnnxModel, OtherForm
+from runtime_adapters.onnx_weights import shared_files, take_apart
 from runtime_adapters.validation import refuse_unknown_parameters
 
 logger = logging.getLogger(__name__)
@@ -89,8 +91,6 @@ _PREPARED_TREES = "optimised.ort"
 _PREPARED_SIZE = "size.json"
 _PREPARED_WEIGHTS = "weights.bin"
 _PARAMETERS = ("batch_dimension", "weights")
-_MESSAGE_CHARS_MAX = 300
-_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 _FATAL = 4  # onnxruntime's log level above all that it prints: errors come as exceptions, once
 
 _DATATYPE_OF = {
@@ -147,7 +147,9 @@ class OnnxAdapter:
         if graph.name != _PREPARED_GRAPH and mapped and outline.inline_bytes >= EXTERNAL_MIN_BYTES:
             # `prepare` will move the weights out of the file; estimate the copy that will be loaded.
             return _size(outline, outline.inline_bytes + outline.external_bytes, options.device)
-        return _size(outline, outline.external_bytes if mapped else 0, options.device)
+        if mapped and options.device.kind == "cpu":
+            return _mapped_size(outline, graph)
+        return _size(outline, 0, options.device)
 
     def prepare(self, artifact: Path, into: Path, options: LoadOptions) -> bool:
         refuse_unknown_parameters(options.parameters, _PARAMETERS)
@@ -175,6 +177,9 @@ class OnnxAdapter:
             )
         session = _create_session(runtime, graph, settings, ["CPUExecutionProvider"])
         _metadata(session, graph, options)  # what cannot be served is refused now, not at the first load
+        if not trees:
+            del session
+            take_apart(into / _PREPARED_GRAPH, into / _PREPARED_WEIGHTS)
         return True
 
     def load(self, artifact: Path, options: LoadOptions) -> LoadedModel:
@@ -184,147 +189,36 @@ class OnnxAdapter:
         if graph.name == _PREPARED_TREES and artifact.is_dir():
             return _load_trees(runtime, graph, options)
         outline = _checked_outline(graph, artifact)
-        settings = _session_options(runtime, options)
         on_cpu = options.device.kind == "cpu"
-        if graph.name == _PREPARED_GRAPH and on_cpu:
-            settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        mapped_bytes = 0
-        if on_cpu and outline.external_bytes and _weights_are_mapped(options):
-            # Without packing the kernels read the weights where they lie, which is in the mapped file.
-            settings.add_session_config_entry("session.disable_prepacking", "1")
-            mapped_bytes = outline.external_bytes
-        session = _create_session(runtime, graph, settings, _providers(runtime, options.device))
+        can_be_mapped = on_cpu and outline.external_bytes > 0
+        mapped = can_be_mapped and _weights_are_mapped(options)
+
+        def open_session(packed: bool) -> Any:
+            settings = _session_options(runtime, options)
+            if graph.name == _PREPARED_GRAPH and on_cpu:
+                settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            if not packed:
+                # The kernels then read the weights where they lie, which is in the mapped file.
+                settings.add_session_config_entry("session.disable_prepacking", "1")
+            return _create_session(runtime, graph, settings, _providers(runtime, options.device))
+
+        session = open_session(packed=not mapped)
         if not on_cpu and "CUDAExecutionProvider" not in session.get_providers():
             raise LoadFailed(
                 f"model {options.model_id}: onnxruntime could not start on {options.device}; "
                 "see the pod's log for CUDA or cuDNN libraries that are missing"
             )
-        return OnnxModel(session, _metadata(session, graph, options), _size(outline, mapped_bytes, options.device))
-
-
-class OnnxModel:
-    """One session. Threads may run it at the same time."""
-
-    __slots__ = ("_default_outputs", "_device", "_metadata", "_run", "_size")
-
-    def __init__(self, session: Any, metadata: ModelMetadata, size: Size) -> None:
-        self._metadata = metadata
-        self._size = size
-        self._default_outputs = tuple(spec.name for spec in metadata.outputs)
-        self._run: Callable[[tuple[str, ...], Tensors], dict[str, Array]] | None = _runner(session, metadata)
-
-    @property
-    def metadata(self) -> ModelMetadata:
-        return self._metadata
-
-    def warm_up(self) -> None:
-        zeros: dict[str, Array] = {}
-        for spec in self._metadata.inputs:
-            shape = tuple(1 if size == DYNAMIC else size for size in spec.shape)
-            empty = b"" if spec.datatype == "BYTES" else 0
-            zeros[spec.name] = np.full(shape, empty, dtype=DTYPE_OF[spec.datatype])
-        try:
-            self.infer(zeros)
-        except (BadInput, ModelRaised):
-            logger.debug("warm-up on zeros was refused by the model", exc_info=True)
-
-    def infer(self, inputs: Tensors, outputs: Sequence[str] = ()) -> dict[str, Array]:
-        run = self._run
-        if run is None:
-            raise ModelRaised("the copy was unloaded before this run; load the model again")
-        return run(tuple(outputs) or self._default_outputs, inputs)
-
-    def size(self) -> Size:
-        return self._size
-
-    def unload(self) -> None:
-        self._run = None
-
-
-# --- running ----------------------------------------------------------------------------------------------------------
-
-
-def _runner(session: Any, metadata: ModelMetadata) -> Callable[[tuple[str, ...], Tensors], dict[str, Array]]:
-    """The run function for these datatypes: most models need neither strings nor BF16, and pay for neither."""
-    tensors = (*metadata.inputs, *metadata.outputs)
-    strings = any(spec.datatype == "BYTES" for spec in tensors)
-    if any(spec.datatype == "BF16" for spec in tensors):
-        run_arrays = _bfloat16_runner(session)
-    else:
-
-        def run_arrays(names: tuple[str, ...], inputs: Tensors) -> list[Any]:
-            answer: list[Any] = session.run(names, inputs)
-            return answer
-
-    def run(names: tuple[str, ...], inputs: Tensors) -> dict[str, Array]:
-        if strings:
-            inputs = {name: _decoded(name, array) for name, array in inputs.items()}
-        try:
-            arrays = run_arrays(names, inputs)
-        except Exception as error:
-            raise _run_error(error) from error
-        if strings:
-            arrays = [_encoded(array) for array in arrays]
-        return dict(zip(names, arrays, strict=True))
-
-    return run
-
-
-def _bfloat16_runner(session: Any) -> Callable[[tuple[str, ...], Tensors], list[Any]]:
-    """NumPy has no bfloat16 that onnxruntime knows: the bits cross as OrtValues, in and out."""
-    from onnxruntime import OrtValue
-
-    bfloat16 = DTYPE_OF["BF16"]
-
-    def run(names: tuple[str, ...], inputs: Tensors) -> list[Any]:
-        feed: dict[str, Any] = {}
-        for name, array in inputs.items():
-            if array.dtype == bfloat16:
-                bits = np.ascontiguousarray(array).view(np.uint16)
-                feed[name] = OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
-            else:
-                feed[name] = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-        return [to_array(value) for value in session.run_with_ort_values(names, feed)]
-
-    def to_array(value: Any) -> Array:
-        if value.data_type() != "tensor(bfloat16)":
-            array: Array = value.numpy()
-            return array
-        bits = np.empty(value.shape(), np.uint16)
-        ctypes.memmove(bits.ctypes.data, value.data_ptr(), bits.nbytes)
-        return bits.view(bfloat16)
-
-    return run
-
-
-def _decoded(name: str, array: Array) -> Array:
-    if array.dtype != np.object_:
-        return array
-    texts = np.empty(array.size, np.object_)
-    for index, item in enumerate(array.ravel()):
-        try:
-            texts[index] = item.decode()
-        except UnicodeDecodeError as error:
-            raise BadInput(
-                f"input {name!r}: element {index} is not UTF-8 ({error.reason} at byte {error.start}); "
-                "ONNX strings are UTF-8 text"
-            ) from None
-    return texts.reshape(array.shape)
-
-
-def _encoded(array: Array) -> Array:
-    if array.dtype.kind not in "OUS":
-        return array
-    items = np.empty(array.size, np.object_)
-    items[:] = [item if isinstance(item, bytes) else str(item).encode() for item in array.ravel()]
-    return items.reshape(array.shape)
-
-
-def _run_error(error: Exception) -> BadInput | ModelRaised:
-    """onnxruntime says INVALID_ARGUMENT when a kernel refuses a value (an index out of bounds, an axis)."""
-    if type(error).__name__ == "InvalidArgument":
-        return BadInput(f"onnxruntime refuses these values: {_sentence(error)}")
-    return ModelRaised(f"onnxruntime failed on this request: {_sentence(error)}")
+        metadata = _metadata(session, graph, options)
+        packed_size = _size(outline, 0, options.device)
+        if not mapped:
+            return OnnxModel(session, metadata, packed_size, is_hot=can_be_mapped)
+        return OnnxModel(
+            session,
+            metadata,
+            _mapped_size(outline, graph),
+            reopen=partial(open_session, packed=False),
+            other=OtherForm(partial(open_session, packed=True), packed_size),
+        )
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -367,6 +261,9 @@ def _checked_outline(graph: Path, artifact: Path) -> GraphOutline:
     root = artifact.resolve()
     attainable_bytes = 0
     for location in sorted(outline.external_locations):
+        if graph.parent == artifact and (plain_bytes := _plain_file_bytes(artifact, location)) is not None:
+            attainable_bytes += plain_bytes
+            continue
         try:
             weights = (graph.parent / location).resolve()
             inside = not os.path.isabs(location) and weights.is_relative_to(root)
@@ -374,20 +271,37 @@ def _checked_outline(graph: Path, artifact: Path) -> GraphOutline:
             inside = False
         if not inside:
             raise BadArtifact(
-                f"{graph.name}: external data at {_clipped(location)!r} lies outside the artifact; "
+                f"{graph.name}: external data at {clipped(location)!r} lies outside the artifact; "
                 "only relative paths within its directory are allowed"
             )
         if not weights.is_file():
             raise BadArtifact(
-                f"{graph.name}: external data at {_clipped(location)!r} is missing; upload it with the model"
+                f"{graph.name}: external data at {clipped(location)!r} is missing; upload it with the model"
             )
         attainable_bytes += weights.stat().st_size
-    if outline.external_bytes > attainable_bytes:
+    if outline.external_bytes > attainable_bytes and graph.name != _PREPARED_GRAPH:
         raise BadArtifact(
             f"{graph.name}: its weights take {outline.external_bytes:,} bytes, but the external files hold "
             f"{attainable_bytes:,}; one is cut short, upload it again"
         )
     return outline
+
+
+def _plain_file_bytes(directory: Path, location: str) -> int | None:
+    """The size of a file that lies in this directory, or in its SHARED_FORM, under its very name; else None.
+
+    What `prepare` writes is of this kind, and has hundreds of files: resolving each path takes as long as the load.
+    """
+    parts = location.split("/")
+    if len(parts) > 2 or (len(parts) == 2 and parts[0] != SHARED_FORM) or parts[-1] in ("", ".", ".."):
+        return None
+    try:
+        if len(parts) == 2 and not stat.S_ISDIR(os.lstat(directory / SHARED_FORM).st_mode):
+            return None
+        found = os.lstat(f"{directory}/{location}")
+    except (OSError, ValueError):  # ValueError: a null byte in the name
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _size(outline: GraphOutline, mapped_bytes: int, device: Device) -> Size:
@@ -403,6 +317,17 @@ def _size(outline: GraphOutline, mapped_bytes: int, device: Device) -> Size:
     if device.kind != "cpu":
         return Size(host_bytes=host_bytes, device_bytes=weights_bytes)
     return Size(host_bytes=host_bytes + weights_bytes - mapped_bytes, mapped_bytes=mapped_bytes)
+
+
+def _mapped_size(outline: GraphOutline, graph: Path) -> Size:
+    """On the CPU, with the external weights mapped. In the prepared form, equal tensors of one model are one file."""
+    if graph.name != _PREPARED_GRAPH:
+        return _size(outline, outline.external_bytes, CPU)
+    shared = shared_files(graph.parent)
+    private = graph.with_name(_PREPARED_WEIGHTS)
+    file_bytes = sum(size for _, size in shared) + (private.stat().st_size if private.exists() else 0)
+    outline = replace(outline, external_bytes=min(outline.external_bytes, file_bytes))
+    return replace(_size(outline, outline.external_bytes, CPU), shared=shared)
 
 
 def _is_tree_ensemble(outline: GraphOutline, device: Device) -> bool:
@@ -449,7 +374,7 @@ def _choice(parameters: Mapping[str, str], name: str, allowed: tuple[str, ...]) 
     """A parameter's value; the first of `allowed` when the spec does not say."""
     value = parameters.get(name, allowed[0])
     if value not in allowed:
-        raise BadArtifact(f"parameter {name}: {_clipped(value)!r} found, {' or '.join(allowed)} allowed")
+        raise BadArtifact(f"parameter {name}: {clipped(value)!r} found, {' or '.join(allowed)} allowed")
     return value
 
 
@@ -515,7 +440,7 @@ def _create_session(runtime: Any, graph: Path, settings: Any, providers: list[An
     except MemoryError as error:
         raise LoadFailed(f"{graph.name}: not enough memory to load; evict others or try another pod") from error
     except Exception as error:
-        message = _sentence(error).replace(str(graph.parent) + "/", "")
+        message = sentence(error).replace(str(graph.parent) + "/", "")
         if any(sign in message.lower() for sign in _TRANSIENT_SIGNS):
             raise LoadFailed(
                 f"{graph.name}: onnxruntime could not load it now: {message}; it will be tried again"
@@ -524,9 +449,6 @@ def _create_session(runtime: Any, graph: Path, settings: Any, providers: list[An
             f"{graph.name}: onnxruntime refuses it: {message}; correct the model and upload it"
         ) from error
 
-
-# `/onnxruntime_src/…/model.cc:256 onnxruntime::Model::Model(…) `, and the path that our sentence names already
-_SOURCE_LOCATION = re.compile(r"^Load model from \S+ failed:|/onnxruntime_src/\S+:\d+ .*?\) ")
 
 _TRANSIENT_SIGNS = (
     "bad_alloc",
@@ -592,21 +514,8 @@ def _instruction_sets() -> list[str]:
     return [name for name in _INSTRUCTION_SETS if name in present]
 
 
-def _sentence(error: Exception) -> str:
-    """onnxruntime's message without its prefix, source locations and further lines."""
-    message = str(error).strip().split("\n", 1)[0]
-    if message.startswith("[ONNXRuntimeError]"):
-        message = message.split(" : ", 3)[-1]
-    message = _SOURCE_LOCATION.sub("", message)
-    return _clipped(message, _MESSAGE_CHARS_MAX)
-
-
-def _clipped(text: str, chars_max: int = 80) -> str:
-    return text if len(text) <= chars_max else text[:chars_max] + "…"
-
-
 def _some(names: frozenset[str]) -> str:
-    return ", ".join(repr(_clipped(name)) for name in sorted(names)[:3])
+    return ", ".join(repr(clipped(name)) for name in sorted(names)[:3])
 
 
 ADAPTER = OnnxAdapter()
