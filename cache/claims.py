@@ -71,7 +71,7 @@ def plan_claims(state: PodState, claims: list[Claim]) -> SpacePlan:
         coming=Bytes.sum(copy.charged for copy in state.by_state[CopyState.UNLOADING].values()),
         slots=load_slots(state),
         now_s=state.now_s,
-        policy=state.policy,
+        score_of=state.score_of(),
     )
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from math import inf
 
 from cache.eviction import CannotFit
+from cache.history import History
 from cache.transitions import StoryLine
 from cache.types import NO_BYTES, Bytes, CopyState, ModelKey, WantedModel
 from cache.views import CopyView
@@ -42,6 +44,8 @@ class Copy:
         "copy_id",
         "fetch_time_s",
         "foreground_waiters",
+        "history",
+        "history_due_s",
         "kept",
         "key",
         "last_used_s",
@@ -52,6 +56,7 @@ class Copy:
         "pins",
         "protected_until_s",
         "ran_out",
+        "return_time_s",
         "since_s",
         "size",
         "state",
@@ -62,7 +67,7 @@ class Copy:
         "wanted_s",
     )
 
-    def __init__(self, copy_id: int, model: WantedModel, now_s: float) -> None:
+    def __init__(self, copy_id: int, model: WantedModel, history: History, now_s: float) -> None:
         self.copy_id = copy_id
         self.key: ModelKey = model.key
         self.model = model
@@ -71,6 +76,11 @@ class Copy:
         self.story: deque[StoryLine] = deque(maxlen=STORY_LINES_MAX)
         self.pins = 0
         self.last_used_s = now_s
+        self.history = history
+        """Of its model; outlives the copy."""
+        self.history_due_s = -inf
+        """A use from then on is recorded; one before it belongs to the one before."""
+        self.return_time_s = 0.0
         # bytes: what it will reserve, what it is known to take, what the ledger holds for it
         self.needed: Bytes = NO_BYTES
         self.size: Bytes = NO_BYTES
@@ -96,10 +106,23 @@ class Copy:
         self.cached_view: CopyView | None = None
 
     def pin(self, now_s: float) -> None:
-        """Someone runs on this copy from now until `CacheMachine.unpin`. Only for copies from `servable`."""
+        """A request uses this copy from now until `CacheMachine.unpin`. Only for copies from `servable`."""
         self.pins += 1
         self.last_used_s = now_s
         self.cached_view = None
+        if now_s >= self.history_due_s:
+            self.history_due_s = self.history.record(now_s)
+
+    def hold(self, now_s: float) -> None:
+        """Like `pin`, for what is no use of its own: the run of a request that has its pin, or that waited."""
+        self.pins += 1
+        self.last_used_s = now_s
+        self.cached_view = None
+
+    def joined(self, now_s: float) -> None:
+        """A request wants the copy, which is still on its way in: a use, too."""
+        if now_s >= self.history_due_s:
+            self.history_due_s = self.history.record(now_s)
 
     @property
     def foreground(self) -> bool:
@@ -118,7 +141,8 @@ class Copy:
     def view(self) -> CopyView:
         """A picture, kept until the next change: idle copies are asked for theirs at each eviction."""
         view = self.cached_view
-        if view is None:
+        uses = self.history.picture()
+        if view is None or view.uses is not uses:  # another copy of the model may have been used
             view = self.cached_view = CopyView(
                 copy_id=self.copy_id,
                 key=self.key,
@@ -133,5 +157,7 @@ class Copy:
                 pinned=self.pinned,
                 protected_until_s=self.protected_until_s,
                 load_time_s=self.load_time_s,
+                return_time_s=self.return_time_s,
+                uses=uses,
             )
         return view

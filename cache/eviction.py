@@ -1,8 +1,9 @@
 """Which copies leave so that another fits.
 
 All victims are chosen before the first unload starts: a plan that frees too little would have cost warm models for
-nothing. A policy is only a number per copy (how much it is worth to keep); what may go at all is decided here, once
-for every policy: servable, held by nobody, not pinned, and past its minimum residency unless that is overridden.
+nothing. A policy (`cache.policies`) is only a number per copy, how much it is worth to keep; what may go at all is
+decided here, once for every policy: servable, held by nobody, not pinned, and past its minimum residency unless that
+is overridden.
 
 Scoring every copy is O(N) with a heap on top. Evictions are rare beside requests, and each costs milliseconds, so
 the cleverness of constant-time schemes is not needed. The greedy choice is deliberately not pruned afterwards (a
@@ -14,21 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop
-from typing import Protocol
 
+from cache.policies.base import Score
 from cache.types import Bytes, CopyState, ModelKey
 from cache.views import CopyView
-
-
-class EvictionPolicy(Protocol):
-    """What keeping a copy is worth; the lowest goes first. Pure: the same view and time give the same number."""
-
-    def __call__(self, copy: CopyView, now_s: float) -> float: ...
-
-
-def least_recently_used(copy: CopyView, now_s: float) -> float:
-    """The default: a copy is worth as much as its last use is recent."""
-    return copy.last_used_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +62,9 @@ class CannotFit:
 
 
 def plan_eviction(
-    copies: Iterable[CopyView], missing: Bytes, now_s: float, policy: EvictionPolicy, *, override_residency: bool
+    copies: Iterable[CopyView], missing: Bytes, now_s: float, score_of: Score, *, override_residency: bool
 ) -> Evict | CannotFit:
-    """Choose all victims that free `missing`, or say why that is impossible now."""
+    """Choose all victims that free `missing`, or say why that is impossible now. `score_of`: what a policy finds."""
     # (young, priority, score, position): the cheap part of the order; `_leaving_order` settles the rest among equals.
     evictable: list[tuple[bool, int, float, int]] = []
     views: list[CopyView] = []
@@ -92,7 +82,7 @@ def plan_eviction(
         elif (is_young := now_s < copy.protected_until_s) and not override_residency:
             young.append(copy)
         else:
-            evictable.append((is_young, copy.priority, policy(copy, now_s), len(views)))
+            evictable.append((is_young, copy.priority, score_of(copy), len(views)))
             views.append(copy)
 
     still_missing = missing

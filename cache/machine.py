@@ -49,10 +49,12 @@ from cache.events import (
     UnloadFailed,
     Want,
 )
-from cache.eviction import CannotFit, EvictionPolicy, least_recently_used
+from cache.eviction import CannotFit
 from cache.failures import FailureRecord
 from cache.invariants import check_invariants
 from cache.limits import CacheLimits
+from cache.policies import policy_named
+from cache.policies.base import EvictionPolicy
 from cache.shrinking import plan_shrinking
 from cache.space import Claim
 from cache.state import PodState
@@ -64,6 +66,8 @@ from cache.views import CopyView, Explanation, QueueEntry, Usage
 EVICTED_FOR = "evicted for "
 """How the reason of an unload begins when it makes room."""
 
+DEFAULT_POLICY = "lru"
+
 NOTHING: Sequence[Command] = ()
 """What nearly every unpin answers."""
 
@@ -74,8 +78,8 @@ LOOK_AGAIN = Alarm("look again", 0)
 class CacheMachine:
     """What this pod holds, and what must happen next. `now_s` comes from one monotonic clock."""
 
-    def __init__(self, limits: CacheLimits, policy: EvictionPolicy = least_recently_used) -> None:
-        self._state = PodState(limits, policy)
+    def __init__(self, limits: CacheLimits, policy: EvictionPolicy | None = None) -> None:
+        self._state = PodState(limits, policy or policy_named(DEFAULT_POLICY))
         self._servable = self._state.servable
         self._space_wanted = False
         """A claim is blocked, so the next copy that becomes idle matters."""
@@ -211,7 +215,10 @@ class CacheMachine:
         copy = self._servable.get(key)
         if copy is not None:
             self._describe(copy, want.model)
-            copy.pin(state.now_s)
+            if want.background:
+                copy.hold(state.now_s)
+            else:
+                copy.pin(state.now_s)
             self._out.append(Serve(want.waiter_id, copy.copy_id))
             return
 
@@ -233,6 +240,8 @@ class CacheMachine:
             copy = state.add_copy(want.model)
         else:
             self._describe(copy, want.model)
+        if not want.background:
+            copy.joined(state.now_s)
         rank_before = rank(copy)
         copy.urgent_s = min(copy.urgent_s, deadline_s, state.now_s + state.limits.patience_s)
         if late:
@@ -318,7 +327,8 @@ class CacheMachine:
         _check_size(event.size)
         copy.load_time_s = copy.fetch_time_s + state.now_s - copy.since_s
         if copy.key not in state.retired:  # what is retired was forgotten, and stays so
-            state.profiles.loaded(copy.key, copy.load_time_s)
+            state.profiles.loaded(copy.key, copy.fetch_time_s, state.now_s - copy.since_s)
+            copy.return_time_s = state.profiles.return_time_s(copy.key)
             state.profiles.measured(copy.key, event.size)
         if copy.state is not CopyState.OVERDUE:  # what loads too late goes on backing off
             state.failures.forget(copy.key)
@@ -439,7 +449,7 @@ class CacheMachine:
         copy.kept = False
         for waiter in sorted(copy.waiters.values(), key=lambda each: (each.deadline_s, each.wanted_s, each.waiter_id)):
             self._dismiss(waiter)
-            copy.pin(state.now_s)
+            copy.hold(state.now_s)
             self._out.append(Serve(waiter.waiter_id, copy.copy_id))
         self._grant_pin(copy)
         self._watch_idleness(copy)
@@ -586,7 +596,7 @@ class CacheMachine:
         for victim in plan_shrinking(state):
             copy = state.copies[victim.copy_id]
             reason = f"{EVICTED_FOR}a smaller capacity of {state.capacity_wanted}: {state.why_smaller or 'resized'}"
-            state.evictions_total += 1
+            state.evicted(victim.score, victim.idle_s)
             state.note(copy.key, copy.copy_id, reason)
             self._unload(copy, reason)
 
@@ -622,7 +632,7 @@ class CacheMachine:
             reason = f"{EVICTED_FOR}{claim.key}, which needs {claim.needed}: idle for {victim.idle_s:.1f} s"
             if victim.young:
                 reason += ", loaded a moment ago, but the request has waited too long"
-            state.evictions_total += 1
+            state.evicted(victim.score, victim.idle_s)
             state.note(copy.key, copy.copy_id, reason)
             self._unload(copy, reason)
         for copy_id in plan.start:

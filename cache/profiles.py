@@ -19,6 +19,7 @@ class Profiles:
         self._limits = limits
         self._sizes: LRUCache[ModelKey, Bytes] = LRUCache(maxsize=limits.models_remembered_max)
         self._load_times_s: LRUCache[ModelKey, float] = LRUCache(maxsize=limits.models_remembered_max)
+        self._return_times_s: LRUCache[ModelKey, float] = LRUCache(maxsize=limits.models_remembered_max)
 
     def size(self, key: ModelKey) -> Bytes | None:
         """Last measured size."""
@@ -32,13 +33,28 @@ class Profiles:
         """A loaded copy was measured."""
         self._sizes[key] = size
 
-    def loaded(self, key: ModelKey, load_time_s: float) -> None:
-        """A load took this long, waiting for slots and space not included."""
-        before_s = self._load_times_s.get(key)
-        weight = self._limits.load_time_weight
-        self._load_times_s[key] = load_time_s if before_s is None else before_s + weight * (load_time_s - before_s)
+    def return_time_s(self, key: ModelKey) -> float:
+        """Predicted seconds that bringing the model back takes, from the tier below; 0 while nothing is known.
+
+        The first fetch of a model comes from its storage and does not count: later ones find it on this pod's disk,
+        and where they do not, they teach it.
+        """
+        return self._return_times_s.get(key, 0.0)
+
+    def loaded(self, key: ModelKey, fetch_time_s: float, load_time_s: float) -> None:
+        """A fetch and a load took this long, waiting for slots and space not included."""
+        again_s = load_time_s if key not in self._load_times_s else fetch_time_s + load_time_s
+        self._learn(self._load_times_s, key, fetch_time_s + load_time_s)
+        self._learn(self._return_times_s, key, again_s)
+
+    def _learn(self, times_s: LRUCache[ModelKey, float], key: ModelKey, newest_s: float) -> None:
+        before_s = times_s.get(key)
+        times_s[key] = (
+            newest_s if before_s is None else before_s + self._limits.load_time_weight * (newest_s - before_s)
+        )
 
     def forget(self, key: ModelKey) -> None:
         """The model was retired."""
         self._sizes.pop(key, None)
         self._load_times_s.pop(key, None)
+        self._return_times_s.pop(key, None)

@@ -22,10 +22,10 @@ def plan_shrinking(state: PodState) -> tuple[Victim, ...]:
     if not excess:
         return ()
     views = [copy.view() for copy in state.by_state[CopyState.SERVABLE].values()]
-    plan = plan_eviction(views, excess, state.now_s, state.policy, override_residency=True)
+    plan = plan_eviction(views, excess, state.now_s, state.score_of(), override_residency=True)
     if isinstance(plan, CannotFit):
         attainable = excess.at_most(plan.evictable)
         if not attainable.shortage():
             return ()
-        plan = plan_eviction(views, attainable.shortage(), state.now_s, state.policy, override_residency=True)
+        plan = plan_eviction(views, attainable.shortage(), state.now_s, state.score_of(), override_residency=True)
     return () if isinstance(plan, CannotFit) else plan.victims

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cache.eviction import CannotFit, EvictionPolicy, Victim, plan_eviction
+from cache.eviction import CannotFit, Victim, plan_eviction
+from cache.policies.base import Score
 from cache.types import Bytes, ModelKey
 from cache.views import CopyView
 
@@ -61,7 +62,7 @@ def plan_space(
     coming: Bytes,
     slots: int,
     now_s: float,
-    policy: EvictionPolicy,
+    score_of: Score,
 ) -> SpacePlan:
     """Go down the line of `claims`. `residents` is looked at only when something must be evicted.
 
@@ -87,7 +88,7 @@ def plan_space(
                 evictable.values() if claim.may_evict else (),
                 missing,
                 now_s,
-                policy,
+                score_of,
                 override_residency=claim.override_residency,
             )
             if itself is not None:

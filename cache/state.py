@@ -12,10 +12,11 @@ from collections import deque
 from cachetools import LRUCache, TTLCache
 
 from cache.copies import Copy, Waiter
-from cache.eviction import EvictionPolicy
 from cache.failures import FailureMemory
+from cache.history import Histories
 from cache.ledger import Ledger
 from cache.limits import CacheLimits
+from cache.policies.base import EvictionMemory, EvictionPolicy, Score, Situation
 from cache.profiles import Profiles
 from cache.timers import Timers
 from cache.transitions import CHARGED, PENDING, Cause, InvalidTransition, StoryLine, next_state
@@ -45,6 +46,8 @@ class PodState:
         self.timers = Timers()
         self.failures = FailureMemory(limits)
         self.profiles = Profiles(limits)
+        self.histories = Histories(limits.models_remembered_max)
+        self.eviction_memory = EvictionMemory()
         self.copies: dict[int, Copy] = {}
         self.by_state: dict[CopyState, dict[int, Copy]] = {state: {} for state in CopyState}
         self.current: dict[ModelKey, Copy] = {}
@@ -68,7 +71,8 @@ class PodState:
     def add_copy(self, model: WantedModel) -> Copy:
         """A new copy in the queue."""
         self._copies_made += 1
-        copy = Copy(self._copies_made, model, self.now_s)
+        copy = Copy(self._copies_made, model, self.histories.of(model), self.now_s)
+        copy.return_time_s = self.profiles.return_time_s(model.key)
         self.copies[copy.copy_id] = copy
         self.by_state[copy.state][copy.copy_id] = copy
         self.current[copy.key] = copy
@@ -132,6 +136,20 @@ class PodState:
         elif copy.copy_id not in self.debtors:
             self.debtors[copy.copy_id] = copy
             self.replan = True
+
+    def situation(self) -> Situation:
+        """What the eviction policy is told of this pod."""
+        return Situation(self.now_s, self.eviction_memory)
+
+    def score_of(self) -> Score:
+        """What the policy finds copies worth keeping, now."""
+        return self.policy.scorer(self.situation())
+
+    def evicted(self, score: float, idle_s: float) -> None:
+        """A copy of this worth makes room for another."""
+        self.evictions_total += 1
+        self.eviction_memory = self.policy.after_eviction(self.eviction_memory, score, idle_s)
+        self.histories.inflation = self.eviction_memory.inflation
 
     def required(self, copy_id: int, event: object, *states: CopyState) -> Copy:
         """The copy that this event names; it must be in one of these states."""

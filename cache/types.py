@@ -11,7 +11,7 @@ The map of this package's public side:
 * `cache.events`   - what the pod tells the cache. `cache.commands` - what the cache tells the pod to do.
 * `cache.machine`  - `CacheMachine`: events in, commands out; and the hot path.
 * `cache.views`    - what status pages, metrics and `hexcomb explain` may look at.
-* `cache.eviction` - `plan_eviction` and the `EvictionPolicy` protocol.
+* `cache.eviction` - `plan_eviction`. `cache.policies` - who leaves first. `cache.history` - how models are used.
 
 How a caller uses it (all of it on one thread, usually the event loop):
 

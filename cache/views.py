@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cache.history import NEVER_USED, Uses
 from cache.types import Bytes, CopyState, ModelKey
 
 
@@ -35,6 +36,9 @@ class CopyView:
     """Minimum residency: before this only a request that has waited long may evict it."""
     load_time_s: float
     """What fetching and loading it took last time; 0 before the first load."""
+    return_time_s: float = 0.0
+    """What bringing it back would take, from the tier below."""
+    uses: Uses = NEVER_USED
 
     @property
     def tenant(self) -> str:

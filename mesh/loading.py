@@ -271,7 +271,7 @@ class Loading:
                 self._staging.release(self._staged.pop(copy_id).artifact)
 
     def _pin(self, copy: Copy) -> None:
-        copy.pin(self._clock())
+        copy.hold(self._clock())
 
     def _unpin(self, copy: Copy) -> None:
         commands = self._cache.unpin(copy, self._clock())

@@ -31,6 +31,7 @@ from prometheus_client import CollectorRegistry
 from cache.events import Drain, Forgive, Retire
 from cache.limits import CacheLimits
 from cache.machine import CacheMachine
+from cache.policies import policy_named
 from cache.types import Bytes, ModelKey, Place
 from mesh.access_log import AccessLog
 from mesh.asking import Asking
@@ -112,7 +113,7 @@ class Node:
 
         self.telemetry = Telemetry(CollectorRegistry(), per_model=settings.metrics_per_model)
         self.registry = Registry(store, clock=world.wall_clock)
-        self.cache = CacheMachine(cache_limits(settings, device))
+        self.cache = CacheMachine(cache_limits(settings, device), policy_named(settings.eviction_policy))
         self.artifacts = ArtifactStore(
             settings.data_dir / "artifacts",
             capacity_bytes=int(settings.disk_capacity),

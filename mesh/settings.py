@@ -183,6 +183,11 @@ class Settings(BaseSettings):
     residency_override_wait_s: float = Field(
         0.05, ge=0, description="A request that has waited this long may evict models below the minimum residency."
     )
+    eviction_policy: Literal["lru", "gdsf", "hazard"] = Field(
+        "lru",
+        description="Who leaves when memory is short: `lru`, the longest unused; `gdsf`, by frequency, load time and "
+        "bytes; `hazard`, by when each is to be expected again, what its load takes, and bytes.",
+    )
     failure_backoff_base_s: float = Field(
         1.0, gt=0, description="Wait after a first transient load failure; doubles with each further one."
     )

@@ -23,10 +23,11 @@ from cache.events import (
     SetPinned,
     SetPriority,
 )
-from cache.eviction import Evict, least_recently_used, plan_eviction
+from cache.eviction import Evict, plan_eviction
 from cache.fake_loader import FakeLoader
 from cache.limits import CacheLimits
 from cache.machine import CacheMachine
+from cache.policies.lru import last_use_s
 from cache.space import Claim, plan_space
 from cache.types import (
     NO_BYTES,
@@ -345,7 +346,7 @@ def test_eviction_plans_suffice_spare_the_protected_and_ignore_the_order_of_the_
     residents: list[CopyView], missing: Bytes, override: bool, seed: int
 ) -> None:
     def plan(copies: Sequence[CopyView]) -> object:
-        return plan_eviction(copies, missing, 10.0, least_recently_used, override_residency=override)
+        return plan_eviction(copies, missing, 10.0, last_use_s, override_residency=override)
 
     shuffled = list(residents)
     random.Random(seed).shuffle(shuffled)
@@ -384,7 +385,7 @@ def test_space_plans_never_promise_a_byte_twice_and_ignore_the_order_of_the_copi
     shuffled = list(residents)
     random.Random(seed).shuffle(shuffled)
     plans = [
-        plan_space(claims, copies, free=free, coming=coming, slots=slots, now_s=10.0, policy=least_recently_used)
+        plan_space(claims, copies, free=free, coming=coming, slots=slots, now_s=10.0, score_of=last_use_s)
         for copies in (residents, shuffled)
     ]
     assert plans[0] == plans[1]

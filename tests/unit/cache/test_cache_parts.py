@@ -96,9 +96,18 @@ def test_the_memory_of_failures_is_bounded() -> None:
 def test_load_times_are_averaged_with_the_newest_weighing_more() -> None:
     profiles = Profiles(replace(LIMITS, load_time_default_s=7.0, load_time_weight=0.5))
     assert profiles.load_time_s(KEY) == 7.0
-    profiles.loaded(KEY, 2.0)
-    profiles.loaded(KEY, 4.0)
+    profiles.loaded(KEY, 1.5, 0.5)
+    profiles.loaded(KEY, 3.0, 1.0)
     assert profiles.load_time_s(KEY) == 3.0
+
+
+def test_the_first_fetch_of_a_model_is_no_part_of_what_bringing_it_back_takes() -> None:
+    profiles = Profiles(replace(LIMITS, load_time_weight=0.5))
+    assert profiles.return_time_s(KEY) == 0.0
+    profiles.loaded(KEY, 30.0, 1.0)
+    assert profiles.return_time_s(KEY) == 1.0
+    profiles.loaded(KEY, 0.5, 1.5)
+    assert profiles.return_time_s(KEY) == 1.5
 
 
 def test_every_state_can_be_reached_and_left() -> None:

@@ -1,0 +1,224 @@
+"""How each model was used, kept when its copy leaves: what a policy needs to guess when it will be wanted again.
+
+The last use alone (LRU) cannot tell a model that is asked for every ten minutes from one that was asked for once. So
+for each model we keep the gaps between its uses: a histogram with buckets that double (0.25 s to 12 days), in which
+old gaps fade; the last few gaps as they were, in which a timer shows; and how often it was used lately. All of it
+outlives the copy (a ghost): a cache that forgets the frequency of what it evicts does worse than LRU.
+
+What a policy sees is `Uses`, an immutable picture. Its histogram comes as a `WaitTable`: the mass of gaps longer than
+t, and the integral of that, at the edges of the buckets, blended with what is typical of models with as few gaps as
+this one (`_pooled`); between edges it is linear. So P(used within T | idle for a) costs two look-ups.
+
+Recording is on the path of every request, so uses within GAP_MIN_S of the last recorded one are not looked at (the
+copy compares one number), and old gaps fade by letting new ones weigh more, so that nobody walks the buckets.
+
+Bounded: `models_remembered_max` models, least recently loaded first out; some 500 bytes each. Two generations of a
+model share one history. Deliberately absent: clocks, and who is resident.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from math import frexp, inf
+
+from cachetools import LRUCache
+
+from cache.types import ModelKey, WantedModel
+
+GAP_MIN_S = 0.25
+"""Uses closer than this are one use. The first bucket begins here."""
+
+BUCKETS = 22
+"""Each twice as wide as the one before; the last ends at 12 days."""
+
+GAPS_KEPT = 6
+"""A timer shows after three; more than six only delays noticing that its period has changed."""
+
+FADING = 0.97
+"""What one gap weighs once the next has been seen: about 30 gaps are remembered."""
+
+POOLED_FADING = 0.999
+"""The same for the gaps of all models together."""
+
+POOLED_WEIGHT = 1.0
+"""Gaps that the pooled histogram counts for beside a model's own."""
+
+NEVER_WEIGHT = 0.25
+"""Gaps that end never, beside a model's own: what has come back rarely may not come back at all."""
+
+FREQUENCY_HALF_LIFE_S = 6 * 3600.0
+"""In which the weight of a use halves."""
+
+_HEAVY = 1e9
+"""Weights are scaled down when a new gap would weigh more than this."""
+
+_EDGES_S = tuple(GAP_MIN_S * 2.0**bucket for bucket in range(BUCKETS + 1))
+
+_POOLS = 3
+"""Pooled histograms: of models with no gap yet, with one or two, with more."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitTable:
+    """The distribution of gaps, not normalised: only ratios mean something."""
+
+    longer: tuple[float, ...]
+    """Mass of gaps longer than each edge; the last is what never ends."""
+    area: tuple[float, ...]
+    """Integral of that mass from 0 to each edge."""
+
+    def at(self, wait_s: float) -> tuple[float, float]:
+        """(mass of gaps longer than `wait_s`, integral of that mass from 0 to `wait_s`)."""
+        if wait_s <= GAP_MIN_S:
+            return self.longer[0], self.longer[0] * max(0.0, wait_s)
+        mantissa, exponent = frexp(wait_s / GAP_MIN_S)  # = mantissa * 2**exponent, mantissa in [0.5, 1)
+        bucket = exponent - 1
+        if bucket >= BUCKETS:
+            return self.longer[BUCKETS], self.area[BUCKETS] + self.longer[BUCKETS] * (wait_s - _EDGES_S[BUCKETS])
+        before = self.longer[bucket]
+        longer = before + (self.longer[bucket + 1] - before) * (2.0 * mantissa - 1.0)
+        return longer, self.area[bucket] + (wait_s - _EDGES_S[bucket]) * (before + longer) * 0.5
+
+
+def wait_table(masses: tuple[float, ...], never: float) -> WaitTable:
+    """The table of a histogram with this mass in each bucket, and this mass of gaps that never end."""
+    longer = [never]
+    for mass in reversed(masses):
+        longer.append(longer[-1] + mass)
+    longer.reverse()
+    area = [longer[0] * GAP_MIN_S]
+    for bucket in range(BUCKETS):
+        width_s = _EDGES_S[bucket + 1] - _EDGES_S[bucket]
+        area.append(area[-1] + width_s * (longer[bucket] + longer[bucket + 1]) * 0.5)
+    return WaitTable(tuple(longer), tuple(area))
+
+
+_NO_GAPS = wait_table((0.0,) * BUCKETS, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Uses:
+    """What is remembered of one model's uses at one moment."""
+
+    last_s: float = -inf
+    """The last use that was recorded; at most GAP_MIN_S before the last use."""
+    frequency: float = 0.0
+    """Uses that have not faded at `last_s`."""
+    gaps_s: tuple[float, ...] = ()
+    """The last gaps, oldest first."""
+    waits: WaitTable = _NO_GAPS
+    inflation: float = 0.0
+    """GDSF's clock at the last use (`cache.policies.gdsf`)."""
+
+
+NEVER_USED = Uses()
+
+
+class Histories:
+    """The histories of this pod's models. Owned by the machine."""
+
+    def __init__(self, models_max: int) -> None:
+        self.inflation = 0.0
+        """GDSF's clock now; each use takes it down."""
+        self._by_model: LRUCache[tuple[str, str], History] = LRUCache(maxsize=models_max)
+        self._pooled = [_Histogram(POOLED_FADING) for _ in range(_POOLS)]
+
+    def of(self, model: WantedModel) -> History:
+        """This model's history, from now on among the last to be forgotten."""
+        name = model.key[:2]
+        history = self._by_model.get(name)
+        if history is None:
+            history = self._by_model[name] = History(self)
+        return history
+
+    def known(self, key: ModelKey) -> History | None:
+        """This model's history, if there is one."""
+        return self._by_model.get(key[:2])
+
+    def pooled(self, gaps: int) -> _Histogram:
+        """Gaps that followed when a model had shown so many."""
+        return self._pooled[min((gaps + 1) // 2, _POOLS - 1)]
+
+    def __len__(self) -> int:
+        return len(self._by_model)
+
+
+class History:
+    """One model's uses. Changed by `record` alone."""
+
+    __slots__ = ("_all", "_frequency", "_gaps_s", "_histogram", "_inflation", "_last_s", "_picture", "gaps_seen")
+
+    def __init__(self, histories: Histories) -> None:
+        self._all = histories
+        self._last_s = -inf
+        self._frequency = 0.0
+        self._gaps_s: tuple[float, ...] = ()
+        self._histogram: _Histogram | None = None
+        self._inflation = 0.0
+        self._picture: Uses | None = None
+        self.gaps_seen = 0
+
+    def record(self, now_s: float) -> float:
+        """The model is used now. The answer is the time before which further uses need not be recorded."""
+        gap_s = now_s - self._last_s
+        if gap_s >= GAP_MIN_S:
+            self._picture = None
+            if self.gaps_seen or self._last_s > -inf:
+                self._note_gap(gap_s)
+                self._frequency = 1.0 + self._frequency * 0.5 ** (gap_s / FREQUENCY_HALF_LIFE_S)
+            else:
+                self._frequency = 1.0
+            self._last_s = now_s
+            self._inflation = self._all.inflation
+        return self._last_s + GAP_MIN_S
+
+    def _note_gap(self, gap_s: float) -> None:
+        self._all.pooled(self.gaps_seen).add(gap_s)
+        if self._histogram is None:
+            self._histogram = _Histogram(FADING)
+        self._histogram.add(gap_s)
+        self._gaps_s = (*self._gaps_s[1 - GAPS_KEPT :], gap_s)
+        self.gaps_seen += 1
+
+    def picture(self) -> Uses:
+        """What a policy may look at; the same object until the next use is recorded."""
+        if self._picture is None:
+            own = None if self._histogram is None else self._histogram.masses()
+            pooled, pooled_total = self._all.pooled(self.gaps_seen).masses()
+            share = POOLED_WEIGHT / pooled_total if pooled_total else 0.0
+            masses = tuple(mass * share for mass in pooled)
+            if own is not None:
+                masses = tuple(mine + others for mine, others in zip(own[0], masses, strict=True))
+            self._picture = Uses(
+                last_s=self._last_s,
+                frequency=self._frequency,
+                gaps_s=self._gaps_s,
+                waits=wait_table(masses, NEVER_WEIGHT),
+                inflation=self._inflation,
+            )
+        return self._picture
+
+
+class _Histogram:
+    """Gaps by bucket, in which old ones fade: each new one weighs 1 / fading times as much as the one before."""
+
+    __slots__ = ("_fading", "_masses", "_weight")
+
+    def __init__(self, fading: float) -> None:
+        self._fading = fading
+        self._masses = array("d", bytes(8 * BUCKETS))
+        self._weight = 1.0
+
+    def add(self, gap_s: float) -> None:
+        """One more gap."""
+        self._weight /= self._fading
+        if self._weight > _HEAVY:
+            self._masses = array("d", [mass / self._weight for mass in self._masses])
+            self._weight = 1.0
+        self._masses[min(BUCKETS - 1, max(0, frexp(gap_s / GAP_MIN_S)[1] - 1))] += self._weight
+
+    def masses(self) -> tuple[tuple[float, ...], float]:
+        """The mass of each bucket, where the newest gap weighs 1; and their sum."""
+        masses = tuple(mass / self._weight for mass in self._masses)
+        return masses, sum(masses)
