@@ -18,7 +18,7 @@ from mesh.transport.grpcio_channel import channel_options, failed_call
 from mesh.wire.messages import DRAINING_METADATA, REVISION_METADATA
 
 PING_TIMEOUT_S = 4.0
-"""A pod that does not answer that is frozen or cut off; the call goes to another one."""
+"""A pod that leaves a ping, or a new connection, unanswered is frozen or cut off; the call goes to another one."""
 
 _BROKEN_LINES = ("RST_STREAM", "Stream removed")
 _MISNAMED = (StatusCode.UNKNOWN, StatusCode.INTERNAL)

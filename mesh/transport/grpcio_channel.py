@@ -26,8 +26,9 @@ _UNSENT = ("failed to connect", "Failed to connect", "connections to all backend
 
 
 def channel_options(ping_timeout_s: float, *, through_proxy: bool) -> list[tuple[str, int]]:
-    """Arguments of a channel. A peer that leaves a ping unanswered for `ping_timeout_s` is gone; `through_proxy`: gRPC
-    may ask the proxy in `http_proxy` for the way, which it would do even for this very machine."""
+    """Arguments of a channel. A peer that leaves a ping, or a new connection, unanswered for `ping_timeout_s` is gone;
+    `through_proxy`: gRPC may ask the proxy in `http_proxy` for the way, which it would do even for this very machine.
+    """
     return [
         # Message limits are the server's to keep.
         ("grpc.max_receive_message_length", -1),
@@ -35,8 +36,10 @@ def channel_options(ping_timeout_s: float, *, through_proxy: bool) -> list[tuple
         ("grpc.enable_retries", 0),
         # A server that comes back is found within a second, not after gRPC's two minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
+        # Despite its name how long one connection may take, TLS and the peer's first word included. A peer on a busy
+        # machine, or far away, needs longer than the pause before the first new try.
+        ("grpc.min_reconnect_backoff_ms", int(ping_timeout_s * 1000)),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", int(through_proxy)),
         ("grpc.keepalive_time_ms", int(KEEPALIVE_AFTER_S * 1000)),

@@ -29,7 +29,7 @@ from mesh.transport.grpcio_channel import channel_options, failed_call
 
 LEAST_TIMEOUT_S = 0.001
 PING_TIMEOUT_S = 5.0
-"""Second to the probes, which are quicker; for a peer that is called without being probed."""
+"""Also for a connection. Second to the probes, which are quicker; for a peer that is called without being probed."""
 
 
 class GrpcioLine:
