@@ -9,28 +9,25 @@ All limits live here too: whatever can queue, wait, retry or grow has a field be
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from mesh.box import this_box
 from placement.errors import InvalidAddress
 from placement.store.etcd_options import EtcdOptions
-from runtime_adapters.devices import cpu
 
 MIB = 1024 * 1024
-_DEFAULT_CAPACITY_SHARE = 0.6
 
 
 def _share_of_the_box() -> ByteSize:
-    """60 % of the memory that this container may use: the rest is for frameworks, activations and the page cache."""
-    return ByteSize(int(cpu().total_bytes * _DEFAULT_CAPACITY_SHARE))
+    return ByteSize(this_box().capacity_bytes)
 
 
 def _worker_threads() -> int:
-    return max(2, (os.cpu_count() or 2))
+    return this_box().workers
 
 
 Words = Annotated[tuple[str, ...], NoDecode]
@@ -145,8 +142,9 @@ class Settings(BaseSettings):
     capacity: ByteSize = Field(
         default_factory=_share_of_the_box,
         ge=0,
-        description="Bytes of memory for resident models on this pod (the device tier of a CPU pod). Default: 60 % of "
-        "the machine's memory; the rest is for frameworks and activations.",
+        description="Bytes of memory for resident models on this pod (the device tier of a CPU pod). Default: 80 % of "
+        "the memory that this container may use (cgroup v1 or v2) less 256 MiB for the pod and its frameworks; on a "
+        "machine without such a limit 60 % of its memory, since others run there, too.",
     )
     device_capacity: ByteSize | None = Field(
         None, description="Bytes of memory per GPU for resident models. Default: 90 % of what the GPU has."
@@ -221,7 +219,8 @@ class Settings(BaseSettings):
         default_factory=_worker_threads,
         ge=1,
         le=256,
-        description="Worker threads that run models. Default: the number of CPUs.",
+        description="Worker threads that run models. Default: the CPUs that this container may use (quota and CPU "
+        "set), rounded up, at least 2.",
     )
     isolated_threads: int = Field(
         64,
@@ -229,7 +228,13 @@ class Settings(BaseSettings):
         le=4096,
         description="Worker threads that wait for models in processes of their own: at most one per such copy.",
     )
-    model_threads: int = Field(1, ge=1, le=64, description="Threads that one model run may use inside its framework.")
+    model_threads: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Threads that one model run may use inside its framework. More than the CPUs that this container "
+        "may use make each run slower; the pod says so at start.",
+    )
     run_timeout_s: float = Field(
         60.0, gt=0, description="Longest run of a model in an isolated process; then the process is replaced."
     )
@@ -319,6 +324,12 @@ class Settings(BaseSettings):
             )
         return self
 
+    def origin(self, name: str) -> str:
+        """Where the value of a setting comes from, for people."""
+        if name in self.model_fields_set:
+            return f"set by --{name.replace('_', '-')} or HEXCOMB_{name.upper()}"
+        return origin_of_default(name)
+
     @property
     def is_pooled(self) -> bool:
         """Whether this pod shares its models with others."""
@@ -333,3 +344,9 @@ class Settings(BaseSettings):
     def tenant_addresses(self) -> dict[str, int]:
         """Tenant -> extra gRPC port."""
         return {tenant: int(port) for tenant, _, port in (entry.partition("=") for entry in self.tenant_ports)}
+
+
+def origin_of_default(name: str) -> str:
+    """What a default was made from, where it depends on the box; else that it is the default."""
+    box = this_box()
+    return {"capacity": box.capacity_why, "infer_threads": box.workers_why}.get(name, "the default")

@@ -13,15 +13,14 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from runtime_adapters.base import CPU, Device
+from runtime_adapters.cgroups import memory_limit
+from runtime_adapters.memory_reading import read_memory
 
 _NVML = "libnvidia-ml.so.1"
 _NAME_BYTES_MAX = 96
-_MEMINFO = Path("/proc/meminfo")
-_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +48,7 @@ def devices() -> tuple[DeviceInfo, ...]:
 
 def cpu() -> DeviceInfo:
     """The host: memory as this container may use it."""
-    meminfo = _MEMINFO.read_text() if _MEMINFO.exists() else ""
-    total_bytes = _meminfo_bytes(meminfo, "MemTotal") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    free_bytes = _meminfo_bytes(meminfo, "MemAvailable") or total_bytes
-    for path in _CGROUP_LIMITS:
-        try:
-            limit = path.read_text().strip()
-        except OSError:
-            continue
-        if limit.isdigit():  # cgroup v2 writes `max` for none; v1 writes a number beyond any machine
-            total_bytes = min(total_bytes, int(limit))
-    return DeviceInfo(CPU, "cpu", total_bytes, min(free_bytes, total_bytes))
+    return DeviceInfo(CPU, "cpu", memory_limit().limit_bytes, read_memory().headroom_bytes)
 
 
 def cuda_devices() -> CudaScan:
@@ -128,10 +117,3 @@ def _all_nvml_devices(nvml: Any) -> list[tuple[str, str, int, int]]:
         nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory))
         found.append((uuid.value.decode(), name.value.decode(), int(memory.total), int(memory.free)))
     return found
-
-
-def _meminfo_bytes(meminfo: str, field: str) -> int:
-    for line in meminfo.splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) << 10
-    return 0

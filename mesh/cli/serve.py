@@ -19,13 +19,14 @@ from mesh.cli.failure import USAGE, Failure
 
 def build_command() -> click.Command:
     """Reads the settings class; imports nothing of the server."""
-    from mesh.settings import Settings
+    from mesh.settings import Settings, origin_of_default
 
     prefix = str(Settings.model_config.get("env_prefix", ""))
     options: list[click.Parameter] = []
     for name, field in Settings.model_fields.items():
         flag = "--" + name.replace("_", "-")
-        field_help = f"{field.description}  [default: {_default(field)}; env: {prefix}{name.upper()}]"
+        made_from = f" = {origin_of_default(name)}" if field.default_factory is not None else ""
+        field_help = f"{field.description}  [default: {_default(field)}{made_from}; env: {prefix}{name.upper()}]"
         if field.annotation is bool:
             options.append(click.Option([f"{flag}/--no-{flag[2:]}", name], default=None, help=field_help))
         else:
