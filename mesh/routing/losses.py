@@ -19,8 +19,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import operator
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
 
 from mesh.flight_recorder import LastFlight
 from mesh.routing.hop import previous_attempts
@@ -28,7 +31,7 @@ from mesh.transport.base import Call
 from placement.errors import StoreError
 from placement.membership import Membership
 from placement.policy.quarantine import CRASHED, LOADING, RUNNING, judge
-from placement.policy.snapshot import Death, ModelName, Suspicion
+from placement.policy.snapshot import Death, Intent, ModelName, Suspicion
 
 log = logging.getLogger("hexcomb.losses")
 
@@ -39,17 +42,26 @@ DEATHS_MIN = 2
 SAID_WITHIN_S = 0.3
 """A write takes milliseconds; a store that is away must not keep a request from its second try."""
 NOTICED_WITHIN_S = 1.5
-"""Two probes find out that a pod has gone."""
-LOOK_AGAIN_S = 0.05
+"""Two probes find out that a pod has gone, and peers that are there answer within milliseconds."""
 WRITES_MAX = 3
 """Tries to write a suspicion against others who write it too."""
+
+
+class Asked(Protocol):
+    """Who is there: `mesh.routing.probes.Probes`."""
+
+    async def ask_all(self, until: Callable[[], bool]) -> None:
+        """Ask every peer now, and wait until each has answered or is found not to, or until `until` holds."""
 
 
 class Losses:
     """What this pod knows of deaths. Belongs to the event loop."""
 
-    def __init__(self, membership: Membership, clock: Callable[[], float], wall_clock: Callable[[], float]) -> None:
+    def __init__(
+        self, membership: Membership, peers: Asked, clock: Callable[[], float], wall_clock: Callable[[], float]
+    ) -> None:
         self._membership = membership
+        self._peers = peers
         self._clock = clock
         self._wall_clock = wall_clock
         self._recent: deque[tuple[float, str, str]] = deque(maxlen=64)
@@ -65,42 +77,51 @@ class Losses:
         needed = DEATHS_MIN - len(known)
         if needed <= 0 or attempts < needed:
             return
-        began_s = self._clock()
-        deaths = self._lost_since(began_s - RECENT_S, known)
-        while len(deaths) < needed and (deaths or known) and self._clock() < began_s + NOTICED_WITHIN_S:
+        since_s = self._clock() - RECENT_S
+        deaths = self._lost_since(since_s, known)
+        if deaths or known:
             # The client is quicker than the probes: without the last one this pod might become the next.
-            await asyncio.sleep(LOOK_AGAIN_S)
-            deaths = self._lost_since(began_s - RECENT_S, known)
+            await self._look_around(lambda: len(self._lost_since(since_s, known)) >= needed)
+            deaths = self._lost_since(since_s, known)
         if len(deaths) >= needed:
             await self.killed(name, generation, deaths[-needed:])
 
     async def heed_loads(self, name: ModelName, generation: int) -> None:
         """This pod is about to have a model loaded: have others died of that? What they were loading outlives them."""
-        until_s = self._clock() + NOTICED_WITHIN_S
         known = self._known(name, generation)
-        while True:
-            loading = [
-                intent
-                for of, intent in self._membership.intents
-                if of == name and intent.doing == LOADING and intent.incarnation not in known
-            ]
-            if not loading or len(loading) + len(known) < DEATHS_MIN or len(known) >= DEATHS_MIN:
-                return  # the usual case: nobody, or the one that loads it
-            lost = {incarnation for _, _, incarnation in self._recent}
-            pods = self._membership.view.pods
-            deaths = [
-                (intent.pod, intent.incarnation)
-                for intent in loading
-                if intent.incarnation in lost
-                or intent.pod not in pods
-                or pods[intent.pod].incarnation != intent.incarnation
-            ]
-            if len(deaths) + len(known) >= DEATHS_MIN:
-                await self.killed(name, generation, deaths)
-                return
-            if self._clock() >= until_s:
-                return
-            await asyncio.sleep(LOOK_AGAIN_S)
+        needed = DEATHS_MIN - len(known)
+        if needed <= 0 or len(self._loading(name, known)) < needed:
+            return  # the usual case: nobody, or the one that loads it
+        await self._look_around(lambda: len(self._died_loading(name, known)) >= needed)
+        deaths = self._died_loading(name, known)
+        if len(deaths) >= needed:
+            await self.killed(name, generation, deaths)
+
+    def _loading(self, name: ModelName, known: set[str]) -> list[Intent]:
+        """Who says in the store that it loads the model, apart from those that are known to have died."""
+        return [
+            intent
+            for of, intent in self._membership.intents
+            if of == name and intent.doing == LOADING and intent.incarnation not in known
+        ]
+
+    def _died_loading(self, name: ModelName, known: set[str]) -> list[tuple[str, str]]:
+        lost = {incarnation for _, _, incarnation in self._recent}
+        pods = self._membership.view.pods
+        return [
+            (intent.pod, intent.incarnation)
+            for intent in self._loading(name, known)
+            if intent.incarnation in lost
+            or intent.pod not in pods
+            or pods[intent.pod].incarnation != intent.incarnation
+        ]
+
+    async def _look_around(self, seen: Callable[[], bool]) -> None:
+        """Until it is seen, or every peer has answered, so that there is nothing more to see."""
+        if not seen():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(NOTICED_WITHIN_S):
+                    await self._peers.ask_all(seen)
 
     async def first_death(self, name: ModelName, generation: int, pod: str, incarnation: str) -> None:
         """A pod died over a request that is tried once more, perhaps here: said before, since this pod might not be
@@ -166,18 +187,28 @@ class Losses:
             except StoreError as error:
                 log.warning("deaths that model %s was seen at are not recorded: %s", name, error)
                 return None
+            # Another witness was quicker. The next try must build on what it said, or be as vain as this one.
+            if not await self._until_view(name, partial(operator.ne, before)):
+                break
+        log.warning("deaths that model %s was seen at are not recorded: others go on writing of it", name)
         return None
 
     async def _wait_known(self, name: ModelName, suspicion: Suspicion) -> None:
         """Until this pod's own view has it, so that the request which brought it to light heeds it, too."""
+        if not await self._until_view(name, partial(operator.eq, suspicion)):
+            log.warning("the verdict on model %s is written, and this pod does not see it yet", name)
+
+    async def _until_view(self, name: ModelName, holds: Callable[[Suspicion | None], bool]) -> bool:
+        """Whether this came to hold of the suspicion in this pod's own view, within the time that a watch may take."""
         changed = asyncio.Event()
         stop = self._membership.on_change(lambda changes: changed.set())
         try:
             async with asyncio.timeout(NOTICED_WITHIN_S):
-                while self._membership.view.suspicions.get(name) != suspicion:
+                while not holds(self._membership.view.suspicions.get(name)):
                     changed.clear()
                     await changed.wait()
         except TimeoutError:
-            log.warning("the verdict on model %s is written, and this pod does not see it yet", name)
+            return False
         finally:
             stop()
+        return True

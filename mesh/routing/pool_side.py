@@ -113,7 +113,6 @@ class PoolSide:
             sole_process=isinstance(store, EmbeddedStore),
         )
         self.publisher = Publisher(name, cache, self.membership, clock=world.clock, wall_clock=world.wall_clock)
-        self.losses = Losses(self.membership, world.clock, world.wall_clock)
         self.links = Links(world.dial, name, settings.forwards_per_pod_max)
         self.probes = Probes(
             self.links,
@@ -123,6 +122,7 @@ class PoolSide:
             clock=world.clock,
             on_change=self._reachability_changed,
         )
+        self.losses = Losses(self.membership, self.probes, world.clock, world.wall_clock)
         self.outlying = Outlying(world.clock)
         self.peers = MeshPeers(name, self.links, self.take_orders, lambda: registry.view, world.clock)
         self.service = PlacementService(

@@ -56,6 +56,8 @@ class Probes:
         self._asking: set[str] = set()
         """Peers whose probe is under way, or begins in this turn of the loop."""
         self._down: frozenset[str] = frozenset()
+        self._learned_more = asyncio.Event()
+        """Set, and replaced, each time that a peer has answered or has not, came or went."""
 
     @property
     def down(self) -> frozenset[str]:
@@ -81,6 +83,7 @@ class Probes:
                 self._incarnations[pod_id] = incarnation
                 self._tasks[pod_id] = asyncio.get_running_loop().create_task(self._watch(pod_id))
         self._down = frozenset(pod_id for pod_id, peer in self._peers.items() if not peer.up)
+        self._tell()
 
     def broke(self, pod_id: str) -> None:
         """A call's line broke: ask now, not at the next turn. A thousand calls may break at once."""
@@ -89,6 +92,17 @@ class Probes:
             self._asking.add(pod_id)
             self._tasks[pod_id] = asyncio.get_running_loop().create_task(self._watch(pod_id, at_once=True))
             task.cancel()
+
+    async def ask_all(self, until: Callable[[], bool]) -> None:
+        """Somebody saw a peer go, and cannot say which: ask every one now, not at its next turn.
+
+        Returns when each has answered or is out of the routes, or as soon as `until` holds.
+        """
+        began_s = self._clock()
+        for pod_id in self._peers:
+            self.broke(pod_id)
+        while not until() and any(peer.up and peer.last_good_s < began_s for peer in self._peers.values()):
+            await self._learned_more.wait()
 
     async def _watch(self, pod_id: str, at_once: bool = False) -> None:
         while True:
@@ -145,6 +159,7 @@ class Probes:
         after = after_probe(before, answer, self._clock())
         self._peers[pod_id] = after
         if after.up == before.up:
+            self._tell()
             return after
         if after.up:
             self._down -= {pod_id}
@@ -154,7 +169,12 @@ class Probes:
             log.warning("pod %s is out of the routes: %s", pod_id, after.why)
             self._links.cut(pod_id)
         self._on_change(pod_id, after)
+        self._tell()
         return after
+
+    def _tell(self) -> None:
+        self._learned_more.set()
+        self._learned_more = asyncio.Event()
 
     async def close(self) -> None:
         """Stop asking."""

@@ -127,6 +127,42 @@ async def test_a_broken_line_is_looked_into_at_once() -> None:
     await watched.links.close()
 
 
+@pytest.fixture
+async def unhurried(watched: Watched) -> Watched:
+    """Its next probe is an hour away."""
+    watched.probes._interval_s = 3600.0
+    watched.follow()
+    watched.follow(POD)
+    await asyncio.sleep(0)
+    return watched
+
+
+async def test_who_asks_all_peers_waits_until_each_has_answered(unhurried: Watched) -> None:
+    unhurried.peer.asked = 0
+    unhurried.probes._clock = lambda: asyncio.get_running_loop().time() + 1
+    async with asyncio.timeout(10):
+        await unhurried.probes.ask_all(lambda: False)
+    assert unhurried.peer.asked == 1
+
+
+async def test_who_asks_all_peers_hears_of_one_that_is_gone(unhurried: Watched) -> None:
+    unhurried.peer.gone = True
+    async with asyncio.timeout(10):
+        await unhurried.probes.ask_all(lambda: False)
+    assert unhurried.probes.down == {"p1"}
+
+
+async def test_who_asks_all_peers_does_not_wait_for_the_silent_once_the_answer_is_there(unhurried: Watched) -> None:
+    other = Pod("p2", "one", "h:2")
+    unhurried.peer.awake.clear()
+    asking = asyncio.create_task(unhurried.probes.ask_all(lambda: "p2" in unhurried.probes.peers))
+    await asyncio.sleep(0)
+    assert not asking.done()
+    unhurried.follow(POD, other)
+    await asking
+    assert unhurried.probes.down == frozenset()
+
+
 async def test_a_server_that_is_no_pod_is_not_the_peer_and_it_is_asked_again(watched: Watched) -> None:
     watched.peer.foreign = b"\xff\xff"
     assert await watched.next_change() == ("p1", False)
