@@ -29,6 +29,8 @@ from placement.registry import Registry
 log = logging.getLogger("hexcomb.drain")
 
 LOOK_AGAIN_S = 0.25
+ORDERS_AT_ONCE_MAX = 32
+"""A pod that does not answer holds its orders for seconds; those of the others do not wait behind them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +124,23 @@ class Draining:
                 held_off=lambda name: self._orders.taken(name, now_s),
             ),
         )
+        room = asyncio.Semaphore(ORDERS_AT_ONCE_MAX)
+        sending = []
         for place in plan.places:
             facts = models[place.name]
             order = LoadOrder(place.name, facts.generation, f"pod {self._own_pod} drains")
             self._orders.give(place.pod, order, view, now_s, size_bytes=facts.size_bytes, load_s=facts.load_s)
-            try:
-                await self._peers.order(place.pod, [order])
-            except PeerError as error:
-                log.info("not taken: %s", error)
-                self._orders.refused(place.pod, order, now_s)
+            sending.append(self._send(place.pod, order, room, now_s))
+        await asyncio.gather(*sending)
         return plan
+
+    async def _send(self, pod: str, order: LoadOrder, room: asyncio.Semaphore, now_s: float) -> None:
+        try:
+            async with room:
+                await self._peers.order(pod, [order])
+        except PeerError as error:
+            log.info("not taken: %s", error)
+            self._orders.refused(pod, order, now_s)
 
     def _models_here(self, now_s: float) -> tuple[dict[ModelName, ModelFacts], dict[ModelName, float]]:
         """Registered models with a copy here, and how much those that were used lately are used."""
