@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from mesh.settings import Settings
 from mesh.staging import Staged
 from runtime_adapters.base import LoadedModel, Size
+from runtime_adapters.errors import OutOfMemory
 from runtime_adapters.isolation import Cancellation, load_isolated
 from runtime_adapters.memory import MEASURED_MIN_BYTES, MemoryProbe, corrected_size
 
@@ -30,15 +31,24 @@ class MeasuredLoad:
 
 
 def load_and_measure(staged: Staged) -> MeasuredLoad:
-    # What is too small to be measured is not worth the milliseconds of a trim.
-    with MemoryProbe(settled=staged.estimate.host_bytes >= MEASURED_MIN_BYTES) as probe:
-        load_began = time.perf_counter()
-        model = staged.adapter.load(staged.path, staged.options)
-        load_s = time.perf_counter() - load_began
-        warm_began = time.perf_counter()
-        model.warm_up()
-        warm_up_s = time.perf_counter() - warm_began
-    return _measured(model, corrected_size(model.size(), probe.grown_bytes), load_s, warm_up_s)
+    """Raises AdapterError; nothing of the model remains then."""
+    model: LoadedModel | None = None
+    try:
+        # What is too small to be measured is not worth the milliseconds of a trim.
+        with MemoryProbe(settled=staged.estimate.host_bytes >= MEASURED_MIN_BYTES) as probe:
+            load_began = time.perf_counter()
+            model = staged.adapter.load(staged.path, staged.options)
+            load_s = time.perf_counter() - load_began
+            warm_began = time.perf_counter()
+            model.warm_up()
+            warm_up_s = time.perf_counter() - warm_began
+        return _measured(model, corrected_size(model.size(), probe.grown_bytes), load_s, warm_up_s)
+    except BaseException as error:
+        if model is not None:
+            model.unload()
+        if isinstance(error, MemoryError):
+            raise OutOfMemory(f"no memory was left while {staged.adapter.format} loaded the model") from error
+        raise
 
 
 def load_isolated_and_measure(

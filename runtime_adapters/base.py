@@ -137,7 +137,7 @@ class LoadedModel(Protocol):
         """Run the model. `outputs` names what is wanted; empty means every output that is not optional.
 
         Inputs have been checked against `metadata` by `runtime_adapters.validation.check_inputs`.
-        Raises BadInput (the framework refuses the values), ModelRaised, ModelCrashed.
+        Raises BadInput (the framework refuses the values), ModelRaised, OutOfMemory, ModelCrashed.
         """
 
     def size(self) -> Size:
@@ -200,7 +200,7 @@ class RuntimeAdapter(Protocol):
     def load(self, artifact: Path, options: LoadOptions) -> LoadedModel:
         """Load from `artifact`: the fetched one, or the directory that `prepare` filled.
 
-        Raises BadArtifact, UntrustedArtifact, LoadFailed, MissingRuntime.
+        Raises BadArtifact, UntrustedArtifact, LoadFailed, OutOfMemory, MissingRuntime.
         """
 
 

@@ -5,7 +5,8 @@ The caller (the pod's loader) does not look at messages. It looks at the class:
 * `MissingRuntime`    - the operator installs a package; the model may load on another pod meanwhile.
 * `BadArtifact`       - permanent: do not try again until the spec or the artifact changes.
 * `UntrustedArtifact` - permanent: the format can run code and the operator did not trust where it came from.
-* `LoadFailed`        - transient: memory was short, a process hung, a disk was full. Try again later, elsewhere first.
+* `OutOfMemory`       - the framework found no memory, in a load or in a run: make room, then try once more.
+* `LoadFailed`        - transient: a process hung, a disk was full. Try again later, elsewhere first.
 * `LoadCrashed`       - the same, and the isolated process ended by itself: what kills it may be the model.
 * `BadInput`          - the client's request does not fit the model: INVALID_ARGUMENT, never retried.
 * `ModelRaised`       - the model's own code failed on this request: reported to the client, the copy stays.
@@ -33,8 +34,12 @@ class UntrustedArtifact(BadArtifact):
     """Loading this format runs code, and its storage prefix is not marked trusted. Permanent."""
 
 
+class OutOfMemory(AdapterError):
+    """The framework found no memory for a load or a run in this process. Nothing of it remains."""
+
+
 class LoadFailed(AdapterError):
-    """The load failed for a reason that may pass (memory, a dead worker process). Transient."""
+    """The load failed for a reason that may pass (a dead worker process, a full disk). Transient."""
 
 
 class LoadCrashed(LoadFailed):

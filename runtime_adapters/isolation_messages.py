@@ -22,6 +22,7 @@ from runtime_adapters.errors import (
     LoadFailed,
     MissingRuntime,
     ModelRaised,
+    OutOfMemory,
     UntrustedArtifact,
 )
 from runtime_adapters.isolation_channel import MalformedMessage
@@ -105,7 +106,8 @@ def _specs_from(given: object) -> tuple[TensorSpec, ...]:
 
 def describe_error(error: BaseException, otherwise: type[AdapterError]) -> dict[str, str]:
     """`otherwise`: what an error that is none of ours counts as."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError | OutOfMemory):
+        # Its process has a limit of its own (isolated_memory_max): room in the pod would not help it.
         kind, message = otherwise.__name__, f"not enough memory: {error or 'an allocation was refused'}"
     elif type(error).__name__ in _ERRORS and isinstance(error, AdapterError):
         kind, message = type(error).__name__, str(error)

@@ -36,11 +36,12 @@ from runtime_adapters.base import (
     TensorSpec,
     Trust,
 )
-from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed
+from runtime_adapters.errors import BadArtifact, BadInput, OutOfMemory
 from runtime_adapters.frameworks import importing, missing_runtime
 from runtime_adapters.heap_churn import heap_freed
 from runtime_adapters.lightgbm_format import LightgbmFacts, looks_like_lightgbm, read_model
 from runtime_adapters.model_file import read_beginning, read_model_file
+from runtime_adapters.out_of_memory import ran_out
 from runtime_adapters.passed_checks import PassedChecks
 from runtime_adapters.validation import choice_parameter, refuse_unknown_parameters
 
@@ -93,12 +94,10 @@ class LightgbmAdapter:
         try:
             booster = lightgbm.Booster(model_str=text.decode("ascii"))
             model = LightgbmModel(lightgbm, booster, facts, output, options)
-        except lightgbm.basic.LightGBMError as error:
-            if "bad_alloc" in str(error):
-                raise LoadFailed("lightgbm: not enough memory to load the model; retry when memory is free") from error
+        except (lightgbm.basic.LightGBMError, MemoryError) as error:
+            if ran_out(error):
+                raise OutOfMemory("lightgbm found no memory to load the model") from error
             raise BadArtifact(f"lightgbm refuses the model: {error}; save it again with this version") from error
-        except MemoryError as error:
-            raise LoadFailed("lightgbm: not enough memory to load the model; retry when memory is free") from error
         # Freed before the heap is looked at: malloc may have put them into a hole of it.
         freed_bytes = 2 * len(text) + len(content)
         del content, text
@@ -173,7 +172,9 @@ class LightgbmModel:
             return np.zeros((0, *self._value_shape))
         try:
             values = self._booster.predict(np.ascontiguousarray(rows), num_threads=self._threads)
-        except self._lightgbm.basic.LightGBMError as error:
+        except (self._lightgbm.basic.LightGBMError, MemoryError) as error:
+            if ran_out(error):
+                raise OutOfMemory("lightgbm found no memory for this request; send fewer rows") from error
             raise BadInput(f"lightgbm refuses the input: {error}") from error
         return np.asarray(values, np.float64)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from runtime_adapters.errors import BadInput, ModelRaised
+from runtime_adapters.errors import BadInput, ModelRaised, OutOfMemory
+from runtime_adapters.out_of_memory import ran_out
 
 _MESSAGE_CHARS_MAX = 300
 
@@ -12,10 +13,12 @@ _MESSAGE_CHARS_MAX = 300
 _SOURCE_LOCATION = re.compile(r"^Load model from \S+ failed:|/onnxruntime_src/\S+:\d+ .*?\) ")
 
 
-def run_error(error: Exception) -> BadInput | ModelRaised:
+def run_error(error: Exception) -> BadInput | ModelRaised | OutOfMemory:
     """onnxruntime says INVALID_ARGUMENT when a kernel refuses a value (an index out of bounds, an axis)."""
     if type(error).__name__ == "InvalidArgument":
         return BadInput(f"onnxruntime refuses these values: {sentence(error)}")
+    if ran_out(error):
+        return OutOfMemory("onnxruntime found no memory for this request; send fewer rows")
     return ModelRaised(f"onnxruntime failed on this request: {sentence(error)}")
 
 

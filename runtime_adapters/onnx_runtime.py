@@ -54,13 +54,14 @@ from runtime_adapters.base import (
     TensorSpec,
     Trust,
 )
-from runtime_adapters.errors import BadArtifact, LoadFailed
+from runtime_adapters.errors import BadArtifact, LoadFailed, OutOfMemory
 from runtime_adapters.frameworks import importing, missing_runtime
 from runtime_adapters.memory import trim
 from runtime_adapters.onnx_errors import clipped, sentence
 from runtime_adapters.onnx_graph import GraphOutline, inputs_without_rank, is_onnx_file, outline_of_file
 from runtime_adapters.onnx_model import OnnxModel, OtherForm
 from runtime_adapters.onnx_weights import shared_files, take_apart
+from runtime_adapters.out_of_memory import ran_out
 from runtime_adapters.validation import refuse_unknown_parameters
 
 logger = logging.getLogger(__name__)
@@ -437,9 +438,9 @@ def _create_session(runtime: Any, graph: Path, settings: Any, providers: list[An
     try:
         # Without enable_fallback=0 the library prints to stdout and tries again.
         return runtime.InferenceSession(str(graph), settings, providers=providers, enable_fallback=0)
-    except MemoryError as error:
-        raise LoadFailed(f"{graph.name}: not enough memory to load; evict others or try another pod") from error
     except Exception as error:
+        if ran_out(error):
+            raise OutOfMemory(f"{graph.name}: onnxruntime found no memory to load it") from error
         message = sentence(error).replace(str(graph.parent) + "/", "")
         if any(sign in message.lower() for sign in _TRANSIENT_SIGNS):
             raise LoadFailed(
@@ -450,15 +451,7 @@ def _create_session(runtime: Any, graph: Path, settings: Any, providers: list[An
         ) from error
 
 
-_TRANSIENT_SIGNS = (
-    "bad_alloc",
-    "failed to allocate",
-    "out of memory",
-    "no space left",
-    "too many open files",
-    "cannot allocate memory",
-    "cuda failure",
-)
+_TRANSIENT_SIGNS = ("no space left", "too many open files", "cuda failure")
 
 
 def _providers(runtime: Any, device: Device) -> list[Any]:

@@ -51,7 +51,7 @@ from runtime_adapters.base import (
     Trust,
 )
 from runtime_adapters.datatypes import DTYPE_OF, datatype_of
-from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelRaised, UntrustedArtifact
+from runtime_adapters.errors import BadArtifact, BadInput, ModelRaised, OutOfMemory, UntrustedArtifact
 from runtime_adapters.frameworks import importing, missing_runtime
 from runtime_adapters.heap_churn import heap_freed
 from runtime_adapters.model_file import find_model_file
@@ -272,7 +272,7 @@ class EstimatorModel:
             except (ValueError, UnicodeDecodeError) as error:
                 raise BadInput(f"{self.metadata.platform} refuses the input: {_short(error)}") from error
             except MemoryError as error:
-                raise ModelRaised("not enough memory for this request; send fewer rows") from error
+                raise OutOfMemory("scikit-learn found no memory for this request; send fewer rows") from error
             except Exception as error:
                 raise ModelRaised(f"{name} raised {type(error).__name__}: {_short(error)}") from error
         return answer
@@ -411,10 +411,8 @@ def _check_options(options: LoadOptions, format_name: str) -> None:
         raise BadArtifact(f"{format_name}: scikit-learn runs on the CPU only, not on {options.device}; load on the CPU")
 
 
-def _load_error(error: Exception) -> BadArtifact | LoadFailed:
-    if isinstance(error, BadArtifact):
-        return error
-    return LoadFailed("scikit-learn: not enough memory to load the model; retry when memory is free")
+def _load_error(error: Exception) -> BadArtifact | OutOfMemory:
+    return error if isinstance(error, BadArtifact) else OutOfMemory("scikit-learn found no memory to load the model")
 
 
 def _short(error: Exception) -> str:

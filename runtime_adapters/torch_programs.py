@@ -52,9 +52,11 @@ from runtime_adapters.errors import (
     BadInput,
     LoadFailed,
     ModelRaised,
+    OutOfMemory,
     UntrustedArtifact,
 )
 from runtime_adapters.frameworks import importing, missing_runtime
+from runtime_adapters.out_of_memory import ran_out
 from runtime_adapters.torch_archive import ProgramFile, ProgramKind, find_program, looks_like_program
 from runtime_adapters.torch_effects import Effects, effects_of
 from runtime_adapters.validation import refuse_unknown_parameters
@@ -470,12 +472,10 @@ def _load_errors(file: ProgramFile) -> Iterator[None]:
         yield
     except AdapterError:
         raise
-    except MemoryError as error:
-        raise LoadFailed(f"{file.path.name}: not enough memory to load it") from error
     except Exception as error:
         text = _one_line(error)
-        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text or "not enough memory" in text:
-            raise LoadFailed(f"{file.path.name}: not enough memory to load it: {text}") from error
+        if ran_out(error):
+            raise OutOfMemory(f"{file.path.name}: torch found no memory to load it: {text}") from error
         raise BadArtifact(
             f"{file.path.name}: torch cannot load it as {file.kind.value}: {text}; fetch it again, or export it with "
             "this pod's version of torch"
@@ -489,6 +489,8 @@ def _run_error(error: Exception) -> AdapterError:
         isinstance(error, AssertionError | RuntimeError | ValueError)
         and (text.startswith("Guard failed") or "to be equal to" in text or "to be in range" in text)
     )
+    if ran_out(error):
+        return OutOfMemory(f"torch found no memory for this request: {text}; send fewer rows")
     if refused:
         return BadInput(f"the program refuses these inputs: {text}")
     return ModelRaised(f"the program raised {type(error).__name__}: {text}")

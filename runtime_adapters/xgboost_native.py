@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from runtime_adapters.base import Array, LoadOptions, Size
-from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelRaised
+from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, OutOfMemory
 from runtime_adapters.frameworks import importing, missing_runtime
 from runtime_adapters.heap_churn import heap_freed
+from runtime_adapters.out_of_memory import ran_out
 from runtime_adapters.xgboost_format import XgboostFacts
 
 _DEVICE_NODE_BYTES = 53
@@ -40,7 +41,7 @@ class NativeTrees:
     """A Booster in this process."""
 
     def __init__(self, ubj: bytes, facts: XgboostFacts, options: LoadOptions) -> None:
-        """`ubj` has been checked. Raises BadArtifact, LoadFailed, MissingRuntime."""
+        """`ubj` has been checked. Raises BadArtifact, LoadFailed, MissingRuntime, OutOfMemory."""
         xgboost = import_xgboost()
         if options.device.kind == "cuda" and not xgboost.build_info().get("USE_CUDA"):
             raise LoadFailed(
@@ -60,10 +61,8 @@ class NativeTrees:
             self._booster = xgboost.Booster({"nthread": options.threads, "device": device}, model_file=bytearray(ubj))
             # XGBoost refuses here what it would refuse in its first predict.
             self._predict(np.zeros((1, facts.features), np.float32), None, raw=False)
-        except xgboost.core.XGBoostError as error:
+        except (xgboost.core.XGBoostError, MemoryError) as error:
             raise _load_error(error) from error
-        except MemoryError as error:
-            raise LoadFailed("xgboost: not enough memory to load the model; retry when memory is free") from error
 
     def values(self, rows: Array, margin: Array | None) -> Array:
         """What `Booster.predict` answers."""
@@ -84,9 +83,9 @@ class NativeTrees:
     def _answer(self, rows: Array, margin: Array | None, *, raw: bool) -> Array:
         try:
             return np.asarray(self._predict(rows, margin, raw=raw), np.float32)
-        except self._xgboost.core.XGBoostError as error:
-            if _out_of_memory(error):
-                raise ModelRaised("xgboost: not enough memory for this request; send fewer rows") from error
+        except (self._xgboost.core.XGBoostError, MemoryError) as error:
+            if ran_out(error):
+                raise OutOfMemory("xgboost found no memory for this request; send fewer rows") from error
             raise BadInput(f"xgboost refuses the input: {_first_line(error)}") from error
 
     def _predict(self, rows: Array, margin: Array | None, *, raw: bool) -> Any:
@@ -104,14 +103,9 @@ class NativeTrees:
         )
 
 
-def _out_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return "bad_alloc" in text or "out of memory" in text or "memory allocation" in text
-
-
-def _load_error(error: Exception) -> BadArtifact | LoadFailed:
-    if _out_of_memory(error):
-        return LoadFailed("xgboost: not enough memory to load the model; retry when memory is free")
+def _load_error(error: Exception) -> BadArtifact | OutOfMemory:
+    if ran_out(error):
+        return OutOfMemory("xgboost found no memory to load the model")
     return BadArtifact(f"xgboost refuses the model: {_first_line(error)}; save it again with this version of xgboost")
 
 
