@@ -244,7 +244,10 @@ def reports_from_records(
             started_at_ms=int(pod.started_at_s * 1e3),
             ready=pod.ready,
             draining=pod.draining,
-            tiers=(TierReport("device", "", pod.capacity_bytes, max(0, pod.capacity_bytes - pod.free_bytes)),),
+            tiers=tuple(
+                TierReport(tier.tier, tier.device, tier.capacity_bytes, max(0, tier.capacity_bytes - tier.free_bytes))
+                for tier in pod.tiers
+            ),
             runtimes=tuple(RuntimeReport(name, "", True) for name in sorted(pod.formats)),
             models_resident=copies.get(pod.id, 0),
             loads_queued=pod.loads_queued,

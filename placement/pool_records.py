@@ -23,10 +23,23 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from placement.errors import UnsupportedRecord
-from placement.policy.snapshot import BusyModel, Copy, Death, Intent, LoadFailure, ModelName, Pod, Suspicion, Verdict
+from placement.policy.snapshot import (
+    BusyModel,
+    Copy,
+    Death,
+    Intent,
+    LoadFailure,
+    ModelName,
+    Pod,
+    Suspicion,
+    Tier,
+    Verdict,
+)
 
 RECORD_VERSION = 1
 
+TIERS_MAX = 17
+"""Of a pod: the host's memory and sixteen GPUs'."""
 BUSY_MODELS_MAX = 64
 """In a pod's record, which it writes up to once a second and every pod reads: about 5 kB of it."""
 HOT_MODELS_MAX = 1000
@@ -77,6 +90,8 @@ def pod_to_json(pod: Pod, *, settled: bool = True) -> bytes:
     for name in ("labels", "formats"):
         if words := getattr(pod, name):
             out[name] = sorted(words)
+    if pod.tiers:
+        out["tiers"] = [[t.tier, t.device, t.capacity_bytes, t.free_bytes] for t in pod.tiers[:TIERS_MAX]]
     if pod.busy:
         out["busy"] = [
             [b.name.tenant, b.name.id, b.rate_per_s, b.in_flight, b.queue_delay_s, b.run_s, b.concurrency]
@@ -278,6 +293,10 @@ def _pod(pod_id: str, data: Mapping[str, Any]) -> Pod:
         )
         for tenant, model_id, rate, in_flight, delay, run, concurrency in _rows(data, "busy", 7, BUSY_MODELS_MAX)
     )
+    tiers = tuple(
+        Tier(_as_text(tier, "tiers"), _as_text(device, "tiers"), _as_count(capacity, "tiers"), _as_count(free, "tiers"))
+        for tier, device, capacity, free in _rows(data, "tiers", 4, TIERS_MAX)
+    )
     return Pod(
         pod_id,
         _text(data, "incarnation", required=True),
@@ -285,6 +304,7 @@ def _pod(pod_id: str, data: Mapping[str, Any]) -> Pod:
         labels=_words(data, "labels"),
         formats=_words(data, "formats"),
         busy=busy,
+        tiers=tiers,
         **plain,
     )
 

@@ -16,7 +16,7 @@ from cache.machine import CacheMachine
 from cache.types import CopyState
 from mesh.loading import Loading
 from mesh.resident import Resident
-from placement.policy.snapshot import BusyModel, ModelName, Pod
+from placement.policy.snapshot import BusyModel, ModelName, Pod, Tier
 
 BUSY_MODELS_MAX = 64
 """As many as a pod's record holds."""
@@ -55,7 +55,6 @@ class Measuring:
         self._clock = clock
         self._at_s = clock()
         self._seen: dict[int, _Seen] = {}
-        self._capacity_bytes = sum(count for _, count in cache.usage().capacity)
 
     def measured(self, pod: Pod, *, ready: bool, draining: bool, why_unready: str) -> Pod:
         """The pod's record with the figures of the time since the last call."""
@@ -67,8 +66,12 @@ class Measuring:
         counts = self._loading.counts
         return replace(
             pod,
-            capacity_bytes=self._capacity_bytes,
+            capacity_bytes=usage.capacity.total_bytes,
             free_bytes=usage.free.total_bytes,
+            tiers=tuple(
+                Tier(place.tier, place.device, capacity_bytes, usage.free[place])
+                for place, capacity_bytes in usage.capacity
+            ),
             pinned_bytes=sum(usage.pinned_bytes_by_tenant.values()),
             eviction_age_s=0.0 if usage.oldest_use_s is None else round(max(0.0, now_s - usage.oldest_use_s), 1),
             loads_queued=sum(usage.copies_by_state.get(state, 0) for state in _ON_THE_WAY),

@@ -48,6 +48,17 @@ class BusyModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Tier:
+    """One place on a pod where models lie."""
+
+    tier: str
+    device: str
+    capacity_bytes: int
+    free_bytes: int
+    """Not reserved, resident or on its way out."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pod:
     """What a pod says of itself, on its lease, every second or when something changed."""
 
@@ -63,8 +74,11 @@ class Pod:
     formats: frozenset[str] = frozenset()
     """Formats that it can load; empty: not said, any."""
     capacity_bytes: int = 0
+    """Of all `tiers`: of a pod with a GPU, its memory and the host's. A model lies on one or on both, and its size is
+    told as one number, too. So what exceeds this fits nowhere on the pod; of the rest the pod has the last word."""
     free_bytes: int = 0
-    """Not reserved, resident or on its way out."""
+    """Of all `tiers`."""
+    tiers: tuple[Tier, ...] = ()
     pinned_bytes: int = 0
     """Never evicted for another."""
     eviction_age_s: float = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,11 +25,14 @@ from mesh.transport.base import Call, LineBroken, Metadata, Reply, ReplyWithTrai
 from mesh.wire import messages
 from mesh.wire.generated import hexcomb_pb2
 from placement.errors import NotFound
+from placement.policy.snapshot import Tier
 from runtime_adapters.base import Size
 from tests.unit.mesh.overviews import OWN, FakeOverview, Peer, record
 from tests.unit.placement.policy.builders import busy, copy, failure, name, pod, view
 
 PODS = [pod(OWN), pod("a", zone="z1", busy=(busy(),)), pod("b", draining=True)]
+
+TIERS = (Tier("device", "cpu", 600, 100), Tier("device", "cuda:0", 400, 400))
 
 
 def answering(answer: messages.Message, seen: list[tuple[str, bytes, Metadata]] | None = None) -> Peer:
@@ -133,7 +136,10 @@ async def test_a_pod_that_gives_no_answer_is_described_from_what_it_published(
 ) -> None:
     monkeypatch.setattr(asking_module, "TIMEOUT_S", 0.05)
     overview = FakeOverview(
-        view(PODS[:2], {"m": [copy("a")], "n": [copy("a"), copy(OWN)], "k": [copy("a", 0, 1)]}),
+        view(
+            [PODS[0], replace(PODS[1], tiers=TIERS)],
+            {"m": [copy("a")], "n": [copy("a"), copy(OWN)], "k": [copy("a", 0, 1)]},
+        ),
         peers={"a": peer},
         silent={"a": silent} if silent else {},
         leader="a",
@@ -141,7 +147,10 @@ async def test_a_pod_that_gives_no_answer_is_described_from_what_it_published(
     _, a = await Pods(overview).status()
     assert (a.pod, a.reachable, a.zone, a.leader, a.models_resident) == ("a", False, "z1", True, 2)
     assert why in a.why_unreachable
-    assert (a.tiers[0].capacity_bytes, a.addresses[0]) == (1000, "grpc://a:8033")
+    assert [(tier.device, tier.capacity_bytes, tier.resident_bytes) for tier in a.tiers] == [
+        ("cpu", 600, 500), ("cuda:0", 400, 0),
+    ]  # fmt: skip
+    assert a.addresses[0] == "grpc://a:8033"
     assert [model.id for model in a.busy] == ["m"]
 
 

@@ -21,6 +21,7 @@ from placement.policy.snapshot import (
     ModelName,
     Pod,
     Suspicion,
+    Tier,
     Verdict,
 )
 from placement.pool_records import (
@@ -57,6 +58,7 @@ FULL_POD = Pod(
     formats=frozenset({"onnx"}),
     capacity_bytes=2**40,
     free_bytes=5,
+    tiers=(Tier("device", "cpu", 2**39, 2), Tier("device", "cuda:0", 2**39, 3)),
     pinned_bytes=6,
     eviction_age_s=1.5,
     loads_queued=2,
