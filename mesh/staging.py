@@ -86,16 +86,19 @@ class Staging:
         if format_name:
             self._formats[key] = format_name
         began = self._clock()
-        artifact = await self._artifacts.fetch(
-            FetchRequest(
-                uri=record.spec.uri,
-                storage_key=record.spec.storage_key,
-                checksum=record.spec.checksum,
-                tenant=key.tenant,
-                deadline_s=self._clock() + self._settings.fetch_timeout_s,
-            )
+        request = FetchRequest(
+            uri=record.spec.uri,
+            storage_key=record.spec.storage_key,
+            checksum=record.spec.checksum,
+            tenant=key.tenant,
+            deadline_s=self._clock() + self._settings.fetch_timeout_s,
         )
+        artifact = await self._artifacts.fetch(request)
         try:
+            format_name = format_name or artifact.form.split("-", 1)[0]  # as `_variant` begins
+            if artifact.form and not await self._form_will_do(record, artifact, format_name):
+                self._artifacts.release(artifact)
+                artifact = await self._artifacts.fetch(replace(request, original=True))
             self._telemetry.load_stage(format_name or "unknown", "fetch", self._clock() - began)
             format_name = format_name or await in_thread("detect", detect_format, artifact.path)
             self._formats[key] = format_name
@@ -137,6 +140,9 @@ class Staging:
         if found is None or artifact is None:
             return None
         path = artifact.path
+        if artifact.form and not (found.variant and self._artifacts.is_prepared(artifact, found.variant)):
+            self._artifacts.release(artifact)
+            return None  # it takes the original, which has to be fetched again
         if found.variant:
             # Made once more if the disk tier has dropped it: its content is still the one of this generation.
             make = partial(found.adapter.prepare, artifact.path, options=found.options)
@@ -173,16 +179,27 @@ class Staging:
         path, variant = artifact.path, ""
         if not isolated:
             began = self._clock()
-            version = await in_thread("version", adapter.runtime_version)
-            variant = f"{format_name}-{version}"
-            if options.device.kind != CPU.kind:
-                variant += f"-{options.device.kind}"
+            variant = await self._variant(adapter, options.device)
             prepared = await self._artifacts.prepare(
                 artifact, variant, lambda into: adapter.prepare(artifact.path, into, options)
             )
             self._telemetry.load_stage(format_name, "prepare", self._clock() - began)
             path = prepared or artifact.path
         return Staged(record, artifact, path, variant, adapter, options, isolated)
+
+    async def _variant(self, adapter: RuntimeAdapter, device: Device) -> str:
+        """Names a prepared form: what made it, for where. Begins with the format."""
+        version = await in_thread("version", adapter.runtime_version)
+        variant = f"{adapter.format}-{version}"
+        return variant if device.kind == CPU.kind else f"{variant}-{device.kind}"
+
+    async def _form_will_do(self, record: ModelRecord, artifact: Artifact, format_name: str) -> bool:
+        """Whether the form that stands for an artifact is the one that a load here takes."""
+        if self._isolates(record, format_name):
+            return False
+        adapter = adapter_for(format_name)
+        device = self._device if self._device.kind in adapter.device_kinds else CPU
+        return self._artifacts.is_prepared(artifact, await self._variant(adapter, device))
 
     async def _expected_size(self, staged: Staged) -> Size:
         known = self._sizes.get(_profile_of(staged))

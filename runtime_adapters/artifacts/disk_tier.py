@@ -2,6 +2,7 @@
 
     content/<hash>/      meta.json, origins/<uri>.json, data/model[.suffix] or tree/...   fetched artifacts
     prepared/<name>/     meta.json, form/...                                              what adapters made of them
+    shared/<sha256>      files that prepared forms have in common                         `shared_files`
     partial/<name>/      an interrupted download
     staging/  trash/     on their way in and out
 
@@ -12,6 +13,11 @@ the same bytes.
 **A copy, never a link.** Local files are copied too. A hard link would follow the user's later edits, under a hash that
 no longer holds, and under a model that has the file mapped. A reflink would be immune and save space where the file
 system has it, but every byte must be read for its hash anyway.
+
+**Originals need not stay.** A prepared form loads without the artifact that it was made of. From
+`ORIGINAL_DROP_MIN_BYTES` on, that artifact's files are deleted once nobody reads them; its entry stays, *hollow*, and
+says what the form stands for and which URIs gave it. Whoever needs the original itself (a copy in a process of its own,
+another version of the framework) has it fetched again, and its hash tells whether it is the same.
 
 **Whole or absent.** What is made, is made in `staging/` and becomes visible by one rename; what leaves is renamed into
 `trash/` and deleted there. A pod that dies in between finds both at its next start and empties them.
@@ -30,23 +36,35 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from runtime_adapters.artifacts.content import FILE_NAME, ContentRecord
 from runtime_adapters.artifacts.download import Stop, boot_id, disk_errors, hash_file, plan_exists
 from runtime_adapters.artifacts.errors import ArtifactTooLarge, BadStorageConfig, DiskFull
 from runtime_adapters.artifacts.ledger import DiskLedger, NoRoom, Reservation, disk_bytes
+from runtime_adapters.artifacts.shared_files import Shared, SharedFiles
 from runtime_adapters.artifacts.unpack import FileRecord
+from runtime_adapters.base import SHARED_FORM
 
+T = TypeVar("T")
 _META = "meta.json"
 _ORIGINS = "origins"
 _ORIGINS_PER_CONTENT_MAX = 64
 """Signed URLs differ each time: an unlimited list of who once asked would outgrow the content."""
-_SECTIONS = ("content", "prepared", "partial", "staging", "trash")
+_SECTIONS = ("content", "prepared", "shared", "partial", "staging", "trash")
+ORIGINAL_DROP_MIN_BYTES = 1 << 20
+"""Smaller originals stay: deleting them would cost each first load more than it saves."""
+
+
+class InThread(Protocol):
+    """Runs what blocks on a thread."""
+
+    async def __call__(self, work: Callable[..., T], /, *arguments: object) -> T: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +95,13 @@ class DiskTier:
         self._housekeeping = housekeeping
         self._contents: dict[str, ContentRecord] = {}
         self._prepared: dict[str, bool] = {}
+        self._forms: dict[str, set[str]] = {}
+        """The forms that were made, by the content that they stand for."""
         self._unverified: set[str] = set()
+        self._hollow: set[str] = set()
+        self._shared = SharedFiles(self._root / "shared")
+        self._sharing = asyncio.Lock()
+        """Held while files in `shared/` come and go: what one form links to must not be deleted under it."""
         self._numbers = iter(range(1, 1 << 62))
         self._making_room = asyncio.Lock()
         with disk_errors():
@@ -103,6 +127,29 @@ class DiskTier:
     def prepared_path(self, key: str) -> Path:
         """Where a prepared form lies."""
         return self._root / key / "form"
+
+    def is_hollow(self, key: str) -> bool:
+        """Whether only the record of this content is here, and not its files."""
+        return key in self._hollow
+
+    def form_of(self, content_key: str) -> str | None:
+        """A prepared form that stands for this content. The last by name, where versions of a framework differ."""
+        return max(self._forms.get(content_key, ()), default=None)
+
+    def may_hollow_out(self, content_key: str) -> bool:
+        """Whether a form stands for this content, and its files are here and large."""
+        record = self.content(content_key)
+        return (
+            record is not None
+            and record.size_bytes >= ORIGINAL_DROP_MIN_BYTES
+            and content_key in self._forms
+            and not self.is_hollow(content_key)
+        )
+
+    @property
+    def dropped_bytes(self) -> int:
+        """Bytes of originals that were deleted because a prepared form stands for them."""
+        return sum(self._contents[key].size_bytes for key in self._hollow)
 
     def path(self, key: str) -> Path:
         """The directory of an entry."""
@@ -161,17 +208,30 @@ class DiskTier:
         for key in keys:
             leaving.append((self.ledger.begin_leaving(key), self._to_trash(self._root / key)))
             self._forget(key)
-        for number, (size_bytes, path) in enumerate(leaving):
+        for number, (left, path) in enumerate(leaving):
             try:
                 if path is not None:
                     await self._discard(path)
+                if left.shared:
+                    await self._remove_shared(left.shared)
             except BaseException:
                 # The rest is in the trash, which the next start empties.
-                for later_bytes, _ in leaving[number + 1 :]:
-                    self.ledger.end_leaving(later_bytes)
+                for later, _ in leaving[number + 1 :]:
+                    self.ledger.end_leaving(later.size_bytes)
                 raise
             finally:
-                self.ledger.end_leaving(size_bytes)
+                self.ledger.end_leaving(left.size_bytes)
+
+    async def _remove_shared(self, names: tuple[str, ...]) -> None:
+        async with self._sharing:
+            # A form that came meanwhile may hold some of them again.
+            gone = tuple(name for name in names if not self.ledger.holds_shared(name))
+            work = asyncio.get_running_loop().run_in_executor(self._housekeeping, self._shared.remove, gone)
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await asyncio.wait({work})
+                raise
 
     # In and out -------------------------------------------------------------------------------------------------
 
@@ -194,6 +254,8 @@ class DiskTier:
         """Make staged content visible, with one reference for the caller; False if equal content is there already."""
         now_s = time.time()
         if record.key in self.ledger:
+            if self.is_hollow(record.key):
+                self._fill(reservation, staged, record)
             self.ledger.acquire(record.key, now_s)
             self.origins[origin.key] = origin
             return False
@@ -214,23 +276,47 @@ class DiskTier:
                 old.unlink(missing_ok=True)
             _write_json(directory / f"{origin.key}.json", _origin_to_json(origin))
 
-    def write_prepared(self, staged: Path, made: bool) -> int:
-        """Sync what an adapter wrote and put the record beside it; the bytes to count. Blocking."""
-        with disk_errors():
-            sizes = {
-                path.relative_to(staged / "form").as_posix(): _sync(path) for path in _files_below(staged / "form")
-            }
-            _write_json(staged / _META, {"made": made, "files": sizes})
-            return disk_bytes(list(sizes.values()))
-
-    def commit_prepared(self, reservation: Reservation, staged: Path, key: str, made: bool, size_bytes: int) -> None:
-        """Make a prepared form visible, with one reference for the caller."""
-        now_s = time.time()
-        with disk_errors():
-            os.rename(staged, self._root / key)
-        self.ledger.settle(reservation, key, size_bytes, now_s)
+    async def add_prepared(
+        self, reservation: Reservation, staged: Path, key: str, made: bool, in_thread: InThread
+    ) -> None:
+        """Make a prepared form visible, with one reference for the caller. `in_thread` runs what blocks."""
+        own_bytes = await in_thread(self._form_bytes, staged)
+        await self.grow(reservation, own_bytes)
+        async with self._sharing:
+            try:
+                shared = await in_thread(self._shared.take_in, staged / "form")
+                own_bytes = await in_thread(self._write_prepared, staged, made, shared)
+                now_s = time.time()
+                with disk_errors():
+                    os.rename(staged, self._root / key)
+                self.ledger.settle(reservation, key, own_bytes, now_s, shared)
+            except BaseException:
+                names = self._shared.names_in(staged / "form")
+                self._shared.remove(tuple(name for name in names if not self.ledger.holds_shared(name)))
+                raise
         self.ledger.acquire(key, now_s)
-        self._prepared[key] = made
+        self._note_prepared(key, made)
+
+    def hollow_out(self, key: str) -> Coroutine[Any, Any, None]:
+        """Content that a prepared form stands for loses its files, which nobody reads. Await the answer: they are gone
+        from sight at once, and their bytes free when it ends."""
+        record = self._contents[key]
+        with disk_errors():
+            # The record first: files that it does not name are deleted at the next start.
+            _write_json(self._root / key / _META, _meta_of(record, hollow=True))
+        self._hollow.add(key)
+        self._unverified.discard(key)
+        trashed = self._to_trash(self._root / key / ("tree" if record.is_directory else "data"))
+        freed_bytes = self.ledger.begin_shrinking(key, disk_bytes([]))
+
+        async def delete() -> None:
+            try:
+                if trashed is not None:
+                    await self._discard(trashed)
+            finally:
+                self.ledger.end_leaving(freed_bytes)
+
+        return delete()
 
     def acquire(self, key: str) -> None:
         """One more user of an entry."""
@@ -249,6 +335,33 @@ class DiskTier:
             await self._discard(trashed)
 
     # Inside -----------------------------------------------------------------------------------------------------
+
+    def _note_prepared(self, key: str, made: bool) -> None:
+        self._prepared[key] = made
+        if made:
+            self._forms.setdefault(_content_of(key), set()).add(key)
+
+    def _fill(self, reservation: Reservation, staged: Path, record: ContentRecord) -> None:
+        """Hollow content was fetched again."""
+        name = "tree" if record.is_directory else "data"
+        with disk_errors():
+            os.rename(staged / name, self._root / record.key / name)
+            _write_json(self._root / record.key / _META, _meta_of(record))
+        self._hollow.discard(record.key)
+        self.ledger.settle_into(reservation, record.key, record.disk_bytes)
+
+    def _form_bytes(self, staged: Path) -> int:
+        with disk_errors():
+            return disk_bytes([path.stat().st_size for path in _files_below(staged / "form")])
+
+    def _write_prepared(self, staged: Path, made: bool, shared: Shared) -> int:
+        """Sync what an adapter wrote and put the record beside it; the bytes that are this form's own. Blocking."""
+        form = staged / "form"
+        kept_elsewhere = {f"{SHARED_FORM}/{name}" for name, _ in shared}
+        with disk_errors():
+            sizes = {path.relative_to(form).as_posix(): _sync(path) for path in _files_below(form)}
+            _write_json(staged / _META, {"made": made, "files": sizes})
+            return disk_bytes([size for name, size in sizes.items() if name not in kept_elsewhere])
 
     def _no_room(self, plan: NoRoom) -> DiskFull | ArtifactTooLarge:
         capacity_bytes = self.ledger.capacity_bytes
@@ -278,8 +391,13 @@ class DiskTier:
         await asyncio.shield(work)
 
     def _forget(self, key: str) -> None:
-        self._prepared.pop(key, None)
+        if self._prepared.pop(key, False):
+            content_key = _content_of(key)
+            self._forms[content_key].discard(key)
+            if not self._forms[content_key]:
+                del self._forms[content_key]
         self._unverified.discard(key)
+        self._hollow.discard(key)
         if self._contents.pop(key, None) is not None:
             for origin in [origin for origin in self.origins.values() if origin.content == key]:
                 del self.origins[origin.key]
@@ -297,6 +415,11 @@ class DiskTier:
         for path in (self._root / "prepared").iterdir():
             if not self._adopt_prepared(path):
                 _remove(path)
+        self._shared.remove(tuple(name for name in self._shared.names() if not self.ledger.holds_shared(name)))
+        for key in [key for key in self._hollow if self.form_of(key) is None]:
+            self.ledger.end_leaving(self.ledger.begin_leaving(key).size_bytes)
+            self._forget(key)
+            _remove(self._root / key)
         for path in (self._root / "partial").iterdir():
             age_s = time.time() - path.stat().st_mtime
             if age_s > partial_age_max_s or not plan_exists(path):
@@ -307,10 +430,11 @@ class DiskTier:
         # The operator may have lowered the capacity since.
         room = self.ledger.plan_room(0)
         for key in room.victims if not isinstance(room, NoRoom) else ():
-            size_bytes = self.ledger.begin_leaving(key)
+            left = self.ledger.begin_leaving(key)
             self._forget(key)
             _remove(self._root / key)
-            self.ledger.end_leaving(size_bytes)
+            self._shared.remove(left.shared)
+            self.ledger.end_leaving(left.size_bytes)
 
     def _adopt_content(self, path: Path) -> bool:
         key = f"content/{path.name}"
@@ -318,16 +442,21 @@ class DiskTier:
             meta = json.loads((path / _META).read_text())
             files = tuple(FileRecord(str(name), int(size), str(sha256)) for name, size, sha256 in meta["files"])
             record = ContentRecord(key, files, bool(meta["directory"]))
-            if any(self._file(record, file.name).stat().st_size != file.size_bytes for file in files):
+            hollow = bool(meta.get("hollow"))
+            if hollow:
+                _remove(path / ("tree" if record.is_directory else "data"))
+            elif any(self._file(record, file.name).stat().st_size != file.size_bytes for file in files):
                 return False
             origins = [_origin_from_json(json.loads(file.read_text())) for file in (path / _ORIGINS).glob("*.json")]
             last_used_s = (path / _META).stat().st_mtime
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        self.ledger.add(key, record.disk_bytes, last_used_s)
+        self.ledger.add(key, disk_bytes([]) if hollow else record.disk_bytes, last_used_s)
         self._contents[key] = record
         self.origins.update({origin.key: origin for origin in origins if origin.content == key})
-        if not boot_id() or meta.get("boot") != boot_id():
+        if hollow:
+            self._hollow.add(key)
+        elif not boot_id() or meta.get("boot") != boot_id():
             self._unverified.add(key)
         return True
 
@@ -341,14 +470,32 @@ class DiskTier:
             last_used_s = (path / _META).stat().st_mtime
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
-        self.ledger.add(key, disk_bytes(list(sizes.values())), last_used_s)
-        self._prepared[key] = bool(meta.get("made"))
+        shared = self._shared.adopt(path / "form")
+        kept_elsewhere = {f"{SHARED_FORM}/{name}" for name, _ in shared}
+        own = [size for name, size in sizes.items() if name not in kept_elsewhere]
+        self.ledger.add(key, disk_bytes(own), last_used_s, shared)
+        self._note_prepared(key, bool(meta.get("made")))
         return True
 
 
-def _meta_of(record: ContentRecord) -> dict[str, Any]:
+def prepared_key(content_hash: str, variant: str) -> str:
+    """The entry of a prepared form; `variant` may hold plain characters only."""
+    return f"prepared/{content_hash}--{variant}"
+
+
+def variant_of(key: str) -> str:
+    """The variant that a prepared form is, as `prepared_key` was given it."""
+    return key.split("--", 1)[1]
+
+
+def _content_of(key: str) -> str:
+    """The content that a prepared form was made of."""
+    return f"content/{key.removeprefix('prepared/').split('--', 1)[0]}"
+
+
+def _meta_of(record: ContentRecord, *, hollow: bool = False) -> dict[str, Any]:
     files = [[file.name, file.size_bytes, file.sha256] for file in record.files]
-    return {"boot": boot_id(), "directory": record.is_directory, "files": files}
+    return {"boot": boot_id(), "directory": record.is_directory, "files": files, "hollow": hollow}
 
 
 def _origin_to_json(origin: Origin) -> dict[str, Any]:

@@ -11,6 +11,9 @@ content is found by the tenant, the storage key and the URI together.)
 References: `fetch` returns an artifact with a reference, so that its files stay until `release`. What `prepare` makes
 of an artifact stays as long.
 
+Once a prepared form is there, a large original is deleted (`disk_tier`): then `fetch` answers with the form, and only
+a request for the `original` has it brought again.
+
 Everything here is owned by one event loop. Sources are looked at on one set of threads and downloaded on another, so
 that a model whose bytes are here already does not wait behind ten gigabytes that are not.
 
@@ -34,7 +37,7 @@ from typing import TypeVar
 
 from runtime_adapters.artifacts.content import ContentRecord, place_as_is, place_unpacked
 from runtime_adapters.artifacts.credentials import S3Key, StorageKeys
-from runtime_adapters.artifacts.disk_tier import DiskTier, Origin
+from runtime_adapters.artifacts.disk_tier import DiskTier, Origin, prepared_key, variant_of
 from runtime_adapters.artifacts.download import (
     Downloaded,
     FetchStopped,
@@ -107,13 +110,17 @@ class FetchLimits:
 
 @dataclass(frozen=True, slots=True)
 class FetchRequest:
-    """What to fetch, for whom. `checksum` is `sha256:<hex>`; `deadline_s` is when this waiter gives up (monotonic)."""
+    """What to fetch, for whom. `checksum` is `sha256:<hex>`; `deadline_s` is when this waiter gives up (monotonic).
+
+    `original`: the fetched files themselves, not a prepared form that stands for them.
+    """
 
     uri: str
     storage_key: str | None = None
     checksum: str | None = None
     deadline_s: float | None = None
     tenant: str = "default"
+    original: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +129,8 @@ class Artifact:
 
     `content_hash` names the bytes: `sha256-...` of a file, `tree-...` of a directory. `fetched_bytes` came over the
     network (or from a local file) in the try that succeeded; 0 if all were here. `trusted`: its URI lies under
-    a prefix whose artifacts may run code.
+    a prefix whose artifacts may run code. `form`: the variant that `path` is, where a prepared form stands for the
+    original; else empty.
     """
 
     path: Path
@@ -132,16 +140,20 @@ class Artifact:
     seconds: float
     trusted: bool
     lease: int
+    form: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class DiskUse:
-    """The disk tier at a moment."""
+    """The disk tier at a moment. `saved_bytes`: what equal files of several models would take more if each had its own,
+    and `dropped_bytes`: originals that prepared forms stand for."""
 
     capacity_bytes: int
     used_bytes: int
     entries: int
     fetching: int
+    saved_bytes: int = 0
+    dropped_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +178,15 @@ class ArtifactStore:
         storage: StorageKeys | None = None,
         policy: SourcePolicy | None = None,
         create_file: OpenNew = open_new,
+        keep_originals: bool = False,
     ) -> None:
         """Takes over `root` and rebuilds the ledger from what lies there: blocking, made at the pod's start."""
         self._limits = limits or FetchLimits()
         self._storage = storage or StorageKeys()
         self._policy = policy or SourcePolicy()
         self._create_file = create_file
+        self._keep_originals = keep_originals
+        self._dropping: set[asyncio.Task[None]] = set()
         self._lookers = ThreadPoolExecutor(self._limits.concurrent_max, "artifact-look")
         self._workers = ThreadPoolExecutor(self._limits.concurrent_max, "artifact-fetch")
         self._preparers = ThreadPoolExecutor(self._limits.prepare_concurrent_max, "artifact-prepare")
@@ -192,23 +207,26 @@ class ArtifactStore:
         errand = understand(request.uri, request.tenant, request.storage_key, request.checksum)
         began_s = time.monotonic()
 
-        def take(fetched: _Fetched) -> Artifact:
-            self._disk.acquire(fetched.record.key)
-            lease = next(self._lease_numbers)
-            self._leases[lease] = [fetched.record.key]
-            return Artifact(
-                path=self._disk.content_path(fetched.record, fetched.suffix),
-                content_hash=fetched.record.key.removeprefix("content/"),
-                size_bytes=fetched.record.size_bytes,
+        def take(fetched: _Fetched) -> Artifact | None:
+            record, suffix = fetched.record, fetched.suffix
+            if request.original and self._disk.is_hollow(record.key):
+                return None  # somebody else's fetch, for whom the form would do
+            artifact = Artifact(
+                path=Path(),
+                content_hash=record.key.removeprefix("content/"),
+                size_bytes=record.size_bytes,
                 fetched_bytes=fetched.fetched_bytes,
                 seconds=time.monotonic() - began_s,
                 trusted=fetched.trusted,
-                lease=lease,
+                lease=0,
             )
+            return self._held(artifact, record, suffix)
 
-        return await self._fetches.join(
-            errand.partial_key, partial(self._run, errand), take, _loop_time(request.deadline_s)
-        )
+        while True:
+            run = partial(self._run, errand, request.original)
+            artifact = await self._fetches.join(errand.partial_key, run, take, _loop_time(request.deadline_s))
+            if artifact is not None:
+                return artifact
 
     def hold_again(self, artifact: Artifact) -> Artifact | None:
         """The same content under a reference of its own, if this disk still has it; its source is not asked.
@@ -219,16 +237,32 @@ class ArtifactStore:
         if record is None:
             return None
         # The content may have left and come back under another name meanwhile.
-        path = self._disk.content_path(record, "" if record.is_directory else artifact.path.suffix)
-        self._disk.acquire(record.key)
+        suffix = "" if record.is_directory or artifact.form else artifact.path.suffix
+        return self._held(replace(artifact, fetched_bytes=0, seconds=0.0), record, suffix)
+
+    def _held(self, artifact: Artifact, record: ContentRecord, suffix: str) -> Artifact | None:
+        """The artifact under a new lease; None if neither its files are here nor a form that stands for them."""
+        form = self._disk.form_of(record.key) if self._disk.is_hollow(record.key) else None
+        if form is None and self._disk.is_hollow(record.key):
+            return None
         lease = next(self._lease_numbers)
         self._leases[lease] = [record.key]
-        return replace(artifact, path=path, fetched_bytes=0, seconds=0.0, lease=lease)
+        self._disk.acquire(record.key)
+        if form is None:
+            path = self._disk.content_path(record, suffix)
+        else:
+            path = self._disk.prepared_path(form)
+            self._disk.acquire(form)
+            self._leases[lease].append(form)
+        return replace(artifact, path=path, lease=lease, form=variant_of(form) if form else "")
 
     def release(self, artifact: Artifact) -> None:
         """The files may go when the disk tier needs the room. Releasing twice does no harm."""
-        for key in self._leases.pop(artifact.lease, ()):
+        keys = self._leases.pop(artifact.lease, ())
+        for key in keys:
             self._disk.release(key)
+        if keys:
+            self._drop_original(keys[0])
 
     async def prepare(self, artifact: Artifact, variant: str, make: Callable[[Path], bool]) -> Path | None:
         """What `make` writes into an empty directory, made once per content and variant; None if there is none better.
@@ -246,31 +280,47 @@ class ArtifactStore:
                 return None
             self._disk.acquire(made)
             held.append(made)
-            return self._disk.prepared_path(made) if self._disk.prepared(made) else None
+            if not self._disk.prepared(made):
+                return None
+            self._drop_original(held[0])
+            return self._disk.prepared_path(made)
 
         if self._disk.prepared(key) is not None:
             return take(key)
         return await self._preparations.join(key, partial(self._prepare, artifact, key, make), take)
 
+    def is_prepared(self, artifact: Artifact, variant: str) -> bool:
+        """Whether this variant was made of the artifact, and is here."""
+        return bool(self._disk.prepared(_prepared_key(artifact.content_hash, variant)))
+
     def use(self) -> DiskUse:
         """How full the disk tier is."""
         ledger = self._disk.ledger
-        return DiskUse(ledger.capacity_bytes, ledger.used_bytes, len(ledger), len(self._fetches))
+        return DiskUse(
+            ledger.capacity_bytes,
+            ledger.used_bytes,
+            len(ledger),
+            len(self._fetches),
+            ledger.saved_bytes,
+            self._disk.dropped_bytes,
+        )
 
     async def close(self) -> None:
         """Stop what is being fetched (it can go on at the next start) and wait until threads have let go of files."""
         await self._fetches.stop_all()
         await self._preparations.stop_all()
+        if self._dropping:
+            await asyncio.wait(self._dropping)
         for executor in (self._lookers, self._workers, self._preparers, self._housekeeping):
             await asyncio.to_thread(executor.shutdown)
         self._disk.close()
 
     # One shared fetch -------------------------------------------------------------------------------------------
 
-    async def _run(self, errand: Errand, stop: Stop) -> _Fetched:
+    async def _run(self, errand: Errand, original: bool, stop: Stop) -> _Fetched:
         for attempt in itertools.count(1):
             try:
-                return await self._attempt(errand, stop)
+                return await self._attempt(errand, original, stop)
             except FetchFailed as error:
                 delay_s = self._limits.retry_delay_s * 2 ** (attempt - 1)
                 if attempt >= self._limits.attempts_max or stop.remaining_s <= delay_s or stop.wanted.is_set():
@@ -279,9 +329,11 @@ class ArtifactStore:
                 await asyncio.sleep(delay_s)
         raise AssertionError("unreachable: the loop returns or raises")
 
-    async def _attempt(self, errand: Errand, stop: Stop) -> _Fetched:
+    async def _attempt(self, errand: Errand, original: bool, stop: Stop) -> _Fetched:
         known = self._disk.origins.get(errand.origin_key)
         record = self._disk.content(known.content) if known else None
+        if record is not None and self._disk.is_hollow(record.key) and (original or not self._disk.form_of(record.key)):
+            record = None
         if known is None or record is None:
             seen = await self._in_thread(self._lookers, stop, self._look, errand, None, stop)
             return await self._download(errand, seen, stop)
@@ -460,9 +512,8 @@ class ArtifactStore:
             reservation = await self._disk.reserve(disk_bytes([room_bytes]))
             staged = self._disk.stage()
             made = await self._in_thread(self._preparers, stop, _make_form, make, staged)
-            size_bytes = await self._in_thread(self._preparers, stop, self._disk.write_prepared, staged, made)
-            await self._disk.grow(reservation, size_bytes)
-            self._disk.commit_prepared(reservation, staged, key, made, size_bytes)
+            in_thread = partial(self._in_thread, self._preparers, stop)
+            await self._disk.add_prepared(reservation, staged, key, made, in_thread)
             reservation = staged = None
             return key
         except (DiskFull, ArtifactTooLarge) as error:
@@ -474,6 +525,29 @@ class ArtifactStore:
             if reservation is not None:
                 self._disk.ledger.cancel(reservation)
             self._disk.release(content_key)
+
+    def _drop_original(self, content_key: str) -> None:
+        """Delete the files of this content if a form stands for them and nobody may be reading them."""
+        disk = self._disk
+        if self._keep_originals or not disk.may_hollow_out(content_key):
+            return
+        with_form = sum(
+            keys[0] == content_key and any(disk.prepared(key) for key in keys[1:]) for keys in self._leases.values()
+        )
+        if disk.ledger.references(content_key) == with_form:
+            try:
+                deletion = disk.hollow_out(content_key)
+            except LoadFailed as error:
+                log.warning("an original that a prepared form stands for stays: %s", error)
+                return
+            task = asyncio.get_running_loop().create_task(deletion)
+            self._dropping.add(task)
+            task.add_done_callback(self._dropped)
+
+    def _dropped(self, task: asyncio.Task[None]) -> None:
+        self._dropping.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("an original that a prepared form stands for could not be deleted: %s", error)
 
     def _let_go_prepared(self, made: str | None) -> None:
         if made is not None:
@@ -491,7 +565,7 @@ def _prepared_key(content_hash: str, variant: str) -> str:
     plain = _VARIANT.sub("_", variant)[:80]
     # Two variants that look alike once cleaned must not share a form.
     mark = "" if plain == variant else f"-{digest_of([variant])[:16]}"
-    return f"prepared/{content_hash}--{plain}{mark}"
+    return prepared_key(content_hash, f"{plain}{mark}")
 
 
 def _make_form(make: Callable[[Path], bool], staged: Path) -> bool:

@@ -18,19 +18,39 @@ ENTRY_OVERHEAD_BYTES = 4 * BLOCK_BYTES
 """An entry's directories and its own record."""
 
 
+def file_blocks_bytes(size_bytes: int) -> int:
+    """What one file takes on disk: whole blocks."""
+    return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
+
 def disk_bytes(sizes: list[int]) -> int:
     """What an entry of these files takes on disk: whole blocks, and its overhead."""
-    return ENTRY_OVERHEAD_BYTES + sum(-(-size // BLOCK_BYTES) * BLOCK_BYTES for size in sizes)
+    return ENTRY_OVERHEAD_BYTES + sum(file_blocks_bytes(size) for size in sizes)
 
 
 @dataclass(slots=True)
 class Entry:
-    """Something on disk that may be wanted again."""
+    """Something on disk that may be wanted again. `size_bytes` are its own; `shared` names what others may hold too."""
 
     key: str
     size_bytes: int
     last_used_s: float
     references: int = 0
+    shared: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _SharedFile:
+    size_bytes: int
+    holders: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """What an entry frees: bytes that count until they are gone, and shared files that nobody else holds."""
+
+    size_bytes: int
+    shared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +84,7 @@ class DiskLedger:
         self.capacity_bytes = capacity_bytes
         self._entries: dict[str, Entry] = {}
         self._reserved: dict[int, int] = {}
+        self._shared: dict[str, _SharedFile] = {}
         self._leaving_bytes = 0
         self._entry_bytes = 0
         self._reserved_bytes = 0
@@ -73,8 +94,17 @@ class DiskLedger:
 
     @property
     def entry_bytes(self) -> int:
-        """Bytes of all entries."""
+        """Bytes of all entries, shared ones once."""
         return self._entry_bytes
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that the entries would take more if each had its own copy of what is shared."""
+        return sum(file.size_bytes * (file.holders - 1) for file in self._shared.values())
+
+    def holds_shared(self, name: str) -> bool:
+        """Whether any entry holds this shared file."""
+        return name in self._shared
 
     @property
     def reserved_bytes(self) -> int:
@@ -103,12 +133,17 @@ class DiskLedger:
         if missing_bytes <= 0:
             return Room(())  # the usual case, and no reason to sort ten thousand entries on the event loop
         victims: list[str] = []
+        left: dict[str, int] = {}
         for entry in sorted(self._entries.values(), key=_eviction_order):
             if missing_bytes <= 0:
                 break
             if entry.references == 0:
                 victims.append(entry.key)
                 missing_bytes -= entry.size_bytes
+                for name in entry.shared:
+                    left[name] = left.get(name, self._shared[name].holders) - 1
+                    if left[name] == 0:
+                        missing_bytes -= self._shared[name].size_bytes
         if missing_bytes > 0:
             in_use_bytes = sum(entry.size_bytes for entry in self._entries.values() if entry.references)
             return NoRoom(needed_bytes, needed_bytes - missing_bytes, in_use_bytes, self._reserved_bytes)
@@ -140,13 +175,36 @@ class DiskLedger:
         """Give all of it back: nothing of what was written for it is on disk any more."""
         self._reserved_bytes -= self._reserved.pop(reservation.number)
 
-    def settle(self, reservation: Reservation, key: str, size_bytes: int, now_s: float) -> None:
+    def settle(
+        self,
+        reservation: Reservation,
+        key: str,
+        size_bytes: int,
+        now_s: float,
+        shared: tuple[tuple[str, int], ...] = (),
+    ) -> None:
         """What was reserved has become an entry. Raises ValueError if it is more than was reserved."""
         held = self._reserved[reservation.number]
-        if size_bytes > held:
-            raise ValueError(f"entry {key} has {size_bytes} bytes, and {held} were reserved")
+        new_bytes = size_bytes + sum(size for name, size in shared if name not in self._shared)
+        if new_bytes > held:
+            raise ValueError(f"entry {key} has {new_bytes} bytes, and {held} were reserved")
         self.cancel(reservation)
-        self.add(key, size_bytes, now_s)
+        self.add(key, size_bytes, now_s, shared)
+
+    def settle_into(self, reservation: Reservation, key: str, size_bytes: int) -> None:
+        """A part of what was reserved belongs to an entry now, which takes `size_bytes`; the rest stays reserved.
+
+        Raises ValueError if it is more than was reserved.
+        """
+        entry = self._entries[key]
+        more_bytes = size_bytes - entry.size_bytes
+        held = self._reserved[reservation.number]
+        if more_bytes > held:
+            raise ValueError(f"entry {key} grows by {more_bytes} bytes, and {held} were reserved")
+        self._reserved[reservation.number] -= more_bytes
+        self._reserved_bytes -= more_bytes
+        self._entry_bytes += more_bytes
+        entry.size_bytes = size_bytes
 
     def claim(self, key: str) -> Reservation:
         """Turn an entry into a reservation of its size (an interrupted download that goes on)."""
@@ -159,12 +217,20 @@ class DiskLedger:
 
     # Entries ----------------------------------------------------------------------------------------------------
 
-    def add(self, key: str, size_bytes: int, last_used_s: float) -> None:
-        """Count something that is on disk already. At the start of a pod this may exceed a capacity made smaller."""
+    def add(self, key: str, size_bytes: int, last_used_s: float, shared: tuple[tuple[str, int], ...] = ()) -> None:
+        """Count something that is on disk already. At the start of a pod this may exceed a capacity made smaller.
+
+        `shared`: files that other entries may hold as well, and their bytes, which `size_bytes` does not include.
+        """
         if key in self._entries:
             raise ValueError(f"entry {key} is there already")
-        self._entries[key] = Entry(key, size_bytes, last_used_s)
+        self._entries[key] = Entry(key, size_bytes, last_used_s, shared=tuple(name for name, _ in shared))
         self._entry_bytes += size_bytes
+        for name, shared_bytes in shared:
+            file = self._shared.setdefault(name, _SharedFile(shared_bytes))
+            if file.holders == 0:
+                self._entry_bytes += file.size_bytes
+            file.holders += 1
 
     def acquire(self, key: str, now_s: float) -> None:
         """One more user; the entry stays until as many have released it."""
@@ -180,9 +246,21 @@ class DiskLedger:
         entry.references -= 1
         entry.last_used_s = max(entry.last_used_s, now_s)
 
-    def begin_leaving(self, key: str) -> int:
+    def begin_leaving(self, key: str) -> Leaving:
         """The entry can no longer be found; its bytes, returned, count until `end_leaving`."""
-        size_bytes = self._remove(key).size_bytes
+        before_bytes = self._entry_bytes
+        entry = self._remove(key)
+        gone = tuple(name for name in entry.shared if name not in self._shared)
+        leaving = Leaving(before_bytes - self._entry_bytes, gone)
+        self._leaving_bytes += leaving.size_bytes
+        return leaving
+
+    def begin_shrinking(self, key: str, to_bytes: int) -> int:
+        """A part of an entry leaves while the rest stays in use; its bytes, returned, count until `end_leaving`."""
+        entry = self._entries[key]
+        size_bytes = max(0, entry.size_bytes - to_bytes)
+        entry.size_bytes -= size_bytes
+        self._entry_bytes -= size_bytes
         self._leaving_bytes += size_bytes
         return size_bytes
 
@@ -192,7 +270,13 @@ class DiskLedger:
 
     def validate(self) -> None:
         """The invariants; raises AssertionError naming the one that does not hold."""
-        assert self._entry_bytes == sum(entry.size_bytes for entry in self._entries.values()), "entry bytes drifted"
+        holders: dict[str, int] = {}
+        for name in (name for entry in self._entries.values() for name in entry.shared):
+            holders[name] = holders.get(name, 0) + 1
+        assert holders == {name: file.holders for name, file in self._shared.items()}, "shared files drifted"
+        own_bytes = sum(entry.size_bytes for entry in self._entries.values())
+        shared_bytes = sum(file.size_bytes for file in self._shared.values())
+        assert self._entry_bytes == own_bytes + shared_bytes, "entry bytes drifted"
         assert self._leaving_bytes >= 0, "more bytes left than were leaving"
         assert self._reserved_bytes == sum(self._reserved.values()), "reserved bytes drifted"
         assert self.used_bytes <= self.capacity_bytes, "more bytes than capacity"
@@ -204,6 +288,12 @@ class DiskLedger:
             raise ValueError(f"entry {key} is in use by {entry.references}")
         del self._entries[key]
         self._entry_bytes -= entry.size_bytes
+        for name in entry.shared:
+            file = self._shared[name]
+            file.holders -= 1
+            if file.holders == 0:
+                del self._shared[name]
+                self._entry_bytes -= file.size_bytes
         return entry
 
 
