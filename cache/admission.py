@@ -30,6 +30,10 @@ def refusal_at_the_door(state: PodState, want: Want, copy: Copy | None) -> Refus
     if expected is not None and expected.missing_from(limits.capacity):
         source = "was measured to take" if measured is not None else "declares a size of"
         return Refusal(RefusalKind.TOO_BIG, too_big_message(key, f"{source} {expected}", limits.capacity))
+    share = limits.tenants.get(key.tenant)
+    if expected is not None and share is not None and share.beyond_limit(expected):
+        source = "was measured to take" if measured is not None else "declares a size of"
+        return Refusal(RefusalKind.TOO_BIG, beyond_limit_message(key, f"{source} {expected}", share.limit))
     if copy is None and state.loads_paused:
         return _overloaded(state, key, f"this pod loads nothing now: {state.why_smaller}")
     if copy is None:
@@ -68,6 +72,14 @@ def too_big_message(key: ModelKey, what: str, capacity: Bytes) -> str:
     return (
         f"Model {key} {what}, and this pod's whole capacity is {capacity}. "
         "Raise --capacity, correct its size hint, or register a smaller model."
+    )
+
+
+def beyond_limit_message(key: ModelKey, what: str, limit: Bytes) -> str:
+    """The model never fits into what its tenant may hold."""
+    return (
+        f"Model {key} {what}, and its tenant {key.tenant!r} may hold {limit} on this pod. "
+        "Raise --tenant-limits, correct its size hint, or register a smaller model."
     )
 
 

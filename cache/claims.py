@@ -6,14 +6,17 @@ a claim that cannot be satisfied gets its verdict: go on holding its place, or b
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cache.admission import too_big_message
+from cache.admission import beyond_limit_message, too_big_message
 from cache.copies import Copy
 from cache.eviction import CannotFit
 from cache.space import Claim, SpacePlan, load_order, plan_space
 from cache.state import PodState
-from cache.types import Bytes, CopyState, RefusalKind
+from cache.tenancy import NO_SHARE, TenantTally, guarantees_within, sums_by_tenant
+from cache.transitions import LEAVING
+from cache.types import NO_BYTES, Bytes, CopyState, RefusalKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,22 @@ def plan_claims(state: PodState, claims: list[Claim]) -> SpacePlan:
         slots=load_slots(state),
         now_s=state.now_s,
         score_of=state.score_of(),
+        tally=tally_of(state) if state.limits.tenants else None,
+    )
+
+
+def tally_of(state: PodState) -> TenantTally:
+    """What the tenants hold now, against their shares."""
+
+    def held(copies: Iterable[Copy]) -> dict[str, Bytes]:
+        return sums_by_tenant((copy.key.tenant, copy.charged) for copy in copies)
+
+    return TenantTally(
+        state.limits.tenants,
+        guarantees_within(state.limits.tenants, state.capacity_wanted),
+        held=held(state.copies.values()),
+        leaving=held(copy for each in LEAVING for copy in state.by_state[each].values()),
+        servable=held(state.by_state[CopyState.SERVABLE].values()),
     )
 
 
@@ -94,11 +113,21 @@ def verdict(state: PodState, claim: Claim, why: CannotFit) -> Hopeless | None:
     if needed.missing_from(limits.capacity):
         message = too_big_message(copy.key, f"takes {needed}", limits.capacity)
         return Hopeless(RefusalKind.TOO_BIG, message, remembered=True)
+    share = limits.tenants.get(copy.key.tenant, NO_SHARE)
+    if share.beyond_limit(needed):
+        message = beyond_limit_message(copy.key, f"takes {needed}", share.limit)
+        return Hopeless(RefusalKind.TOO_BIG, message, remembered=True)
+    if why.limited_tenant and share.beyond_limit(needed + _unfreeable(state, copy, of=copy.key.tenant)):
+        message = (
+            f"Model {copy.key} needs {needed}; its tenant may hold {share.limit} here, and too much of that is pinned "
+            "or could not be freed. Unpin models, or raise --tenant-limits."
+        )
+        return Hopeless(RefusalKind.FULL, message, remembered=True)
     unfreeable = _unfreeable(state, copy)
     if needed.missing_from(state.capacity_wanted - unfreeable):
         message = (
-            f"Model {copy.key} needs {needed}; {unfreeable} of {state.capacity_wanted} are pinned or could not be "
-            f"freed{f' ({state.why_smaller})' if state.why_smaller else ''}. "
+            f"Model {copy.key} needs {needed}; {unfreeable} of {state.capacity_wanted} are pinned, guaranteed to other "
+            f"tenants or could not be freed{f' ({state.why_smaller})' if state.why_smaller else ''}. "
             "Unpin models, raise --capacity, or ask another pod."
         )
         return Hopeless(RefusalKind.FULL, message, remembered=True)
@@ -129,10 +158,20 @@ def _gives_up_at_s(state: PodState, copy: Copy) -> float:
     return since_s + state.limits.space_wait_max_s
 
 
-def _unfreeable(state: PodState, claimant: Copy) -> Bytes:
-    """Bytes that no amount of waiting frees: pinned by specs, or lost to failing unloads."""
-    pinned = (
-        copy.charged for copy in state.by_state[CopyState.SERVABLE].values() if copy.pinned and copy is not claimant
+def _unfreeable(state: PodState, claimant: Copy, of: str | None = None) -> Bytes:
+    """Bytes that no amount of waiting frees: pinned by specs, lost to failing unloads, and what other tenants hold of
+    their guarantees. `of`: those of one tenant alone."""
+    servable = state.by_state[CopyState.SERVABLE].values()
+    pinned = sums_by_tenant(
+        (copy.key.tenant, copy.charged) for copy in servable if copy.pinned and copy is not claimant
     )
-    stuck = (copy.charged for copy in state.by_state[CopyState.STUCK].values())
-    return Bytes.sum([*pinned, *stuck])
+    stuck = sums_by_tenant((copy.key.tenant, copy.charged) for copy in state.by_state[CopyState.STUCK].values())
+    if of is not None:
+        return pinned.get(of, NO_BYTES) + stuck.get(of, NO_BYTES)
+    if state.limits.tenants:
+        held = sums_by_tenant((copy.key.tenant, copy.charged) for copy in servable)
+        for tenant, guarantee in guarantees_within(state.limits.tenants, state.capacity_wanted).items():
+            if tenant != claimant.key.tenant:
+                kept = guarantee.at_most(held.get(tenant, NO_BYTES))
+                pinned[tenant] = pinned.get(tenant, NO_BYTES).at_least(kept)
+    return Bytes.sum([*pinned.values(), *stuck.values()])

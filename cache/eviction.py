@@ -3,7 +3,7 @@
 All victims are chosen before the first unload starts: a plan that frees too little would have cost warm models for
 nothing. A policy (`cache.policies`) is only a number per copy, how much it is worth to keep; what may go at all is
 decided here, once for every policy: servable, held by nobody, not pinned, and past its minimum residency unless that
-is overridden.
+is overridden. Nor does a copy that its tenant's guarantee holds go for another tenant (`cache.tenancy`).
 
 Scoring every copy is O(N) with a heap on top. Evictions are rare beside requests, and each costs milliseconds, so
 the cleverness of constant-time schemes is not needed. The greedy choice is deliberately not pruned afterwards (a
@@ -13,11 +13,12 @@ later, larger victim might make an earlier, smaller one needless): pruning would
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heapify, heappop
 
 from cache.policies.base import Score
-from cache.types import Bytes, CopyState, ModelKey
+from cache.tenancy import Claimant
+from cache.types import NO_BYTES, Bytes, CopyState, ModelKey
 from cache.views import CopyView
 
 
@@ -53,20 +54,36 @@ class CannotFit:
     """Protected by minimum residency only."""
     retry_at_s: float | None
     """When the first of the young copies loses its protection."""
+    guaranteed: Bytes = NO_BYTES
+    """Idle, but other tenants are guaranteed to keep them."""
+    limited_tenant: str = ""
+    """The tenant whose own limit is in the way: only its copies were looked at."""
 
     def __str__(self) -> str:
+        whose = f" of tenant {self.limited_tenant}, which is at its limit" if self.limited_tenant else ""
+        guaranteed = f", guaranteed to other tenants: {self.guaranteed}" if self.guaranteed else ""
         return (
-            f"{self.missing} more are needed; evictable: {self.evictable}, in use: {self.in_use}, "
-            f"pinned: {self.pinned}, loaded a moment ago: {self.young}"
+            f"{self.missing} more are needed{whose}; evictable: {self.evictable}, in use: {self.in_use}, "
+            f"pinned: {self.pinned}, loaded a moment ago: {self.young}{guaranteed}"
         )
 
 
 def plan_eviction(
-    copies: Iterable[CopyView], missing: Bytes, now_s: float, score_of: Score, *, override_residency: bool
+    copies: Iterable[CopyView],
+    missing: Bytes,
+    now_s: float,
+    score_of: Score,
+    *,
+    override_residency: bool,
+    claimant: Claimant | None = None,
 ) -> Evict | CannotFit:
-    """Choose all victims that free `missing`, or say why that is impossible now. `score_of`: what a policy finds."""
-    # (young, priority, score, position): the cheap part of the order; `_leaving_order` settles the rest among equals.
-    evictable: list[tuple[bool, int, float, int]] = []
+    """Choose all victims that free `missing`, or say why that is impossible now. `score_of`: what a policy finds.
+
+    `claimant`: for which tenant, where tenants have guarantees; None: they have none, or it is for no tenant.
+    """
+    # The cheap part of the order; `_leaving_order` settles the rest among equals.
+    evictable: list[_Scored] = []
+    last_of = claimant.tenant if claimant is not None and claimant.within_guarantee else None
     views: list[CopyView] = []
     in_use: list[Bytes] = []
     pinned: list[Bytes] = []
@@ -82,43 +99,81 @@ def plan_eviction(
         elif (is_young := now_s < copy.protected_until_s) and not override_residency:
             young.append(copy)
         else:
-            evictable.append((is_young, copy.priority, score_of(copy), len(views)))
+            own_last = copy.key.tenant == last_of
+            evictable.append((own_last, is_young, copy.priority, score_of(copy), len(views)))
             views.append(copy)
 
-    still_missing = missing
-    passed_over: list[Bytes] = []
-    victims: list[Victim] = []
-    for is_young, score, copy in _leaving_order(evictable, views):
-        if not still_missing:
-            break
-        if not any(copy.charged[place] > 0 for place, _ in still_missing):
-            passed_over.append(copy.charged)  # it would free nothing where bytes are missing
-            continue
-        victims.append(Victim(copy.copy_id, copy.key, copy.charged, score, now_s - copy.last_used_s, is_young))
-        still_missing = still_missing.missing_from(copy.charged)
-    if not still_missing:
-        return Evict(tuple(victims))
+    choice = _choose(_leaving_order(evictable, views), missing, now_s, claimant)
+    if choice.missing and choice.guaranteed:
+        # What a guarantee leaves over may go in one large copy where in this order only a small one could.
+        largest_first = sorted(choice.leaving_order, key=lambda leaving: -leaving[2].charged.total_bytes)
+        second = _choose(largest_first, missing, now_s, claimant)
+        choice = choice if second.missing else second
+    if not choice.missing:
+        return Evict(tuple(choice.victims))
     return CannotFit(
         missing=missing,
-        evictable=Bytes.sum([*(victim.freed for victim in victims), *passed_over]),
+        evictable=Bytes.sum([*(victim.freed for victim in choice.victims), *choice.passed_over]),
         in_use=Bytes.sum(in_use),
         pinned=Bytes.sum(pinned),
         young=Bytes.sum(copy.charged for copy in young),
         retry_at_s=min((copy.protected_until_s for copy in young), default=None),
+        guaranteed=Bytes.sum(choice.guaranteed),
     )
 
 
-def _leaving_order(
-    scored: list[tuple[bool, int, float, int]], views: list[CopyView]
-) -> Iterator[tuple[bool, float, CopyView]]:
-    # 1. copies past their minimum residency before young ones; 2. the lowest priority; 3. the lowest score; 4. of equal
-    # scores the largest, to unload fewer; 5. the key; 6. the id of the copy, so that equal views give equal plans.
+_Scored = tuple[bool, bool, int, float, int]
+"""(last, young, priority, score, position)"""
+
+_Leaving = tuple[bool, float, CopyView]
+"""(young, score, copy)"""
+
+
+@dataclass(slots=True)
+class _Choice:
+    missing: Bytes
+    """Still."""
+    victims: list[Victim] = field(default_factory=list)
+    passed_over: list[Bytes] = field(default_factory=list)
+    guaranteed: list[Bytes] = field(default_factory=list)
+    leaving_order: list[_Leaving] = field(default_factory=list)
+    """All that were looked at, where there is a claimant."""
+
+
+def _choose(order: Iterable[_Leaving], missing: Bytes, now_s: float, claimant: Claimant | None) -> _Choice:
+    """Take copies in this order until nothing is missing. One that was passed over stays so: what its tenant may
+    spare only shrinks."""
+    choice = _Choice(missing)
+    spare = {} if claimant is None else dict(claimant.spare)
+    for leaving in order:
+        if not choice.missing:
+            break
+        is_young, score, copy = leaving
+        if claimant is not None:
+            choice.leaving_order.append(leaving)
+        if not any(copy.charged[place] > 0 for place, _ in choice.missing):
+            choice.passed_over.append(copy.charged)  # it would free nothing where bytes are missing
+            continue
+        if claimant is not None and not claimant.may_take(copy, spare):
+            choice.guaranteed.append(copy.charged)
+            continue
+        if copy.key.tenant in spare:
+            spare[copy.key.tenant] -= copy.charged
+        choice.victims.append(Victim(copy.copy_id, copy.key, copy.charged, score, now_s - copy.last_used_s, is_young))
+        choice.missing = choice.missing.missing_from(copy.charged)
+    return choice
+
+
+def _leaving_order(scored: list[_Scored], views: list[CopyView]) -> Iterator[_Leaving]:
+    # 1. others' copies before those of a claimant that is within its guarantee; 2. copies past their minimum residency
+    # before young ones; 3. the lowest priority; 4. the lowest score; 5. of equal scores the largest, to unload fewer;
+    # 6. the key; 7. the id of the copy, so that equal views give equal plans.
     heapify(scored)  # usually a few leave of many, so a heap and not a sort
     while scored:
-        young, priority, score, position = heappop(scored)
+        last, young, priority, score, position = heappop(scored)
         equals = [views[position]]
-        while scored and scored[0][:3] == (young, priority, score):
-            equals.append(views[heappop(scored)[3]])
+        while scored and scored[0][:4] == (last, young, priority, score):
+            equals.append(views[heappop(scored)[4]])
         if len(equals) > 1:
             equals.sort(key=lambda copy: (-copy.charged.total_bytes, copy.key, copy.copy_id))
         for copy in equals:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from cache.state import PodState
 from cache.timers import Alarm
-from cache.transitions import CHARGED, ENDING, PENDING
-from cache.types import CopyState
+from cache.transitions import CHARGED, ENDING, LEAVING, PENDING
+from cache.types import Bytes, CopyState
 
 _RUNNING = (CopyState.FETCHING, CopyState.LOADING, *ENDING)
 
@@ -21,6 +21,7 @@ def check_invariants(state: PodState) -> None:
     _check_waiters(state)
     _check_pins(state)
     _check_progress(state)
+    _check_tenants(state)
 
 
 def _check_bytes(state: PodState) -> None:
@@ -114,3 +115,21 @@ def _check_progress(state: PodState) -> None:
             )
     for copy in members[CopyState.STUCK].values():
         assert state.timers.is_set(Alarm("unload again", copy.copy_id)), f"{copy.key}: stuck for ever"
+
+
+def _check_tenants(state: PodState) -> None:
+    """No tenant's claim has taken another below its guarantee, and nobody stays above a limit for want of looking."""
+    for crossing in state.crossings:
+        assert crossing.is_allowed(), (
+            f"{crossing.key} left for tenant {crossing.for_tenant}: its tenant keeps {crossing.left} of the "
+            f"{crossing.guarantee} that it is guaranteed"
+        )
+    state.crossings.clear()
+    for tenant, share in state.limits.tenants.items():
+        own = [copy for copy in state.copies.values() if copy.key.tenant == tenant]
+        staying = [copy for copy in own if copy.state not in LEAVING]
+        if share.beyond_limit(Bytes.sum(copy.charged for copy in staying)):
+            idle = [copy for copy in staying if copy.state is CopyState.SERVABLE and not copy.pins and not copy.pinned]
+            assert not any(copy.charged[place] > 0 for copy in idle for place, _ in share.limit), (
+                f"tenant {tenant} is above its limit and keeps idle copies"
+            )

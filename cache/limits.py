@@ -5,8 +5,9 @@ Deliberately absent: where the values come from. The pod's settings read the env
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from cache.tenancy import TenantShares, check_shares
 from cache.types import Bytes
 
 
@@ -82,6 +83,9 @@ class CacheLimits:
     pinned_bytes_per_tenant_max: int | None = None
     """Bytes (all places together) that one tenant may pin; None is half of the capacity, so that others can load."""
 
+    tenants: TenantShares = field(default_factory=dict)
+    """What each tenant is guaranteed, and may hold at most; who is not named has neither."""
+
     history_max: int = 512
     """Evictions, failures and other notes that `explain` can look back on."""
 
@@ -116,6 +120,7 @@ class CacheLimits:
             raise ValueError(f"load_time_weight is {self.load_time_weight}; it must lie in (0, 1].")
         if any(count < 0 for _, count in self.capacity):
             raise ValueError(f"capacity is {self.capacity}; every component must be zero or more bytes.")
+        check_shares(self.tenants, self.capacity)
 
     @property
     def pinned_bytes_max(self) -> int:

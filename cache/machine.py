@@ -11,7 +11,7 @@ What holds at every moment is in `cache.invariants`; which moves exist, in `cach
 `cache.eviction`; who gets the bytes, in `cache.space`. Here is only what an event means and what follows from it.
 
 Deliberately absent: clocks, threads, tasks and locks (everything runs to its end on the caller's one thread), the
-loaded models themselves, guaranteed shares between tenants (placement's), retries on other pods (the mesh's).
+loaded models themselves, retries on other pods (the mesh's).
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ from cache.events import (
     UnloadFailed,
     Want,
 )
-from cache.eviction import CannotFit
+from cache.eviction import CannotFit, Victim
 from cache.failures import FailureRecord
 from cache.invariants import check_invariants
 from cache.limits import CacheLimits
 from cache.policies import policy_named
 from cache.policies.base import EvictionPolicy
-from cache.shrinking import plan_shrinking
+from cache.shrinking import is_over_limit, plan_returns, plan_shrinking
 from cache.space import Claim
 from cache.state import PodState
 from cache.timers import Alarm
@@ -188,6 +188,7 @@ class CacheMachine:
         while state.replan:
             state.replan = False
             self._follow_capacity()
+            self._follow_limits()
             self._pay_debts()
             self._start_fetches()
             self._start_loads()
@@ -596,9 +597,19 @@ class CacheMachine:
         for victim in plan_shrinking(state):
             copy = state.copies[victim.copy_id]
             reason = f"{EVICTED_FOR}a smaller capacity of {state.capacity_wanted}: {state.why_smaller or 'resized'}"
-            state.evicted(victim.score, victim.idle_s)
-            state.note(copy.key, copy.copy_id, reason)
-            self._unload(copy, reason)
+            self._evict(copy, victim, reason)
+
+    def _follow_limits(self) -> None:
+        """Idle copies of a tenant that holds more than it may leave; those in use follow when they are given back."""
+        for victim in plan_returns(self._state):
+            copy = self._state.copies[victim.copy_id]
+            limit = self._state.limits.tenants[copy.key.tenant].limit
+            self._evict(copy, victim, f"{EVICTED_FOR}the limit of tenant {copy.key.tenant}, {limit}")
+
+    def _evict(self, copy: Copy, victim: Victim, reason: str) -> None:
+        self._state.evicted(victim.score, victim.idle_s)
+        self._state.note(copy.key, copy.copy_id, reason)
+        self._unload(copy, reason)
 
     def _pay_debts(self) -> None:
         for copy in sorted(self._state.debtors.values(), key=lambda each: each.copy_id):
@@ -624,7 +635,9 @@ class CacheMachine:
             # One at a time: whoever stood behind it may fit once it is gone.
             if not any(self._ended(claim, why) for claim, why in plan.blocked):
                 break
-        self._space_wanted = bool(plan.blocked) or state.ledger.capacity != state.capacity_wanted
+        self._space_wanted = (
+            bool(plan.blocked) or state.ledger.capacity != state.capacity_wanted or is_over_limit(state)
+        )
         for claim, why in plan.blocked:
             state.timers.set_no_later(LOOK_AGAIN, look_again_at_s(state, claim, why))
         for victim, claim in plan.unload:
@@ -632,9 +645,8 @@ class CacheMachine:
             reason = f"{EVICTED_FOR}{claim.key}, which needs {claim.needed}: idle for {victim.idle_s:.1f} s"
             if victim.young:
                 reason += ", loaded a moment ago, but the request has waited too long"
-            state.evicted(victim.score, victim.idle_s)
-            state.note(copy.key, copy.copy_id, reason)
-            self._unload(copy, reason)
+            self._evict(copy, victim, reason)
+            state.crossed(copy, claim.key.tenant)
         for copy_id in plan.start:
             copy = state.copies[copy_id]
             state.charge(copy, copy.needed)
@@ -666,6 +678,11 @@ class CacheMachine:
     def usage(self) -> Usage:
         """The ledger and the counts, now."""
         return reports.usage(self._state)
+
+    @property
+    def used(self) -> Bytes:
+        """Bytes that are reserved, resident, or not yet given back."""
+        return self._state.ledger.used
 
     def copies(self) -> list[CopyView]:
         """Every copy, resident or not, in the order of their ids."""

@@ -7,19 +7,18 @@ from math import inf
 from cache.claims import rank
 from cache.copies import Copy
 from cache.state import PodState
+from cache.tenancy import NO_SHARE, guarantees_within, sums_by_tenant
 from cache.transitions import PENDING
-from cache.types import Bytes, CopyState, ModelKey
-from cache.views import Explanation, QueueEntry, Usage
+from cache.types import NO_BYTES, Bytes, CopyState, ModelKey
+from cache.views import Explanation, QueueEntry, TenantUse, Usage
 
 
 def usage(state: PodState) -> Usage:
     """The ledger and the counts, now."""
     copies = list(state.copies.values())
     servable = state.by_state[CopyState.SERVABLE].values()
-    by_tenant: dict[str, list[Bytes]] = {}
     pinned: dict[str, int] = {}
     for copy in copies:
-        by_tenant.setdefault(copy.key.tenant, []).append(copy.charged)
         if copy.pinned:
             pinned[copy.key.tenant] = pinned.get(copy.key.tenant, 0) + copy.size.total_bytes
     return Usage(
@@ -32,13 +31,25 @@ def usage(state: PodState) -> Usage:
             for copy_state, members in state.by_state.items()
             if members
         },
-        bytes_by_tenant={tenant: Bytes.sum(charges) for tenant, charges in by_tenant.items()},
+        tenants=_tenants(state),
         pinned_bytes_by_tenant=pinned,
         copies_by_state={copy_state: len(members) for copy_state, members in state.by_state.items() if members},
         waiters=len(state.waiters),
         oldest_use_s=min((copy.last_used_s for copy in servable), default=None),
         evictions_total=state.evictions_total,
     )
+
+
+def _tenants(state: PodState) -> dict[str, TenantUse]:
+    shares = state.limits.tenants
+    guarantees = guarantees_within(shares, state.capacity_wanted)
+    held = sums_by_tenant((copy.key.tenant, copy.charged) for copy in state.copies.values())
+    return {
+        tenant: TenantUse(
+            held.get(tenant, NO_BYTES), guarantees.get(tenant, NO_BYTES), shares.get(tenant, NO_SHARE).limit
+        )
+        for tenant in sorted({*held, *shares})
+    }
 
 
 def queue(state: PodState) -> tuple[QueueEntry, ...]:
@@ -77,6 +88,16 @@ def explain(state: PodState, key: ModelKey) -> Explanation:
     )
 
 
+def _share_in_words(state: PodState, tenant: str) -> str:
+    share = state.limits.tenants.get(tenant)
+    if share is None:
+        return ""
+    use = _tenants(state)[tenant]
+    bounds = [f"is guaranteed {use.guarantee}"] if use.guarantee else []
+    bounds += [f"may hold {use.limit}"] if use.limit else []
+    return f"; tenant {tenant} holds {use.held}, {' and '.join(bounds)}"
+
+
 def _summary(state: PodState, key: ModelKey, current: Copy | None, leaving: list[Copy]) -> str:
     """One sentence; the first case that applies."""
     if current is not None and current.state is CopyState.SERVABLE:
@@ -86,12 +107,13 @@ def _summary(state: PodState, key: ModelKey, current: Copy | None, leaving: list
             held += ", pinned"
         elif current.model.pinned:
             held += ", not pinned although its spec asks for it"
+        held += _share_in_words(state, key.tenant)
         return f"Servable here: takes {current.size}, {held}."
     if current is not None:
         sentence = f"On its way in: {current.state.value} for {state.now_s - current.since_s:.1f} s"
         sentence += f", {len(current.waiters)} requests wait"
         if current.blocked is not None:
-            sentence += f"; {current.blocked}"
+            sentence += f"; {current.blocked}{_share_in_words(state, key.tenant)}"
         return sentence + "."
     record = state.failures.get(key, state.now_s)
     if record is not None and record.retry_at_s == inf:

@@ -1,4 +1,4 @@
-"""Which copies leave when the pod may hold less than it does.
+"""Which copies leave when the pod, or one of its tenants, may hold less than it does.
 
 Memory that the kernel takes back, or that a framework did not find, makes a capacity smaller than it was thought to
 be. Then idle copies leave in the order of any eviction, as many as are needed and no more; if all that may go is not
@@ -10,9 +10,11 @@ Pure: the answer is a value.
 
 from __future__ import annotations
 
-from cache.eviction import CannotFit, Victim, plan_eviction
+from cache.claims import tally_of
+from cache.eviction import CannotFit, Evict, Victim, plan_eviction
 from cache.state import PodState
-from cache.types import Bytes, CopyState
+from cache.types import NO_BYTES, Bytes, CopyState
+from cache.views import CopyView
 
 
 def plan_shrinking(state: PodState) -> tuple[Victim, ...]:
@@ -22,6 +24,35 @@ def plan_shrinking(state: PodState) -> tuple[Victim, ...]:
     if not excess:
         return ()
     views = [copy.view() for copy in state.by_state[CopyState.SERVABLE].values()]
+    if state.limits.tenants:
+        sparing = tally_of(state).claimant("", NO_BYTES)  # no tenant's doing: what is guaranteed goes last
+        plan = plan_eviction(views, excess, state.now_s, state.score_of(), override_residency=True, claimant=sparing)
+        if isinstance(plan, Evict):
+            return plan.victims
+    return _as_many_as_may(state, views, excess)
+
+
+def plan_returns(state: PodState) -> tuple[Victim, ...]:
+    """The copies to unload now, so that tenants are within their limits again: copies grew, or were measured larger
+    than they were declared."""
+    if not state.limits.tenants:
+        return ()
+    tally = tally_of(state)
+    victims: list[Victim] = []
+    for tenant in sorted(state.limits.tenants):
+        if excess := tally.beyond_limit(tenant, NO_BYTES):
+            servable = state.by_state[CopyState.SERVABLE].values()
+            victims += _as_many_as_may(state, [copy.view() for copy in servable if copy.key.tenant == tenant], excess)
+    return tuple(victims)
+
+
+def is_over_limit(state: PodState) -> bool:
+    """Whether a tenant still holds more than it may, and nothing can leave now."""
+    tenants = state.limits.tenants
+    return bool(tenants) and any(bool(tally_of(state).beyond_limit(tenant, NO_BYTES)) for tenant in tenants)
+
+
+def _as_many_as_may(state: PodState, views: list[CopyView], excess: Bytes) -> tuple[Victim, ...]:
     plan = plan_eviction(views, excess, state.now_s, state.score_of(), override_residency=True)
     if isinstance(plan, CannotFit):
         attainable = excess.at_most(plan.evictable)

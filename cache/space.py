@@ -6,16 +6,20 @@ order of `load_order`. A claim that does not fit yet keeps its place and its sha
 behind it may start only from what is left over. So a large model cannot be starved by small ones; how long it may
 hold the line while everything is in use is bounded by the machine, which then refuses it.
 
+Tenants may have shares (`cache.tenancy`): then a claim is met first by its tenant's own copies, as far as its limit
+asks for it, and what others are guaranteed to keep does not go for it.
+
 Pure: the plan is a value. The machine may throw it away, and does so when a blocked claim is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cache.eviction import CannotFit, Victim, plan_eviction
+from cache.eviction import CannotFit, Evict, Victim, plan_eviction
 from cache.policies.base import Score
+from cache.tenancy import TenantTally
 from cache.types import Bytes, ModelKey
 from cache.views import CopyView
 
@@ -63,45 +67,78 @@ def plan_space(
     slots: int,
     now_s: float,
     score_of: Score,
+    tally: TenantTally | None = None,
 ) -> SpacePlan:
     """Go down the line of `claims`. `residents` is looked at only when something must be evicted.
 
-    `coming`: bytes of copies that are being unloaded. `slots`: loads that may start or hold a claim now.
+    `coming`: bytes of copies that are being unloaded. `slots`: loads that may start or hold a claim now. `tally`: of
+    the tenants, where they have shares; changed.
     """
     start: list[int] = []
     unload: list[tuple[Victim, Claim]] = []
     blocked: list[tuple[Claim, CannotFit]] = []
     owed_to_nobody = free + coming
     evictable: dict[int, CopyView] | None = None
+
+    def copies_for(claim: Claim) -> dict[int, CopyView]:
+        nonlocal evictable
+        if evictable is None:
+            evictable = {copy.copy_id: copy for copy in residents}
+        if not claim.may_evict:
+            return {}  # the plan is still made, over nothing, so that the answer says what is missing
+        if claim.copy_id in evictable:  # a servable copy that grew does not make room for itself
+            return {copy_id: copy for copy_id, copy in evictable.items() if copy_id != claim.copy_id}
+        return evictable
+
+    def planned(claim: Claim, copies: Iterable[CopyView], missing: Bytes) -> Evict | CannotFit:
+        return plan_eviction(
+            copies,
+            missing,
+            now_s,
+            score_of,
+            override_residency=claim.override_residency,
+            claimant=None if tally is None else tally.claimant(claim.key.tenant, claim.needed),
+        )
+
     for claim in claims:
-        if claim.takes_slot:
-            if slots == 0:
-                break
-            slots -= 1
-        missing = claim.needed.missing_from(owed_to_nobody)
-        if missing:
-            if evictable is None:
-                evictable = {copy.copy_id: copy for copy in residents}
-            itself = evictable.pop(claim.copy_id, None)  # a servable copy that grew does not make room for itself
-            # Without leave to evict the plan is still made, over nothing, so that the answer says what is missing.
-            plan = plan_eviction(
-                evictable.values() if claim.may_evict else (),
-                missing,
-                now_s,
-                score_of,
-                override_residency=claim.override_residency,
-            )
-            if itself is not None:
-                evictable[claim.copy_id] = itself
+        if claim.takes_slot and slots == 0:
+            break
+        tenant = claim.key.tenant
+        victims: tuple[Victim, ...] = ()
+        # First the tenant's own limit. What that blocks takes no slot, and holds no bytes back. A loaded copy that
+        # grew has its bytes already.
+        if tally is not None and claim.takes_slot and (over := tally.beyond_limit(tenant, claim.needed)):
+            own = [copy for copy in copies_for(claim).values() if copy.key.tenant == tenant]
+            plan = planned(claim, own, over)
+            if isinstance(plan, CannotFit):
+                blocked.append((claim, replace(plan, limited_tenant=tenant)))
+                tally.claimed(tenant, claim.needed, starts=False)
+                continue
+            victims = plan.victims
+        slots -= claim.takes_slot
+        freed = Bytes.sum(victim.freed for victim in victims)
+        if missing := claim.needed.missing_from(owed_to_nobody + freed):
+            gone = {victim.copy_id for victim in victims}
+            others = [copy for copy in copies_for(claim).values() if copy.copy_id not in gone]
+            plan = planned(claim, others, missing)
             if isinstance(plan, CannotFit):
                 blocked.append((claim, plan))
+                victims = ()
             else:
-                for victim in plan.victims:
-                    unload.append((victim, claim))
-                    owed_to_nobody += victim.freed
-                    del evictable[victim.copy_id]
-        elif not claim.needed.missing_from(free):
+                victims += plan.victims
+        starts = not victims and (not missing) and not claim.needed.missing_from(free)
+        if tally is not None:
+            starts = starts and not tally.must_wait(tenant, claim.needed)
+            tally.claimed(tenant, claim.needed, starts=starts)
+        if starts:
             start.append(claim.copy_id)
             free -= claim.needed
+        for victim in victims:
+            assert evictable is not None
+            unload.append((victim, claim))
+            owed_to_nobody += victim.freed
+            del evictable[victim.copy_id]
+            if tally is not None:
+                tally.leaves(victim.key.tenant, victim.freed)
         owed_to_nobody -= claim.needed
     return SpacePlan(tuple(start), tuple(unload), tuple(blocked))

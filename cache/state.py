@@ -18,6 +18,7 @@ from cache.ledger import Ledger
 from cache.limits import CacheLimits
 from cache.policies.base import EvictionMemory, EvictionPolicy, Score, Situation
 from cache.profiles import Profiles
+from cache.tenancy import Crossing, guarantees_within
 from cache.timers import Timers
 from cache.transitions import CHARGED, PENDING, Cause, InvalidTransition, StoryLine, next_state
 from cache.types import NO_BYTES, Bytes, CopyState, ModelKey, WantedModel
@@ -28,6 +29,10 @@ DEPARTED_STORIES_MAX = 256
 
 RETIRED_KEYS_MAX = 100_000
 """Retired models remembered at once; each for `retired_remembered_s` only."""
+
+
+CROSSINGS_MAX = 64
+"""Evictions across tenants that `validate` can look back on; it is called far more often."""
 
 
 class PodState:
@@ -61,6 +66,7 @@ class PodState:
         )
         self.notes: deque[Note] = deque(maxlen=limits.history_max)
         self.evictions_total = 0
+        self.crossings: deque[Crossing] = deque(maxlen=CROSSINGS_MAX)
         self.replan = False
         """Something changed that may let a fetch or a load start."""
         self.changed: dict[ModelKey, None] = {}
@@ -150,6 +156,17 @@ class PodState:
         self.evictions_total += 1
         self.eviction_memory = self.policy.after_eviction(self.eviction_memory, score, idle_s)
         self.histories.inflation = self.eviction_memory.inflation
+
+    def crossed(self, copy: Copy, for_tenant: str) -> None:
+        """This copy was taken from its tenant for another; what that leaves is remembered until it was checked."""
+        tenant = copy.key.tenant
+        share = self.limits.tenants.get(tenant)
+        if share is None or tenant == for_tenant:
+            return
+        guarantee = guarantees_within(self.limits.tenants, self.capacity_wanted).get(tenant, NO_BYTES)
+        servable = self.by_state[CopyState.SERVABLE].values()
+        left = Bytes.sum(each.charged for each in servable if each.key.tenant == tenant)
+        self.crossings.append(Crossing(copy.key, for_tenant, copy.charged, left, guarantee))
 
     def required(self, copy_id: int, event: object, *states: CopyState) -> Copy:
         """The copy that this event names; it must be in one of these states."""

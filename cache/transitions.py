@@ -76,6 +76,9 @@ PENDING = frozenset({_S.QUEUED, _S.FETCHING, _S.WAITING_FOR_SPACE, _S.LOADING, _
 ENDING = (_S.CANCELLING_FETCH, _S.CANCELLING_LOAD, _S.OVERDUE)
 """States in which a fetch or load runs that nobody waits for any more."""
 
+LEAVING = (_S.CANCELLING_LOAD, _S.OVERDUE, _S.RETIRING, _S.UNLOADING, _S.STUCK)
+"""States in which bytes are held that will come free, and that nobody will be served from again."""
+
 CHARGED = frozenset(
     {_S.LOADING, _S.CANCELLING_LOAD, _S.OVERDUE, _S.SETTLING, _S.SERVABLE, _S.RETIRING, _S.UNLOADING, _S.STUCK}
 )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cache.history import NEVER_USED, Uses
-from cache.types import Bytes, CopyState, ModelKey
+from cache.types import NO_BYTES, Bytes, CopyState, ModelKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,24 @@ class CopyView:
     return_time_s: float = 0.0
     """What bringing it back would take, from the tier below."""
     uses: Uses = NEVER_USED
+    comes_back: bool = False
+    """Of those that may leave it is the last: its leaving would only cause another load."""
 
     @property
     def tenant(self) -> str:
         return self.key.tenant
+
+
+@dataclass(frozen=True, slots=True)
+class TenantUse:
+    """One tenant's part of the pod."""
+
+    held: Bytes
+    """Every byte that is charged to it, those on their way out as well."""
+    guarantee: Bytes = NO_BYTES
+    """What it keeps, once it has it, whatever others want."""
+    limit: Bytes = NO_BYTES
+    """The most that it may hold; a place that is not named is not limited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +70,8 @@ class Usage:
     overdraft: Bytes
     """Bytes that loaded copies were measured to take beyond what could be charged; victims are on their way."""
     bytes_by_state: Mapping[CopyState, Bytes]
-    bytes_by_tenant: Mapping[str, Bytes]
+    tenants: Mapping[str, TenantUse]
+    """Those that hold something here, and those that have a share."""
     pinned_bytes_by_tenant: Mapping[str, int]
     copies_by_state: Mapping[CopyState, int]
     waiters: int

@@ -29,6 +29,7 @@ from cache.limits import CacheLimits
 from cache.machine import CacheMachine
 from cache.policies.lru import last_use_s
 from cache.space import Claim, plan_space
+from cache.tenancy import TenantShare
 from cache.types import (
     NO_BYTES,
     Bytes,
@@ -51,6 +52,10 @@ SIZES = st.builds(
     st.integers(0, 70) | st.integers(0, 130),
     st.just(0) | st.integers(0, 50),
 )
+SHARES = {
+    "blue": TenantShare(guarantee=Bytes.of(CPU, 30), limit=Bytes.of(CPU, 60)),
+    "red": TenantShare(guarantee=Bytes.from_mapping({CPU: 25, GPU: 20})),
+}
 FAILURES = st.builds(Failure, st.sampled_from(FailureKind), st.just("it failed"))
 
 
@@ -69,6 +74,7 @@ class CacheUnderStress(RuleBasedStateMachine):
         ttl_s=st.sampled_from([None, 5.0]),
         background_may_evict=st.booleans(),
         waiters=st.sampled_from([3, 100]),
+        tenants=st.sampled_from([{}, {}, SHARES]),
     )
     def start(
         self,
@@ -78,7 +84,9 @@ class CacheUnderStress(RuleBasedStateMachine):
         ttl_s: float | None,
         background_may_evict: bool,
         waiters: int,
+        tenants: dict[str, TenantShare],
     ) -> None:
+        self.tenants = tenants
         limits = CacheLimits(
             capacity=CAPACITY,
             loads_concurrent_max=loads,
@@ -90,6 +98,7 @@ class CacheUnderStress(RuleBasedStateMachine):
             pinned_bytes_per_tenant_max=40,
             wait_max_s=30.0,
             loads_pending_max=8,
+            tenants=tenants,
         )
         self.machine = CacheMachine(limits)
         self.loader = FakeLoader(self.machine, lambda key: self.sizes[key])
@@ -274,9 +283,25 @@ class CacheUnderStress(RuleBasedStateMachine):
             loader.run()
             loader.pass_time(loader.now_s + 1.0)
             loader.run()
+            if waiter_id not in loader.served and not self._surely_fits(key):
+                loader.pass_time(loader.now_s + 12.0)
+                loader.run()
+                if waiter_id in loader.refused:
+                    continue
             assert waiter_id in loader.served, f"{key} fits and was not served: {loader.refused.get(waiter_id)}"
             loader.release(waiter_id)
         self.machine.validate()
+
+    def _surely_fits(self, key: ModelKey) -> bool:
+        """Into its tenant's limit, and beside what others are guaranteed and one copy more of each."""
+        size = self.sizes[key][CPU]
+        limit = self.tenants.get(key.tenant, TenantShare()).limit[CPU] or CAPACITY[CPU]
+        kept = sum(
+            share.guarantee[CPU] + max(self.sizes[other][CPU] for other in KEYS if other.tenant == tenant)
+            for tenant, share in self.tenants.items()
+            if tenant != key.tenant and share.guarantee
+        )
+        return size <= min(limit, CAPACITY[CPU] - kept)
 
 
 TestCacheUnderStress = CacheUnderStress.TestCase
