@@ -65,6 +65,7 @@ from mesh.telemetry import Telemetry
 from mesh.transport.base import ListenAddress, Routes, TransportLimits
 from mesh.wire import messages
 from mesh.world import World
+from mesh.tenant_shares import tenant_shares
 from placement.constraints import NO_CONSTRAINTS, Constraints, parse_constraints
 from placement.records import ModelRecord
 from placement.registry import Registry
@@ -433,7 +434,7 @@ def chosen_device(settings: Settings) -> Device:
 
 
 def cache_limits(settings: Settings, device: Device) -> CacheLimits:
-    """The cache's limits from the settings."""
+    """The cache's limits from the settings. Raises CannotStart."""
     capacity = Bytes.of(HOST_MEMORY, int(settings.capacity))
     if device.kind != "cpu":
         if settings.device_capacity is None:
@@ -455,8 +456,15 @@ def cache_limits(settings: Settings, device: Device) -> CacheLimits:
         pinned_bytes_per_tenant_max=None if settings.pinned_max is None else int(settings.pinned_max),
     )
 
+    main = HOST_MEMORY if device.kind == "cpu" else Place("device", str(device))
+    tenants = tenant_shares(settings.tenant_shares, settings.tenant_limits, capacity, main)
+    try:
+        check_shares(tenants, capacity)
+    except ValueError as error:
+        raise CannotStart(f"tenant_shares: {error}") from error
 
 def file_prefixes(settings: Settings) -> tuple[Path, ...] | None:
+        tenants=tenants,
     """Directories that file:// may read; None: any, which only a pod on loopback allows by default."""
     if settings.file_prefixes:
         return tuple(Path(prefix) for prefix in settings.file_prefixes)

@@ -16,6 +16,7 @@ from pydantic import ByteSize, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mesh.box import this_box
+from mesh.tenant_shares import check_parts
 from placement.errors import InvalidAddress
 from placement.store.etcd_options import EtcdOptions
 
@@ -155,6 +156,34 @@ class Settings(BaseSettings):
     disk_capacity: ByteSize = Field(
         ByteSize(20 * 1024 * MIB), ge=0, description="Bytes of disk for fetched and prepared artifacts."
     )
+    keep_originals: bool = Field(
+        False,
+        description="Keep a fetched artifact of 1 MiB or more on disk beside the prepared form that is loaded. Without "
+        "it a model that comes to need the original (isolated, or another version of its framework) is fetched again.",
+    )
+    promotion: bool = Field(
+        True,
+        description="Pack the weights of ONNX models that are used much, in free memory, while they serve: a quarter "
+        "to a half less time per run.",
+    )
+    promotion_horizon_s: float = Field(
+        60.0,
+        gt=0,
+        description="A model is promoted when that saves, within this many seconds at its present rate, four times "
+        "what packing takes.",
+    )
+
+    tenant_shares: Words = Field(
+        (),
+        description="TENANT=AMOUNT, comma separated, as in `team-a=25%,team-b=2GiB`: what each tenant keeps of this "
+        "pod whatever others want. It may hold more while others need less, and gives that back. Together at most "
+        "the capacity. Default: nobody keeps anything.",
+    )
+    tenant_limits: Words = Field(
+        (),
+        description="TENANT=AMOUNT, comma separated: the most that each tenant may hold on this pod, however much is "
+        "free. Default: all of it.",
+    )
 
     # Loading ----------------------------------------------------------------------------------------------------
     loads_concurrent_max: int = Field(
@@ -281,7 +310,16 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line shown.")
 
-    @field_validator("labels", "tenant_ports", "trusted_prefixes", "file_prefixes", "http_hosts", mode="before")
+    @field_validator(
+        "labels",
+        "tenant_ports",
+        "tenant_shares",
+        "tenant_limits",
+        "trusted_prefixes",
+        "file_prefixes",
+        "http_hosts",
+        mode="before",
+    )
     @classmethod
     def _split_words(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -295,6 +333,12 @@ class Settings(BaseSettings):
             tenant, _, port = entry.partition("=")
             if not tenant or not port.isdigit() or not 0 <= int(port) <= 65535:
                 raise ValueError(f"{entry!r} is not TENANT=PORT")
+        return value
+
+    @field_validator("tenant_shares", "tenant_limits")
+    @classmethod
+    def _check_tenant_parts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        check_parts(value)
         return value
 
     @field_validator("store")
