@@ -159,5 +159,6 @@ class Copy:
                 load_time_s=self.load_time_s,
                 return_time_s=self.return_time_s,
                 uses=uses,
+                comes_back=self.model.comes_back,
             )
         return view

@@ -100,7 +100,7 @@ def plan_eviction(
             young.append(copy)
         else:
             own_last = copy.key.tenant == last_of
-            evictable.append((own_last, is_young, copy.priority, score_of(copy), len(views)))
+            evictable.append((own_last, copy.comes_back, is_young, copy.priority, score_of(copy), len(views)))
             views.append(copy)
 
     choice = _choose(_leaving_order(evictable, views), missing, now_s, claimant)
@@ -122,8 +122,8 @@ def plan_eviction(
     )
 
 
-_Scored = tuple[bool, bool, int, float, int]
-"""(last, young, priority, score, position)"""
+_Scored = tuple[bool, bool, bool, int, float, int]
+"""(last, comes back, young, priority, score, position)"""
 
 _Leaving = tuple[bool, float, CopyView]
 """(young, score, copy)"""
@@ -165,15 +165,15 @@ def _choose(order: Iterable[_Leaving], missing: Bytes, now_s: float, claimant: C
 
 
 def _leaving_order(scored: list[_Scored], views: list[CopyView]) -> Iterator[_Leaving]:
-    # 1. others' copies before those of a claimant that is within its guarantee; 2. copies past their minimum residency
-    # before young ones; 3. the lowest priority; 4. the lowest score; 5. of equal scores the largest, to unload fewer;
-    # 6. the key; 7. the id of the copy, so that equal views give equal plans.
+    # 1. others' copies before those of a claimant that is within its guarantee; 2. what would be loaded again at once
+    # last; 3. copies past their minimum residency before young ones; 4. the lowest priority; 5. the lowest score; 6. of
+    # equal scores the largest, to unload fewer; 7. the key; 8. the id of the copy: equal views give equal plans.
     heapify(scored)  # usually a few leave of many, so a heap and not a sort
     while scored:
-        last, young, priority, score, position = heappop(scored)
+        last, comes_back, young, priority, score, position = heappop(scored)
         equals = [views[position]]
-        while scored and scored[0][:4] == (last, young, priority, score):
-            equals.append(views[heappop(scored)[4]])
+        while scored and scored[0][:5] == (last, comes_back, young, priority, score):
+            equals.append(views[heappop(scored)[5]])
         if len(equals) > 1:
             equals.sort(key=lambda copy: (-copy.charged.total_bytes, copy.key, copy.copy_id))
         for copy in equals:

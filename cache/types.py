@@ -205,6 +205,7 @@ class WantedModel:
 
     `priority`: higher goes first. `size_hint`: declared bytes, used until a load has measured them.
     `residency_min_s` and `ttl_s` override the limits' defaults for this model; a ttl of zero means none.
+    `comes_back`: somebody sees to it that it is loaded, so if it leaves it is loaded again, here or elsewhere.
     """
 
     key: ModelKey
@@ -213,6 +214,7 @@ class WantedModel:
     size_hint: Bytes | None = None
     residency_min_s: float | None = None
     ttl_s: float | None = None
+    comes_back: bool = False
 
 
 class RefusalKind(Enum):

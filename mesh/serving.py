@@ -254,4 +254,5 @@ def wanted(record: ModelRecord) -> WantedModel:
         size_hint=None if spec.capacity_hint_bytes is None else Bytes.of(HOST_MEMORY, spec.capacity_hint_bytes),
         # What is to be there always does not leave for want of use.
         ttl_s=0.0 if spec.copies_min else spec.ttl_s,
+        comes_back=spec.copies_min > 0,
     )

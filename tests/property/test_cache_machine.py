@@ -340,7 +340,7 @@ def test_one_request_after_the_other_the_pod_is_an_lru_cache_by_bytes(sizes: lis
 # -- the pure decisions do not depend on the order of their input -----------------------------------------------------
 
 VIEWS = st.builds(
-    lambda number, state, size, used_s, pins, pinned, young: CopyView(
+    lambda number, state, size, used_s, pins, pinned, young, comes_back: CopyView(
         copy_id=number,
         key=ModelKey("t", f"m{number}"),
         state=state,
@@ -354,6 +354,7 @@ VIEWS = st.builds(
         pinned=pinned,
         protected_until_s=young,
         load_time_s=0.0,
+        comes_back=comes_back,
     ),
     st.integers(0, 1000),
     st.sampled_from([CopyState.SERVABLE, CopyState.SERVABLE, CopyState.LOADING, CopyState.RETIRING]),
@@ -362,6 +363,7 @@ VIEWS = st.builds(
     st.sampled_from([0, 0, 0, 1]),
     st.sampled_from([False, False, True]),
     st.sampled_from([0.0, 0.0, 20.0]),
+    st.booleans(),
 )
 RESIDENTS = st.lists(VIEWS, max_size=10, unique_by=lambda view: view.copy_id)
 
@@ -393,6 +395,8 @@ def test_eviction_plans_suffice_spare_the_protected_and_ignore_the_order_of_the_
         assert all(by_id[victim.copy_id] in allowed for victim in outcome.victims)
         but_last = Bytes.sum(victim.freed for victim in outcome.victims[:-1])
         assert not outcome.victims or not missing <= but_last, "it went on after it had enough"
+        come_back = [by_id[victim.copy_id].comes_back for victim in outcome.victims]
+        assert come_back == sorted(come_back), "what would be loaded again at once leaves last"
 
 
 @given(

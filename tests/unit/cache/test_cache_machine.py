@@ -547,6 +547,17 @@ def test_a_copy_past_its_residency_goes_before_the_override(pod: Pod, model: Mod
     assert 2 in loader.served
 
 
+def test_what_would_be_loaded_again_at_once_leaves_only_when_no_other_does(pod: Pod, model: Model) -> None:
+    loader = pod({"big": 80})
+    loader.use(1, model("kept", comes_back=True))
+    for waiter_id, name in enumerate("bcde", start=2):
+        loader.now_s += 1
+        loader.use(waiter_id, model(name, priority=9))
+    assert resident(loader) == {"kept", "d", "e"}
+    loader.use(9, model("big"))
+    assert resident(loader) == {"big"}, "it is no pin"
+
+
 def test_pinned_copies_are_never_evicted_and_unpinning_frees_them(pod: Pod, model: Model) -> None:
     loader = pod(pinned_bytes_per_tenant_max=60)
     loader.use(1, model("a", pinned=True))
