@@ -32,6 +32,7 @@ from cache.events import Drain, Forgive, Retire
 from cache.limits import CacheLimits
 from cache.machine import CacheMachine
 from cache.policies import policy_named
+from cache.tenancy import check_shares
 from cache.types import Bytes, ModelKey, Place
 from mesh.access_log import AccessLog
 from mesh.asking import Asking
