@@ -11,6 +11,7 @@ import pytest
 from cache.events import SetPinned
 from cache.types import ModelKey
 from mesh.models import Models
+from mesh.serving import wanted
 from placement.errors import InvalidSpec
 from placement.records import ModelRecord, ModelSpec
 from runtime_adapters.artifacts.locations import SourcePolicy
@@ -78,3 +79,11 @@ async def test_a_new_generation_that_leaves_before_it_took_over_is_loaded_again(
     models.take_over(fake.model("t", "m"))
     await asyncio.gather(*models._background)
     assert fake.loads == 3
+
+
+@pytest.mark.parametrize(("copies_min", "ttl_s", "comes_back"), [(0, 60.0, False), (2, 0.0, True)])
+def test_what_is_to_be_there_always_neither_expires_nor_leaves_before_others(
+    copies_min: int, ttl_s: float, comes_back: bool
+) -> None:
+    model = wanted(ModelRecord("t", "m", ModelSpec("file:///m", copies_min=copies_min, ttl_s=60.0), 1, 0.0, 0.0))
+    assert (model.ttl_s, model.comes_back) == (ttl_s, comes_back)
