@@ -35,6 +35,7 @@ ALIASES = "aliases/"
 REFERENCES = "references/"
 TOMBSTONES = "tombstones/"
 COPIES = "copies/"
+PARKED = "parked/"
 PODS = "pods/"
 FAILURES = "failures/"
 INTENTS = "intents/"
@@ -129,6 +130,11 @@ def copies_prefix(tenant: str, model_id: str) -> str:
 def copy_key(tenant: str, model_id: str, pod: str) -> str:
     """Where the pod says that it loads or serves the model."""
     return copies_prefix(tenant, model_id) + encode_part(pod)
+
+
+def parked_key(tenant: str, model_id: str, pod: str) -> str:
+    """Where the pod says that it has no copy of the model, but its artifact on the disk."""
+    return f"{PARKED}{encode_part(tenant)}/{encode_part(model_id)}/{encode_part(pod)}"
 
 
 def pod_key(pod: str) -> str:

@@ -1,9 +1,10 @@
 """This pod's part in the pool: it says what it holds, and knows what all others hold.
 
 Every pod has one. Reading (`view`, `intents`, `leader`, `hot`, `known_size`) never leaves the process. Saying
-(`set_pod`, `set_copy`, `set_failure`, `set_intent`) never waits: it is what the pod wants the store to hold, and is
-written as soon as the store takes it (`placement.publishing`). The only calls that wait for the store are those whose
-answer decides something: a first copy is claimed, leadership is won, a suspicion is changed if nobody else did.
+(`set_pod`, `set_copy`, `set_parked`, `set_failure`, `set_intent`) never waits: it is what the pod wants the store to
+hold, and is written as soon as the store takes it (`placement.publishing`). The only calls that wait for the store are
+those whose answer decides something: a first copy is claimed, leadership is won, a suspicion is changed if nobody else
+did.
 
 **A first copy is claimed** in one transaction: nobody else has a copy of the model, so here is mine, and my intent to
 load it. When the store does not answer within `claim_timeout_s` the pod loads all the same: a copy too many is a
@@ -29,7 +30,7 @@ from placement import keys
 from placement.errors import InvalidName, PodIdTaken, StoreClosed, StoreError, StoreUnavailable, UnsupportedRecord
 from placement.leadership import Leadership
 from placement.pod_lease import bounded
-from placement.policy.snapshot import Copy, Intent, LoadFailure, ModelName, Pod, PoolView, Suspicion
+from placement.policy.snapshot import Copy, Intent, LoadFailure, ModelName, Parked, Pod, PoolView, Suspicion
 from placement.pool_following import PoolFollower
 from placement.pool_reading import PoolReader
 from placement.pool_records import (
@@ -40,6 +41,7 @@ from placement.pool_records import (
     failure_to_json,
     hot_to_json,
     intent_to_json,
+    parked_to_json,
     suspicion_to_json,
 )
 from placement.pool_view import PoolChanges
@@ -256,6 +258,11 @@ class Membership:
         """What this pod has of a model; None: nothing any more."""
         wanted = None if copy is None else Wanted(copy_to_json(copy))
         self._publisher.set(self._copy_key(name), wanted)
+
+    def set_parked(self, name: ModelName, parked: Parked | None) -> None:
+        """What this pod keeps of a model that it has no copy of; None: nothing. Written after all else."""
+        wanted = None if parked is None else Wanted(parked_to_json(parked))
+        self._publisher.set(keys.parked_key(name.tenant, name.id, self.pod_id), wanted)
 
     def set_failure(self, name: ModelName, failure: LoadFailure | None) -> None:
         """That a load failed here; None: that does not hold any more."""

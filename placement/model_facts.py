@@ -5,16 +5,16 @@ declared one; else what a copy of it last measured; else a guess: the mean of wh
 a constant, but never so much that a guess rules a pod out. The pod that fetches the artifact corrects it before it
 evicts anything for it.
 
-Deliberately absent: which disks hold the artifact (pods do not publish it yet); rendezvous hashing brings a model back
-to where it was, so a guess is not needed for that.
+How long a load takes from a disk is what pods measured that have the artifact there: the lower median of them, so that
+one slow pod does not speak for all. A load from afar is never taken to be quicker than that and the fetch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from placement.constraints import NO_CONSTRAINTS, Constraints
-from placement.policy.snapshot import ModelFacts, ModelName, PoolView
+from placement.policy.snapshot import ModelFacts, ModelName, Parked, PoolView
 from placement.records import ModelRecord
 
 SIZE_UNKNOWN_BYTES = 64 * 1024 * 1024
@@ -48,6 +48,8 @@ class FactsGatherer:
         name = ModelName(record.tenant, record.id)
         size_bytes = spec.capacity_hint_bytes or self._known_size(name) or self.guessed_bytes()
         rule = self._constraints.rule(spec.format or "", spec.labels)
+        parked = [each for each in self._view.parked.get(name, ()) if each.disk == record.generation]
+        measured_s = _measured_s(parked)
         return ModelFacts(
             name,
             record.generation,
@@ -59,8 +61,9 @@ class FactsGatherer:
             copies_max=spec.copies_max,
             labels_required=rule.required,
             labels_preferred=rule.preferred,
-            load_s=LOAD_FIRST_S + size_bytes / LOAD_BYTES_PER_S,
-            disk_load_s=LOAD_FIRST_S + size_bytes / DISK_BYTES_PER_S,
+            load_s=max(LOAD_FIRST_S, measured_s) + size_bytes / LOAD_BYTES_PER_S,
+            disk_load_s=measured_s or LOAD_FIRST_S + size_bytes / DISK_BYTES_PER_S,
+            on_disk=frozenset(each.pod for each in parked),
         )
 
     def guessed_bytes(self) -> int:
@@ -72,3 +75,9 @@ class FactsGatherer:
             largest_bytes = max((pod.capacity_bytes for pod in pods), default=0)
             self._guessed_bytes = max(1, min(mean_bytes, int(largest_bytes * GUESS_SHARE_MAX)))
         return self._guessed_bytes
+
+
+def _measured_s(parked: Iterable[Parked]) -> float:
+    """The lower median of the pods that have measured it; 0: none has."""
+    measured = sorted(each.disk_load_s for each in parked if each.disk_load_s)
+    return measured[(len(measured) - 1) // 2] if measured else 0.0

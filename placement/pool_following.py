@@ -54,8 +54,9 @@ RETRY_MAX_S = 1.0
 KNOWN_SIZES_MAX = 200_000
 """Of models without a copy; some 50 bytes each beside the name."""
 
-_WATCHED = (keys.PODS, keys.COPIES, keys.FAILURES, keys.INTENTS, keys.SUSPICIONS, keys.LEADER, keys.HOT)
+_WATCHED = (keys.PODS, keys.COPIES, keys.PARKED, keys.FAILURES, keys.INTENTS, keys.SUSPICIONS, keys.LEADER, keys.HOT)
 """Pods first: see lists in placement.pool_view."""
+_KEY_OF = {"copies": keys.copy_key, "parked": keys.parked_key, "failures": keys.failure_key}
 
 
 class OwnKeys(Protocol):
@@ -207,11 +208,10 @@ class PoolFollower:
 
     async def _end_list(self, listed: set[str], revision: int) -> None:
         def is_listed(kind: str, name: ModelName, pod: str) -> bool:
-            key_of = keys.copy_key if kind == "copies" else keys.failure_key
-            return key_of(name.tenant, name.id, pod) in listed
+            return _KEY_OF[kind](name.tenant, name.id, pod) in listed
 
         events: list[PoolEvent] = []
-        known = [*self.view.copies, *(name for name in self.view.failures if name not in self.view.copies)]
+        known = list(dict.fromkeys((*self.view.copies, *self.view.parked, *self.view.failures)))
         for start in range(0, len(known), READ_AT_ONCE):
             events += vanished(self.view, known[start : start + READ_AT_ONCE], is_listed, revision)
             await asyncio.sleep(0)

@@ -24,10 +24,12 @@ from placement.pool_records import (
     hot_from_json,
     intent_from_json,
     leader_from_json,
+    parked_from_json,
     pod_from_json,
     suspicion_from_json,
 )
-from placement.pool_view import CopyEvent, FailureEvent, PodEvent, PoolEvent, SuspicionEvent
+from placement.pool_view import CopyEvent, FailureEvent, ParkedEvent, PodEvent, PoolEvent, SuspicionEvent
+from placement.shared_values import shared_parked
 from placement.store.base import KeyValue
 
 log = logging.getLogger(__name__)
@@ -91,6 +93,9 @@ class PoolReader:
         if kind == keys.COPIES:
             name, pod = self._name_and_pod(kv.key)
             return CopyEvent(revision, name, pod, parsed(lambda: copy_from_json(pod, kv.value)))
+        if kind == keys.PARKED:
+            name, pod = self._name_and_pod(kv.key)
+            return ParkedEvent(revision, name, pod, parsed(lambda: shared_parked(parked_from_json(pod, kv.value))))
         if kind == keys.PODS:
             pod = sys.intern(keys.split_key(kv.key, 1)[0])
             record, settled = parsed(lambda: pod_from_json(pod, kv.value)) or (None, True)

@@ -1,4 +1,4 @@
-"""The JSON of what pods publish: themselves, their copies, failures and intents; and what the leader keeps.
+"""The JSON of what pods publish: themselves, copies, what is on disk, failures, intents; and what the leader keeps.
 
 As in `placement.records`: every value is an object with `"v": 1`, a higher version is refused, unknown fields are
 ignored, fields with their default are not written, and what the key says is not said again. A copy's record is some
@@ -30,6 +30,7 @@ from placement.policy.snapshot import (
     Intent,
     LoadFailure,
     ModelName,
+    Parked,
     Pod,
     Suspicion,
     Tier,
@@ -112,6 +113,14 @@ def copy_to_json(copy: Copy) -> bytes:
     return _dump(out)
 
 
+def parked_to_json(parked: Parked) -> bytes:
+    """The stored form of what a pod keeps of a model below its memory."""
+    out: dict[str, Any] = {"v": RECORD_VERSION, "disk": parked.disk}
+    if parked.disk_load_s:
+        out["disk_load_s"] = parked.disk_load_s
+    return _dump(out)
+
+
 def failure_to_json(failure: LoadFailure) -> bytes:
     """The stored form of a failed load."""
     out: dict[str, Any] = {
@@ -189,6 +198,12 @@ def copy_from_json(pod_id: str, value: bytes) -> Copy:
     if not copy.servable and not copy.loading:
         raise UnsupportedRecord("it neither serves nor loads any generation")
     return copy
+
+
+def parked_from_json(pod_id: str, value: bytes) -> Parked:
+    """What a pod keeps of a model below its memory."""
+    data = _parse(value)
+    return _build(lambda: Parked(pod_id, _count(data, "disk", least=1), _number(data, "disk_load_s")))
 
 
 def failure_from_json(pod_id: str, value: bytes) -> LoadFailure:

@@ -11,6 +11,7 @@ every request for its models into a load elsewhere, for the whole pool if the st
 * A pod whose record vanishes stays in `pods`, and is in `fading`; its copies that vanish in that revision stay in
   `copies`, and are in `unconfirmed`. What it deletes in other revisions is gone at once: that was the pod's own doing.
 * A pod whose last record said `draining` has said goodbye: it and its copies are gone at once.
+* What a pod keeps parked fades as its copies do, and is in `parked_unconfirmed` meanwhile.
 * A copy that a fading pod publishes again is no longer unconfirmed. Its record with `settled` says that all are
   published again: the pod is as any other, and copies still unconfirmed are gone. So they are when it is another
   incarnation, which begins with no copies and is settled from the first.
@@ -32,13 +33,14 @@ Deliberately absent: whether pods answer (the mesh's probes), JSON and keys (`pl
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from typing import TypeVar
 
-from placement.layered_map import LayeredMap, MapEdit
-from placement.policy.snapshot import Copy, LoadFailure, ModelName, Pod, PoolView, Suspicion
+from placement.pod_entries import OfPod, PodEntries
+from placement.policy.snapshot import Copy, LoadFailure, ModelName, Parked, Pod, PoolView, Suspicion
+from placement.shared_values import shared_parked_of_model
 
 V = TypeVar("V")
 
@@ -65,6 +67,16 @@ class CopyEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class ParkedEvent:
+    """What a pod keeps parked of a model was put or vanished."""
+
+    revision: int
+    name: ModelName
+    pod: str
+    parked: Parked | None
+
+
+@dataclass(frozen=True, slots=True)
 class FailureEvent:
     """A pod's failure to load a model was put or vanished."""
 
@@ -83,7 +95,7 @@ class SuspicionEvent:
     suspicion: Suspicion | None
 
 
-PoolEvent = PodEvent | CopyEvent | FailureEvent | SuspicionEvent
+PoolEvent = PodEvent | CopyEvent | ParkedEvent | FailureEvent | SuspicionEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +118,7 @@ class PoolChanges:
     suspicions: tuple[ModelName, ...] = ()
     began_fading: tuple[str, ...] = ()
     """Pods: whoever probes them should say soon whether they answer."""
+    parked: tuple[ModelName, ...] = ()
     intents: bool = False
     leader: bool = False
     hot: bool = False
@@ -117,6 +130,7 @@ class PoolChanges:
             or self.failures
             or self.suspicions
             or self.began_fading
+            or self.parked
             or self.intents
             or self.leader
             or self.hot
@@ -135,7 +149,7 @@ def advance(
 
 
 def let_go(view: PoolView, pods: Iterable[str]) -> tuple[PoolView, PoolChanges]:
-    """Without these fading pods, and the copies that they have not published again. Others are left as they are."""
+    """Without these fading pods, and what they hold and have not published again. Others are left as they are."""
     draft = _Draft(view, 0.0)
     for pod in pods:
         if pod in view.fading:
@@ -169,8 +183,8 @@ def vanished(
 ) -> list[PoolEvent]:
     """What ends a list: events, as of its revision, for what is known of these models and did not come.
 
-    `is_listed` is asked with `copies` or `failures`, the model and the pod. Suspicions are not among the events: a
-    list cannot tell a release from a store that lost them; whoever lists decides.
+    `is_listed` is asked with `copies`, `parked` or `failures`, the model and the pod. Suspicions are not among the
+    events: a list cannot tell a release from a store that lost them; whoever lists decides.
     """
     gone: list[PoolEvent] = []
     for name in names:
@@ -178,6 +192,11 @@ def vanished(
             CopyEvent(revision, name, copy.pod, None)
             for copy in view.copies.get(name, ())
             if name not in view.unconfirmed.get(copy.pod, ()) and not is_listed("copies", name, copy.pod)
+        )
+        gone.extend(
+            ParkedEvent(revision, name, parked.pod, None)
+            for parked in view.parked.get(name, ())
+            if name not in view.parked_unconfirmed.get(parked.pod, ()) and not is_listed("parked", name, parked.pod)
         )
         gone.extend(
             FailureEvent(revision, name, failure.pod, None)
@@ -198,59 +217,53 @@ class _Draft:
         self._now_s = now_s
         self._pods: dict[str, Pod] | None = None
         self._suspicions: dict[ModelName, Suspicion] | None = None
-        self._copies: MapEdit[ModelName, tuple[Copy, ...]] | None = None
-        self._failures: MapEdit[ModelName, tuple[LoadFailure, ...]] | None = None
+        self._copies = PodEntries(view.copies, view.unconfirmed)
+        self._parked = PodEntries(view.parked, view.parked_unconfirmed, shared_parked_of_model)
+        self._failures = PodEntries(view.failures)
         self._fading = dict(view.fading)
-        self._unconfirmed: dict[str, set[ModelName]] = {}
-        """Of the fading pods that this batch touches; the others' are in the view."""
         self._touched_pods: dict[str, None] = {}
-        self._touched_copies: dict[ModelName, None] = {}
-        self._touched_failures: dict[ModelName, None] = {}
         self._touched_suspicions: dict[ModelName, None] = {}
 
     def apply_revision(self, events: list[PoolEvent]) -> None:
         """All that happened in one revision."""
-        # 1. whose lease ran out; 2. copies, kept if they went with their pod; 3. pods, whose `settled` counts after
-        # the copies of the same revision; 4. the rest.
+        # 1. whose lease ran out; 2. what pods hold, kept if it went with its pod; 3. pods, whose `settled` counts after
+        # what they hold in the same revision; 4. the rest.
         pods = [event for event in events if isinstance(event, PodEvent)]
         lost = {event.pod for event in pods if event.record is None and self._may_fade(event.pod)}
         for pod in lost:
             self._fading.setdefault(pod, self._now_s)
         for event in events:
             if isinstance(event, CopyEvent):
-                self._apply_copy(event, kept=event.pod in lost)
+                self._apply_held(self._copies, event.name, event.pod, event.copy, kept=event.pod in lost)
+            elif isinstance(event, ParkedEvent):
+                self._apply_held(self._parked, event.name, event.pod, event.parked, kept=event.pod in lost)
         for event in pods:
             if event.pod not in lost:
                 self._apply_pod(event)
         for event in events:
             if isinstance(event, FailureEvent):
-                self._apply_failure(event)
+                self._failures.put(event.name, event.pod, event.failure)
             elif isinstance(event, SuspicionEvent):
                 self._apply_suspicion(event)
 
     def _may_fade(self, pod: str) -> bool:
-        known = self._pod(pod)
+        known = (self._view.pods if self._pods is None else self._pods).get(pod)
         return known is not None and not known.draining
 
-    def _apply_copy(self, event: CopyEvent, *, kept: bool) -> None:
-        if event.copy is None and kept:
-            if any(copy.pod == event.pod for copy in self._holders(event.name)):
-                self._unconfirmed_of(event.pod).add(event.name)
+    def _apply_held(
+        self, entries: PodEntries[OfPod], name: ModelName, pod: str, entry: OfPod | None, *, kept: bool
+    ) -> None:
+        if entry is None and kept:
+            entries.vanished(name, pod)
             return
-        if event.pod in self._fading:
-            self._unconfirmed_of(event.pod).discard(event.name)
-        self._set_copy(event.name, event.pod, event.copy)
+        if pod in self._fading:
+            entries.confirmed(name, pod)
+        entries.put(name, pod, entry)
 
     def _apply_pod(self, event: PodEvent) -> None:
         if event.record is None or event.settled:
             self.end_fading(event.pod)
         self.set_pod(event.pod, event.record)
-
-    def _apply_failure(self, event: FailureEvent) -> None:
-        if self._failures is None:
-            self._failures = LayeredMap.of(self._view.failures).edit()
-        self._touched_failures[event.name] = None
-        _put_of_pod(self._failures, event.name, event.pod, event.failure)
 
     def _apply_suspicion(self, event: SuspicionEvent) -> None:
         if self._suspicions is None:
@@ -265,23 +278,21 @@ class _Draft:
         """A list begins. Of pods that are not settled nothing is certain; what the others have, the list will show."""
         for pod in self._view.fading:
             if pod in settled:
-                self._unconfirmed_of(pod).clear()
+                self._copies.all_confirmed(pod)
+                self._parked.all_confirmed(pod)
                 del self._fading[pod]
         unsure = {pod for pod, record in self._view.pods.items() if pod not in settled and not record.draining}
         for pod in sorted(unsure):
             self._fading.setdefault(pod, self._now_s)
-        if unsure:
-            for name, holders in self._view.copies.items():
-                for copy in holders:
-                    if copy.pod in unsure:
-                        self._unconfirmed_of(copy.pod).add(name)
+        self._copies.doubt(unsure)
+        self._parked.doubt(unsure)
 
     def end_fading(self, pod: str) -> None:
         """The pod fades no more; what it has not published again is gone."""
         if pod not in self._fading:
             return
-        for name in sorted(self._unconfirmed_of(pod)):
-            self._set_copy(name, pod, None)
+        self._copies.drop_unconfirmed(pod)
+        self._parked.drop_unconfirmed(pod)
         del self._fading[pod]
 
     def set_pod(self, pod: str, record: Pod | None) -> None:
@@ -293,73 +304,34 @@ class _Draft:
         else:
             self._pods[pod] = record
 
-    def _set_copy(self, name: ModelName, pod: str, copy: Copy | None) -> None:
-        if self._copies is None:
-            self._copies = LayeredMap.of(self._view.copies).edit()
-        self._touched_copies[name] = None
-        _put_of_pod(self._copies, name, pod, copy)
-
-    def _pod(self, pod: str) -> Pod | None:
-        return (self._view.pods if self._pods is None else self._pods).get(pod)
-
-    def _holders(self, name: ModelName) -> tuple[Copy, ...]:
-        return (self._view.copies.get(name) if self._copies is None else self._copies.get(name)) or ()
-
-    def _unconfirmed_of(self, pod: str) -> set[ModelName]:
-        if pod not in self._unconfirmed:
-            self._unconfirmed[pod] = set(self._view.unconfirmed.get(pod, ()))
-        return self._unconfirmed[pod]
-
     def finish(self, revision: int) -> tuple[PoolView, PoolChanges]:
         before = self._view
-        after = replace(before, revision=revision)
-        if self._pods is not None:
-            after = replace(after, pods=self._pods)
-        if self._copies is not None:
-            after = replace(after, copies=self._copies.finish())
-        if self._failures is not None:
-            after = replace(after, failures=self._failures.finish())
-        if self._suspicions is not None:
-            after = replace(after, suspicions=self._suspicions)
-        if self._fading != before.fading or self._unconfirmed:
-            unconfirmed = {pod: frozenset(names) for pod, names in self._unconfirmed.items()}
-            unconfirmed = {**before.unconfirmed, **unconfirmed}
-            left = {pod: names for pod, names in unconfirmed.items() if names and pod in self._fading}
-            after = replace(after, fading=self._fading, unconfirmed=left)
+        pods = before.pods if self._pods is None else self._pods
+        after = PoolView(
+            revision=revision,
+            pods=pods,
+            copies=self._copies.finish(),
+            parked=self._parked.finish(),
+            failures=self._failures.finish(),
+            suspicions=before.suspicions if self._suspicions is None else self._suspicions,
+            fading=self._fading,
+            unconfirmed=self._copies.unconfirmed(self._fading.keys()),
+            parked_unconfirmed=self._parked.unconfirmed(self._fading.keys()),
+        )
         changes = PoolChanges(
             revision,
             tuple(
-                PodChange(pod, before.pods.get(pod), after.pods.get(pod))
+                PodChange(pod, before.pods.get(pod), pods.get(pod))
                 for pod in self._touched_pods
-                if before.pods.get(pod) != after.pods.get(pod)
+                if before.pods.get(pod) != pods.get(pod)
             ),
-            _differing(self._touched_copies, before.copies, after.copies),
-            _differing(self._touched_failures, before.failures, after.failures),
+            _differing(self._copies.touched, before.copies, after.copies),
+            _differing(self._failures.touched, before.failures, after.failures),
             _differing(self._touched_suspicions, before.suspicions, after.suspicions),
             tuple(pod for pod in self._fading if pod not in before.fading),
+            parked=_differing(self._parked.touched, before.parked, after.parked),
         )
         return after, changes
-
-
-OfPod = TypeVar("OfPod", Copy, LoadFailure)
-
-
-def _put_of_pod(edit: MapEdit[ModelName, tuple[OfPod, ...]], name: ModelName, pod: str, entry: OfPod | None) -> None:
-    """Replace what one pod has of a model; the tuple stays in the order of pods."""
-    known = edit.get(name) or ()
-    if entry is not None and entry in known:
-        return
-    left = [other for other in known if other.pod != pod]
-    if entry is not None:
-        left.append(entry)
-        left.sort(key=_pod_of)
-    if left:
-        edit.set(name, tuple(left))
-    elif known:
-        edit.discard(name)
-
-
-_pod_of = attrgetter("pod")
 
 
 def _differing(

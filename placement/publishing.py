@@ -1,9 +1,10 @@
 """This pod's keys as it wants them, and the task that makes the store agree.
 
 Whoever has something to say only says how it is to be (`set`); nobody waits for the store, and nothing is lost while
-it is away: memory is bounded by the number of keys, not of changes. The writer takes what differs, oldest first, in
-transactions of bounded size. Nobody else writes these keys, so they need no compare, and writing one twice does no
-harm; only a first copy is claimed, and the pod's own record is guarded (`placement.pod_lease`).
+it is away: memory is bounded by the number of keys, not of changes. The writer takes what differs, oldest first (what
+lies on the disk after all else), in transactions of bounded size. Nobody else writes these keys, so they need no
+compare, and writing one twice does no harm; only a first copy is claimed, and the pod's own record is guarded
+(`placement.pod_lease`).
 
 **A lost lease** (the store says so, to the writer or to the keeper): get another, put the pod's record on it, marked
 as not settled, and write everything again; then the record once more, settled. See fading in `placement.pool_view`.
@@ -28,6 +29,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from placement import keys
 from placement.errors import LeaseNotFound, StoreClosed, StoreError, StoreUnavailable
@@ -81,6 +83,8 @@ class Publisher:
         self._wanted: dict[str, Wanted] = {}
         self._dirty: dict[str, None] = {}
         """Keys that may differ in the store, longest first."""
+        self._dirty_later: dict[str, None] = {}
+        """The same, of keys that nobody waits for: what lies on the disk. A pod may have thousands at its start."""
         self._acknowledged: dict[str, int] = {}
         """Key -> revision of our last write that was answered."""
         self._returning: set[str] = set()
@@ -97,7 +101,7 @@ class Publisher:
 
     def set(self, key: str, wanted: Wanted | None) -> None:
         """How a key of this pod is to be; None: not there."""
-        if self._wanted.get(key) == wanted and key not in self._dirty:
+        if self._wanted.get(key) == wanted and key not in self._dirty_with(key):
             return
         if wanted is None:
             self._wanted.pop(key, None)
@@ -162,7 +166,7 @@ class Publisher:
             self._wake.set()
 
     def _is_own(self, key: str) -> bool:
-        if key.startswith((keys.COPIES, keys.FAILURES)):
+        if key.startswith((keys.COPIES, keys.PARKED, keys.FAILURES)):
             return key.endswith(self._pod_part)
         if key.startswith(keys.INTENTS):
             return key.endswith(f"{self._pod_part}/{keys.encode_part(self.incarnation)}")
@@ -184,6 +188,7 @@ class Publisher:
             record = pod_to_json(replace(self._pod, draining=True, ready=False))
             if await self.lease.write(self._pod.incarnation, record) is None:
                 self._dirty = {key: None for key, wanted in self._wanted.items() if not wanted.leased}
+                self._dirty_later.clear()
                 self._wanted.clear()
                 while self._dirty:
                     await self._write_some()
@@ -237,7 +242,7 @@ class Publisher:
     async def flush(self) -> None:
         """Everything said so far is written when this returns. Raises StoreUnavailable."""
         self._pod_urgent |= self._pod_dirty
-        left = set(self._dirty)
+        left = {*self._dirty, *self._dirty_later}
         lease_tries = 0
         async with self._turning:
             while self.lease.id == NO_LEASE or self._pod_due() or not left.isdisjoint(self._writable()):
@@ -253,7 +258,7 @@ class Publisher:
 
     async def wait_written(self, key: str) -> None:
         """Until the key is in the store as it was wanted last."""
-        while key in self._dirty or key in self._in_flight:
+        while key in self._dirty_with(key) or key in self._in_flight:
             await self._progress.wait()
 
     async def _wait_work(self) -> None:
@@ -332,7 +337,7 @@ class Publisher:
         limits = self._store.limits
         picked: list[str] = []
         size_bytes = 0
-        for key in self._dirty:
+        for key in chain(self._dirty, self._dirty_later):
             if key in self._claiming:
                 continue
             wanted = self._wanted.get(key)
@@ -366,7 +371,7 @@ class Publisher:
     def _wrote(self, key: str, wanted: Wanted | None, revision: int) -> None:
         self._acknowledged[key] = revision
         if self._wanted.get(key) == wanted:
-            self._dirty.pop(key, None)
+            self._dirty_with(key).pop(key, None)
         if self._returning:
             self._returning.discard(key)
             if not self._returning:
@@ -374,8 +379,11 @@ class Publisher:
                 self._wake.set()
 
     def _mark(self, key: str) -> None:
-        self._dirty[key] = None
+        self._dirty_with(key)[key] = None
         self._wake.set()
+
+    def _dirty_with(self, key: str) -> dict[str, None]:
+        return self._dirty_later if key.startswith(keys.PARKED) else self._dirty
 
     def _tell_progress(self) -> None:
         self._progress.set()

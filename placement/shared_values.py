@@ -12,11 +12,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
+from placement.policy.snapshot import Parked
+
 TEXTS_KEPT_MAX = 8192
 TEXT_LENGTH_MAX = 128
 """Characters. Longer ones seldom recur, and the cache would hold megabytes."""
 MAPPINGS_KEPT_MAX = 4096
 ENTRIES_MAX = 8
+PARKED_KEPT_MAX = 4096
+"""A hundred pods, a few generations, times to one digit: few that differ."""
 
 NO_TEXTS: Mapping[str, str] = {}
 
@@ -34,6 +38,22 @@ def shared_texts(entries: Mapping[str, str]) -> Mapping[str, str]:
     if len(items) > ENTRIES_MAX or max(len(text) for item in items for text in item) > TEXT_LENGTH_MAX:
         return entries
     return _kept_texts(items)
+
+
+@lru_cache(maxsize=PARKED_KEPT_MAX)
+def shared_parked(parked: Parked) -> Parked:
+    """An equal one."""
+    return parked
+
+
+def shared_parked_of_model(entries: tuple[Parked, ...]) -> tuple[Parked, ...]:
+    """Equal ones, where the model is parked on one pod; there are too many pairs to find one again."""
+    return _kept_single(entries) if len(entries) == 1 else entries
+
+
+@lru_cache(maxsize=PARKED_KEPT_MAX)
+def _kept_single(entries: tuple[Parked]) -> tuple[Parked]:
+    return entries
 
 
 @lru_cache(maxsize=TEXTS_KEPT_MAX)

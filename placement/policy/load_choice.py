@@ -1,9 +1,9 @@
 """Where a model is loaded.
 
 Every pod that may load it at all (`obstacles`) is a candidate; rendezvous hashing says which few of them are the
-model's own. Among those the one where it will serve soonest is chosen. The hash keeps a model where its artifact lies
-on disk, and makes ingress pods that decide at the same time agree; the estimate keeps it away from pods that are busy
-or would have to throw out what is used.
+model's own, and pods whose disk has its artifact are its own as well. Among those the one where it will serve soonest
+is chosen, and of equally good ones one that need not fetch. The hash makes ingress pods that decide at the same time
+agree; the estimate keeps a model away from pods that are busy or would have to throw out what is used.
 
 The estimate counts seconds: until a load would begin, the load itself (from the pod's disk, where that has the
 artifact), and the seconds that users of other models will wait again because this one pushes those out. The last is a
@@ -72,7 +72,8 @@ class Candidate(NamedTuple):
 
     def reasons(self) -> tuple[str, ...]:
         """What the estimate consists of, and what else its place depends on."""
-        parts = [f"waits {self.wait_s:.2f} s", f"loads {self.load_s:.2f} s from {'disk' if self.on_disk else 'afar'}"]
+        source = "its disk" if self.on_disk else "afar"
+        parts = [f"waits {self.wait_s:.2f} s", f"loads {self.load_s:.2f} s from {source}"]
         if self.evicts_bytes:
             parts.append(
                 f"evicts {readable(self.evicts_bytes)} unused for {self.eviction_age_s:.0f} s (+{self.damage_s:.2f} s)"
@@ -217,7 +218,9 @@ def _candidate(model: ModelFacts, at: Situation, pod: Pod, zones: Mapping[str, i
 
 
 def _shortlist(candidates: list[Candidate], size: int) -> list[Candidate]:
-    """The model's own few, or, where none of them meets a wish that others meet, the first few of those."""
+    """The model's own few, or, where none of them meets a wish that others meet, the first few of those; and every pod
+    that has it on its disk, in whatever state: its place in the order says what speaks against it."""
+    on_disk = [candidate for candidate in candidates if candidate.on_disk]
     for wish in _WISHES:
         best = min(map(wish, candidates))
         if all(wish(candidate) > best for candidate in candidates[:size]):
@@ -225,7 +228,8 @@ def _shortlist(candidates: list[Candidate], size: int) -> list[Candidate]:
     soon_s = min(candidate.estimate_s for candidate in candidates) * SOON_FACTOR + SOON_S
     if all(candidate.estimate_s > soon_s for candidate in candidates[:size]):
         candidates = [candidate for candidate in candidates if candidate.estimate_s <= soon_s]
-    return candidates[:size]
+    own = candidates[:size]
+    return own + [candidate for candidate in on_disk if candidate not in own]
 
 
 _WISHES: tuple[Callable[[Candidate], int], ...] = (
@@ -241,16 +245,18 @@ def _ordered(shortlist: list[Candidate]) -> tuple[Candidate, ...]:
     soonest_s = min(c.estimate_s for c, wish in zip(shortlist, wishes, strict=True) if wish == best)
     as_good_s = soonest_s * AS_GOOD_FACTOR + AS_GOOD_S
 
-    def order(candidate: Candidate) -> tuple[bool, int, int, float, int, float, str]:
+    def order(candidate: Candidate) -> tuple[bool, int, int, float, int, bool, float, str]:
         # 1. a live lease before one that ran out; 2. a zone with fewer copies of this model; 3. more of the preferred
         # labels; 4. the sooner start, those as good as the soonest being equal; 5. the shorter queue of requests, in
-        # steps; 6. the model's own preference by hash; 7. the id, so that equal views give equal choices.
+        # steps; 6. a pod that need not fetch it; 7. the model's own preference by hash; 8. the id, so that equal views
+        # give equal choices.
         return (
             candidate.fading,
             candidate.zone_copies,
             candidate.labels_missing,
             0.0 if candidate.estimate_s <= as_good_s else candidate.estimate_s,
             int(candidate.queue_delay_s / QUEUE_STEP_S),
+            not candidate.on_disk,
             -candidate.affinity,
             candidate.pod,
         )

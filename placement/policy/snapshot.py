@@ -117,6 +117,17 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
+class Parked:
+    """What one pod keeps of a model that it has no copy of: one tier below its memory."""
+
+    pod: str
+    disk: int
+    """The generation whose artifact is on the pod's disk."""
+    disk_load_s: float = 0.0
+    """Seconds that a load took there once the artifact was on the disk, to one digit; 0: not measured yet."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoadFailure:
     """A pod could not load a generation of a model."""
 
@@ -187,6 +198,8 @@ class PoolView:
     pods: Mapping[str, Pod] = field(default_factory=dict)
     copies: Mapping[ModelName, tuple[Copy, ...]] = field(default_factory=dict)
     """In the order of pod ids."""
+    parked: Mapping[ModelName, tuple[Parked, ...]] = field(default_factory=dict)
+    """In the order of pod ids."""
     failures: Mapping[ModelName, tuple[LoadFailure, ...]] = field(default_factory=dict)
     suspicions: Mapping[ModelName, Suspicion] = field(default_factory=dict)
     fading: Mapping[str, float] = field(default_factory=dict)
@@ -194,6 +207,8 @@ class PoolView:
     the store may have been away from them, or they from it, while they serve on. Whether they answer, probes tell."""
     unconfirmed: Mapping[str, frozenset[ModelName]] = field(default_factory=dict)
     """Of each fading pod, the copies that it has not published again yet."""
+    parked_unconfirmed: Mapping[str, frozenset[ModelName]] = field(default_factory=dict)
+    """As `unconfirmed`, of what it keeps parked."""
 
     def holders(self, name: ModelName, generation: int) -> tuple[Copy, ...]:
         """Copies that serve this generation."""
@@ -230,4 +245,4 @@ class ModelFacts:
     disk_load_s: float = 0.2
     """Seconds of a load from a pod's own disk; counts as `load_s` where that is less."""
     on_disk: frozenset[str] = frozenset()
-    """Pods whose disk has the artifact."""
+    """Pods whose disk has the artifact of this generation."""

@@ -2,7 +2,8 @@
 
 Both views are built as a pod builds them: from stored JSON, in pages, the pool's names shared with the registry's.
 `ordinary` specs say format, storage key and labels that many models have in common; `rich` ones add a label and a
-checksum of their own, which nothing can share.
+checksum of their own, which nothing can share. `parked`: no model has a copy, and each lies on the disks of two pods,
+which few other models share.
 
 The bar is on the resident set, so malloc's share is included; beside it stands what the views asked malloc for. A unit
 test holds the latter for fewer models (`tests/unit/placement/test_view_memory.py`).
@@ -21,10 +22,10 @@ import psutil
 
 from placement import keys, registry, view
 from placement import pool_view as pool
-from placement.policy.snapshot import Copy, ModelName, PoolView
+from placement.policy.snapshot import Copy, ModelName, Parked, PoolView
 from placement.pool_reading import PoolReader
-from placement.pool_records import copy_to_json
-from placement.pool_view import CopyEvent
+from placement.pool_records import copy_to_json, parked_to_json
+from placement.pool_view import CopyEvent, ParkedEvent
 from placement.records import ModelRecord, ModelSpec, model_to_json
 from placement.store.base import KeyValue
 from placement.view import NameEvent, RegistryView
@@ -54,7 +55,7 @@ class Views:
 def run(bench: Reporter) -> None:
     """The resident set first, while this process is fresh and has nothing freed to use again."""
     count = bench.choose(MODELS, 20_000)
-    bench.progress(0, 3, "resident")
+    bench.progress(0, 4, "resident")
     process = psutil.Process()
     gc.collect()
     before_bytes = process.memory_info().rss
@@ -69,37 +70,38 @@ def run(bench: Reporter) -> None:
     bench.samples("one copy changed", _advance_pool_ms(views), "ms", bar=ADVANCE_BAR_MS)
     bench.samples("one model changed", _advance_names_ms(views), "ms", bar=ADVANCE_BAR_MS)
     del views
-    for number, rich in enumerate((False, True)):
-        kind = "rich" if rich else "ordinary"
-        bench.progress(1 + number, 3, kind)
-        bench.figure(f"the same, asked for, {kind} specs", traced(count, rich=rich) / 1e6, "MB")
+    for number, kind in enumerate(("ordinary", "rich", "parked")):
+        bench.progress(1 + number, 4, kind)
+        held_bytes = traced(count, rich=kind == "rich", parked=kind == "parked")
+        bench.figure(f"the same, asked for, {kind}", held_bytes / 1e6, "MB")
 
 
-def traced(count: int, *, rich: bool) -> int:
+def traced(count: int, *, rich: bool, parked: bool = False) -> int:
     """Bytes that the two views of so many models hold."""
     gc.collect()
     tracemalloc.start()
     try:
-        views = build_views(count, rich=rich)
+        views = build_views(count, rich=rich, parked=parked)
         gc.collect()
         held_bytes = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    assert views.names.model_count() == len(views.pool.copies) == count
+    assert views.names.model_count() == len(views.pool.parked if parked else views.pool.copies) == count
     return held_bytes
 
 
-def build_views(count: int, *, rich: bool) -> Views:
+def build_views(count: int, *, rich: bool, parked: bool = False) -> Views:
     """From the stored form, page by page."""
     views = Views(RegistryView(), PoolView())
     for page in _pages(_model(number, rich=rich) for number in range(count)):
         named = [event for kv in page if (event := registry._name_event(kv, deleted=False)) is not None]
         views.names, _ = view.advance(views.names, named, page[-1].mod_revision)
     reader = PoolReader(views.shared_name)
-    for page in _pages(_copy(number) for number in range(count)):
+    held = (_parked(number, disk) for number in range(count) for disk in (0, 1))
+    for page in _pages(held if parked else (_copy(number) for number in range(count))):
         events = [reader.read(kv, kv.mod_revision, deleted=False) for kv in page]
-        copies = [event for event in events if isinstance(event, CopyEvent)]
-        views.pool, _ = pool.advance(views.pool, copies, page[-1].mod_revision)
+        shown = [event for event in events if isinstance(event, CopyEvent | ParkedEvent)]
+        views.pool, _ = pool.advance(views.pool, shown, page[-1].mod_revision)
     return views
 
 
@@ -132,6 +134,13 @@ def _copy(number: int) -> KeyValue:
     pod = f"hexcomb-7d9f8c6b5-{number % PODS:05x}"
     copy = Copy(pod, 1 + number % 3, 0, 1_500_000 + number * 37, 1.79e9 + number * 0.71)
     return KeyValue(keys.copy_key(_TENANT, _id(number), pod), copy_to_json(copy), 1, 2_000_000 + number, 1)
+
+
+def _parked(number: int, disk: int) -> KeyValue:
+    pod = f"hexcomb-7d9f8c6b5-{(number + disk * (1 + number // PODS * 37)) % PODS:05x}"
+    parked = Parked(pod, 1 + number % 3, (1 + number % 9) / (10 if number % 2 else 100))
+    key = keys.parked_key(_TENANT, _id(number), pod)
+    return KeyValue(key, parked_to_json(parked), 1, 2_000_000 + 2 * number + disk, 1)
 
 
 def _advance_pool_ms(views: Views) -> list[float]:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from placement.layered_map import LayeredMap
-from placement.policy.snapshot import Copy, ModelName, Pod, PoolView
-from placement.pool_view import CopyEvent, PodEvent, PoolEvent, advance, faded, let_go
+from placement.policy.snapshot import Copy, ModelName, Parked, Pod, PoolView
+from placement.pool_view import CopyEvent, ParkedEvent, PodEvent, PoolEvent, advance, faded, let_go
 
 PODS = ("p", "q", "r")
 NAMES = tuple(ModelName("t", letter) for letter in "abcd")
@@ -116,8 +116,20 @@ def played(steps: Steps) -> Store:
 
 
 def apply(view: PoolView, revisions: Iterable[list[PoolEvent]]) -> PoolView:
+    """What is loaded in these histories is on the disk as well, and must never be told of differently."""
     events = [event for revision in revisions for event in revision]
-    return advance(view, events, max((event.revision for event in events), default=view.revision), now_s=1.0)[0]
+    parked = [
+        ParkedEvent(event.revision, event.name, event.pod, event.copy and Parked(event.pod, event.copy.servable))
+        for event in events
+        if isinstance(event, CopyEvent)
+    ]
+    revision = max((event.revision for event in events), default=view.revision)
+    view = advance(view, [*events, *parked], revision, now_s=1.0)[0]
+    assert {name: [(copy.pod, copy.servable) for copy in held] for name, held in view.copies.items()} == {
+        name: [(parked.pod, parked.disk) for parked in held] for name, held in view.parked.items()
+    }
+    assert view.parked_unconfirmed == view.unconfirmed
+    return view
 
 
 @given(steps=STEPS, seed=st.integers(0, 1000))

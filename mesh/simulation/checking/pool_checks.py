@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 from mesh.simulation.chance import stream
@@ -93,14 +94,12 @@ class PoolChecks:
         pods, copies = list(view.pods.items()), list(view.copies.items())
         self._random.shuffle(pods)
         self._random.shuffle(copies)
-        return PoolView(
-            view.revision,
-            dict(pods),
-            dict(copies),
-            dict(reversed(list(view.failures.items()))),
-            dict(view.suspicions),
-            dict(view.fading),
-            dict(view.unconfirmed),
+        return replace(
+            view,
+            pods=dict(pods),
+            copies=dict(copies),
+            parked=dict(reversed(list(view.parked.items()))),
+            failures=dict(reversed(list(view.failures.items()))),
         )
 
     def alias_changed(self, before: AliasRecord | None, after: AliasRecord | None) -> None:

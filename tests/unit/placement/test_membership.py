@@ -16,7 +16,7 @@ from mesh.simulation.virtual_loop import Process, VirtualLoop
 from placement import keys
 from placement.errors import PodIdTaken, StoreUnavailable
 from placement.membership import LEASE_TTL_S, Claimed, HeldBy, Membership, StoreAway
-from placement.policy.snapshot import BusyModel, Copy, Death, LoadFailure, ModelName, Pod, Suspicion, Verdict
+from placement.policy.snapshot import BusyModel, Copy, Death, LoadFailure, ModelName, Parked, Pod, Suspicion, Verdict
 from placement.pool_records import HotModel
 from placement.pool_view import PoolChanges
 from placement.store.base import Put
@@ -112,6 +112,7 @@ def test_pods_see_what_each_of_them_says(world: World) -> None:
         failure = LoadFailure("two", 1, True, "no such file", 5.0, 0.0)
         two.set_failure(B, failure)
         two.set_intent(B, 1, "running")
+        two.set_parked(A, Parked("two", 1, 0.2))
         busy = (BusyModel(A, 2.0, 1.0, 0.1, 0.2, 1),)
         said = Pod("one", "one-1", "host-1:8033", zone="z", labels=frozenset({"gpu"}), busy=busy, ready=True)
         one.set_pod(said, urgent=True)
@@ -120,12 +121,14 @@ def test_pods_see_what_each_of_them_says(world: World) -> None:
         assert two.view.pods["one"] == said
         assert two.view.copies == {A: (serving("one"),)}
         assert one.view.failures == {B: (failure,)}
+        assert one.view.parked == {A: (Parked("two", 1, 0.2),)}
         assert [(name, intent.pod, intent.doing) for name, intent in one.intents] == [(B, "two", "running")]
         one.set_copy(A, None)
         two.set_failure(B, None)
         two.clear_intent(B)
+        two.set_parked(A, None)
         await asyncio.sleep(SETTLED_S)
-        assert (two.view.copies, two.view.failures, one.intents) == ({}, {}, ())
+        assert (two.view.copies, two.view.failures, one.intents, one.view.parked) == ({}, {}, (), {})
 
     world.loop.run(story())
 
@@ -135,13 +138,32 @@ def test_who_comes_later_lists_what_is_there_and_follows_it(world: World) -> Non
         one = await world.start("one")
         for number in range(2500):
             one.set_copy(ModelName("t", f"m{number}"), serving("one"))
+            one.set_parked(ModelName("t", f"m{number + 1000}"), Parked("one", 1))
         await world.within("one", one.flush())
         two = await world.start("two")
-        assert len(two.view.copies) == 2500
+        assert len(two.view.copies) == len(two.view.parked) == 2500
         one.set_copy(ModelName("t", "m7"), None)
+        one.set_parked(ModelName("t", "m3000"), None)
         await asyncio.sleep(SETTLED_S)
         assert two.view == one.view
-        assert len(two.view.copies) == 2499
+        assert len(two.view.copies) == len(two.view.parked) == 2499
+
+
+def test_what_lies_on_disks_is_written_in_few_transactions_after_what_somebody_waits_for(world: World) -> None:
+    async def story() -> None:
+        one = await world.start("one")
+        heard: list[tuple[int, int]] = []
+        one.on_change(lambda changes: heard.append((len(changes.copies), len(changes.parked))))
+        for number in range(1000):
+            one.set_parked(ModelName("t", f"m{number}"), Parked("one", 1))
+        one.set_copy(A, serving("one"))
+        one.set_intent(A, 1, "loading")
+        await world.within("one", one.flush())
+        await asyncio.sleep(SETTLED_S)
+        assert len(one.view.parked) == 1000
+        told = [(copies, parked) for copies, parked in heard if copies or parked]
+        assert told[0][0] == 1, "the copy, which was said last, came with the first of them"
+        assert 1 < len(told) <= 2 + 1000 // world.server.connect("x").limits.ops_per_txn_max
 
     world.loop.run(story())
 
@@ -469,13 +491,20 @@ def test_after_a_wipe_every_pod_writes_again_and_nothing_was_missing_meanwhile(w
         one, two, _ = pods
         for m in pods:
             m.set_copy(A, serving(m.pod_id))
+            m.set_parked(B, Parked(m.pod_id, 1))
         one.set_intent(B, 1, "loading")
         suspicion = Suspicion(1, Verdict.SUSPECT, (Death("x", "x-1", "running", 4.0),))
         assert await world.within("one", one.write_suspicion(B, suspicion))
         await asyncio.sleep(5.0)
         missing: list[list[str]] = []
+
+        def look(changes: PoolChanges) -> None:
+            for m in pods:
+                found = (holders(m, A), [parked.pod for parked in m.view.parked.get(B, ())])
+                missing.extend(pods_there for pods_there in found if len(pods_there) != 3)
+
         for m in pods:
-            m.on_change(lambda changes, m=m: missing.append(holders(m, A)) if len(holders(m, A)) != 3 else None)  # type: ignore[misc]
+            m.on_change(look)
         world.server.wipe()
         await world.until(lambda: world.holds(keys.copy_key("t", "a", "three")) is not None, 2 * TTL_S)
         await world.until(lambda: all(not m.view.fading for m in pods), 2 * TTL_S)
@@ -491,6 +520,7 @@ def test_after_a_wipe_every_pod_writes_again_and_nothing_was_missing_meanwhile(w
         assert one.suspicion_revision(B) > 0
         await asyncio.sleep(5 * TTL_S)
         assert holders(one, A) == ["one", "three", "two"]
+        assert [parked.pod for parked in two.view.parked[B]] == ["one", "three", "two"]
 
     world.loop.run(story())
 
@@ -761,10 +791,12 @@ def test_a_pod_sets_its_own_keys_right_again(world: World) -> None:
         await asyncio.sleep(SETTLED_S)
         world.write(keys.pod_key("one"), b"rubbish")
         world.write(keys.copy_key("t", "a", "one"), b"rubbish")
+        world.write(keys.parked_key("t", "a", "one"), b'{"v":1,"disk":7}')
         world.write(keys.copy_key("t", "stray", "one"), b'{"v":1,"servable":1,"since_at_s":1}')
         await asyncio.sleep(2.0)
         assert set(two.view.pods) == {"one", "two"}
         assert two.view.copies == {A: (serving("one"),)}
+        assert two.view.parked == {}, "nothing is on its disk"
         assert two.view.fading == {}
         world.kill("one")
         await world.until(lambda: "one" not in two.view.pods)  # its record is on its lease again

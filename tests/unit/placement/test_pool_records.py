@@ -19,6 +19,7 @@ from placement.policy.snapshot import (
     Intent,
     LoadFailure,
     ModelName,
+    Parked,
     Pod,
     Suspicion,
     Tier,
@@ -41,6 +42,8 @@ from placement.pool_records import (
     intent_to_json,
     leader_from_json,
     leader_to_json,
+    parked_from_json,
+    parked_to_json,
     pod_from_json,
     pod_to_json,
     suspicion_from_json,
@@ -81,6 +84,7 @@ Read = Callable[[bytes], Any]
 READERS: dict[str, tuple[bytes, Read]] = {
     "pod": (pod_to_json(FULL_POD), lambda value: pod_from_json("p", value)),
     "copy": (copy_to_json(Copy("p", 3, 4, 5, 6.0)), lambda value: copy_from_json("p", value)),
+    "parked": (parked_to_json(Parked("p", 3, 0.5)), lambda value: parked_from_json("p", value)),
     "failure": (
         failure_to_json(LoadFailure("p", 1, False, "m", 2.0, 3.0)),
         lambda value: failure_from_json("p", value),
@@ -98,6 +102,8 @@ def test_every_record_comes_back_as_it_was() -> None:
     assert pod_from_json("p", pod_to_json(plain, settled=False)) == (plain, False)
     for copy in (Copy("p", 3, 4, 5, 6.0), Copy("p", 1, 0, 0, 0.0), Copy("p", 0, 2**40, 0, 0.0)):
         assert copy_from_json("p", copy_to_json(copy)) == copy
+    for parked in (Parked("p", 3, 0.05), Parked("p", 1)):
+        assert parked_from_json("p", parked_to_json(parked)) == parked
     for failure in (LoadFailure("p", 1, True, "ž", 2.0, 0.0), LoadFailure("p", 1, False, "", 2.0, 3.5)):
         assert failure_from_json("p", failure_to_json(failure)) == failure
     intent = Intent("p", "i", 1, "running", 2.0)

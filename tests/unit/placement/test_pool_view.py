@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from placement.policy.snapshot import Copy, LoadFailure, ModelName, Pod, PoolView, Suspicion, Verdict
+from placement.policy.snapshot import Copy, LoadFailure, ModelName, Parked, Pod, PoolView, Suspicion, Verdict
 from placement.pool_view import (
     CopyEvent,
     FailureEvent,
+    ParkedEvent,
     PodEvent,
     PoolEvent,
     SuspicionEvent,
@@ -96,6 +97,19 @@ def test_changes_name_what_differs_and_nothing_else() -> None:
     assert not changes
 
 
+def keeps(revision: int, name: ModelName, pod_id: str, generation: int = 1) -> ParkedEvent:
+    return ParkedEvent(revision, name, pod_id, Parked(pod_id, generation))
+
+
+def test_what_lies_on_disks_stands_beside_the_copies_and_is_shared_in_memory() -> None:
+    view, changes = advance(PoolView(), [keeps(1, A, "q"), keeps(2, A, "p"), keeps(3, B, "q"), keeps(4, C, "q")], 4)
+    assert view.parked == {A: (Parked("p", 1), Parked("q", 1)), B: (Parked("q", 1),), C: (Parked("q", 1),)}
+    assert view.parked[B] is view.parked[C]
+    assert (changes.parked, changes.copies, view.copies) == ((A, B, C), (), {})
+    view, changes = advance(view, [ParkedEvent(5, B, "q", None), keeps(6, C, "q")], 6)
+    assert (changes.parked, B in view.parked) == ((B,), False)
+
+
 # Fading -------------------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +196,18 @@ def test_a_lease_lost_twice_fades_from_the_first_time_on() -> None:
     assert view.unconfirmed == {"p": {A, B}}
 
 
+def test_what_lies_on_a_pods_disk_fades_and_comes_back_as_its_copies_do() -> None:
+    view = view_of(here(1, "p"), keeps(2, A, "p"), keeps(2, B, "p"))
+    gone: list[PoolEvent] = [ParkedEvent(3, A, "p", None), PodEvent(3, "p", None), ParkedEvent(3, B, "p", None)]
+    view = after(view, *gone)
+    assert (set(view.parked), view.parked_unconfirmed) == ({A, B}, {"p": {A, B}})
+    returned = after(view, here(4, "p", settled=False), keeps(5, A, "p"), here(6, "p"))
+    assert (set(returned.parked), returned.parked_unconfirmed) == ({A}, {})
+    assert let_go(view, ["p"])[0].parked == {}
+    restarted = after(view, here(4, "p", "2"))
+    assert (restarted.parked, restarted.fading) == ({}, {})
+
+
 # Lists --------------------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +218,19 @@ def listed_anew(view: PoolView, pods: list[PodEvent], copies: list[CopyEvent], r
     there = {(event.name, event.pod) for event in copies}
     gone = vanished(view, list(view.copies), lambda kind, name, pod_id: (name, pod_id) in there, revision)
     return advance(view, gone, revision)[0]
+
+
+def test_a_list_takes_away_what_lies_on_no_disk_any_more() -> None:
+    view = view_of(here(1, "p"), keeps(2, A, "p"), keeps(2, B, "p"))
+    view, _ = list_pods(replace(view, revision=8), [here(9, "p")], now_s=99.0)
+    asked: list[tuple[str, ModelName, str]] = []
+
+    def is_listed(kind: str, name: ModelName, pod_id: str) -> bool:
+        asked.append((kind, name, pod_id))
+        return name == A
+
+    view, _ = advance(view, vanished(view, list(view.parked), is_listed, 9), 9)
+    assert (set(view.parked), asked) == ({A}, [("parked", A, "p"), ("parked", B, "p")])
 
 
 def test_a_list_takes_away_what_settled_pods_do_not_have() -> None:

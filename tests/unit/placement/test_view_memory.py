@@ -12,3 +12,8 @@ BYTES_MAX = 900
 def test_a_model_and_its_copy_take_less_than_a_kilobyte() -> None:
     traced(100, rich=False)  # caches and imports
     assert traced(MODELS, rich=False) / MODELS <= BYTES_MAX
+
+
+def test_so_does_a_model_that_is_parked_on_two_pods() -> None:
+    traced(100, rich=False, parked=True)
+    assert traced(MODELS, rich=False, parked=True) / MODELS <= BYTES_MAX

@@ -81,6 +81,29 @@ def test_a_model_goes_where_it_starts_soonest() -> None:
     assert choose(view([pod("a", load_wait_s=5.0), pod("b")]), slow_store).pod == "a"
 
 
+def test_of_equally_good_pods_one_that_has_it_on_its_disk_need_not_fetch_it() -> None:
+    of = view([pod(f"p{number}") for number in range(20)])
+    own = [candidate.pod for candidate in choose(of).considered]
+    for held in ("p0", "p7", "p19"):
+        choice = choose(of, model(load_s=0.2, disk_load_s=0.2, on_disk=frozenset({held})))
+        assert choice.pod == held
+        assert {candidate.pod for candidate in choice.considered} == {held, *own}
+        assert "loads 0.20 s from its disk" in choice.explain()[0]
+
+
+def test_having_it_on_disk_outweighs_no_wish_no_wait_and_no_damage() -> None:
+    """But who has it is always among those considered, so that the reason can be read."""
+    on_disk = model(load_s=0.2, disk_load_s=0.1, on_disk=frozenset({"a"}), labels_preferred=frozenset({"ssd"}))
+    labels = frozenset({"ssd"})
+    for worse in ({"labels": frozenset()}, {"load_wait_s": 5.0}, {"free_bytes": 0, "eviction_age_s": 1.0}):
+        others = [pod(f"p{number}", labels=labels, eviction_age_s=100.0) for number in range(20)]
+        choice = choose(view([pod("a", **({"labels": labels} | worse)), *others]), on_disk)
+        assert choice.pod != "a"
+        assert [candidate.on_disk for candidate in choice.considered].count(True) == 1
+    crowded = view([pod("a", labels=labels, queue_delay_s=0.2), pod("b", labels=labels)])
+    assert choose(crowded, on_disk).pod == "b"
+
+
 def test_size_is_compared_with_free_room() -> None:
     """ModelMesh took a pod with 2 MB free for not full, whatever the model's size."""
     of = view([pod("a", free_bytes=50, eviction_age_s=100.0), pod("b", free_bytes=100, eviction_age_s=100.0)])
