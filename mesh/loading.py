@@ -34,7 +34,9 @@ from cache.events import (
     FetchFailed,
     Loaded,
     LoadFailed,
+    LoadOutOfMemory,
     LoadOverdue,
+    Resized,
     Tick,
     Unloaded,
     UnloadFailed,
@@ -42,11 +44,12 @@ from cache.events import (
 )
 from cache.failures import FailureRecord
 from cache.machine import EVICTED_FOR, CacheMachine
-from cache.types import Bytes, Failure, FailureKind, ModelKey, Place, Refusal, WantedModel
+from cache.types import Bytes, CopyState, Failure, FailureKind, ModelKey, Place, Refusal, WantedModel
 from mesh.heap import HeapTrimmer
 from mesh.measured_load import MeasuredLoad, load_and_measure, load_isolated_and_measure
 from mesh.resident import Resident
 from mesh.settings import Settings
+from mesh.sizing import reserved_after_running_out, workspace_after_running_out
 from mesh.staging import REMEMBERED_MAX, Staged
 from mesh.telemetry import Telemetry
 from mesh.threads import InThread, in_thread
@@ -54,8 +57,9 @@ from placement.records import ModelRecord
 from runtime_adapters import errors as adapter_errors
 from runtime_adapters.artifacts.fetch import Artifact
 from runtime_adapters.base import Device, LoadedModel, ModelMetadata, Size
-from runtime_adapters.errors import AdapterError, BadArtifact, LoadCrashed, MissingRuntime, ModelCrashed
+from runtime_adapters.errors import AdapterError, BadArtifact, LoadCrashed, MissingRuntime, ModelCrashed, OutOfMemory
 from runtime_adapters.isolation import Cancellation, IsolatedModel
+from runtime_adapters.memory import trim
 from runtime_adapters.validation import InputChecker
 
 log = logging.getLogger("hexcomb.loading")
@@ -84,6 +88,8 @@ class _Overdue(Exception):
         self.failure = failure
 
 
+_ROOM_WAIT_S = 2.0
+"""Longest wait of a run that found no memory for others to leave; unloads take milliseconds."""
 _LOAD_MEAN_WEIGHT = 0.1
 """Of the newest load in the mean."""
 
@@ -150,10 +156,12 @@ class Loading:
         record_of: Callable[[ModelKey], ModelRecord | None],
         on_loaded: Callable[[ModelKey], None],
         hooks: PoolHooks | None = None,
+        ran_out: Callable[[Place, int, str], None] = lambda place, wanted_bytes, why: None,
         clock: Callable[[], float] = time.monotonic,
         in_thread: InThread = in_thread,
     ) -> None:
-        """`clock` is the event loop's; `in_thread` runs what blocks."""
+        """`ran_out` hears where a framework found no memory, and for how much. `clock` is the event loop's;
+        `in_thread` runs what blocks."""
         self._cache = cache
         self._staging = staging
         self._settings = settings
@@ -162,6 +170,7 @@ class Loading:
         self._record_of = record_of
         self._on_loaded = on_loaded
         self._hooks = hooks or PoolHooks()
+        self._ran_out = ran_out
         self._clock = clock
         self._in_thread = in_thread
         self._residents: dict[int, Resident] = {}
@@ -357,7 +366,7 @@ class Loading:
             try:
                 loaded = await self._load_once(key, copy_id, staged, timeout_s)
             except AdapterError as error:
-                if not self._staging.has_loaded(staged):
+                if isinstance(error, OutOfMemory) or not self._staging.has_loaded(staged):
                     raise
                 # The same bytes have loaded before, so the fault is not theirs: frameworks have races of their own.
                 log.warning("load of %s is tried once more: %s", key, error)
@@ -373,6 +382,9 @@ class Loading:
         except asyncio.CancelledError:
             self._staging.release(staged.artifact)
             return LoadFailed(copy_id, Failure(FailureKind.TRANSIENT, "cancelled: nobody waits for it any more"))
+        except OutOfMemory as error:
+            self._staged[copy_id] = staged  # held: the cache makes room, and has it loaded once more
+            return self._load_ran_out(key, copy_id, staged, str(error))
         except Exception as error:  # every failure of a load becomes the cache's event
             self._staging.release(staged.artifact)
             failure = self._failure(key, "load", format_name, error)
@@ -387,6 +399,47 @@ class Loading:
         self.mean_load_s += _LOAD_MEAN_WEIGHT * (loaded.load_s + loaded.warm_up_s - self.mean_load_s)
         asyncio.get_running_loop().call_soon(self._on_loaded, key)
         return Loaded(copy_id, self._bytes(loaded.size))
+
+    def _load_ran_out(self, key: ModelKey, copy_id: int, staged: Staged, why: str) -> LoadOutOfMemory:
+        reserved = self._cache.copy(copy_id).needed
+        message = f"no memory for a load of {key} with {reserved} reserved: {why}"
+        log.warning("%s", message)
+        self._telemetry.out_of_memory.labels(staged.adapter.format, "load").inc()
+        place = self._place_of(staged.options.device)
+        self._ran_out(place, reserved[place], message)
+        return LoadOutOfMemory(copy_id, reserved_after_running_out(reserved), message)
+
+    async def make_room(self, resident: Resident, request_bytes: int, why: str) -> None:
+        """A run of this copy found no memory: it counts for more from now on, and idle copies leave. Returns when those
+        have left, or have taken too long."""
+        place = self._place_of(resident.device)
+        message = f"no memory for a run of {resident.copy.key} on {request_bytes:,} bytes: {why}"
+        log.warning("%s", message)
+        self._telemetry.out_of_memory.labels(resident.format, "run").inc()
+        workspace_bytes = workspace_after_running_out(
+            resident.size.total_bytes, request_bytes, self._cache.usage().capacity[place]
+        )
+        self.resized(resident, workspace_bytes=max(resident.workspace_bytes, workspace_bytes))
+        self._ran_out(place, workspace_bytes, message)
+        leaving = [
+            task
+            for copy_id, task in self._running.items()
+            if (other := self._residents.get(copy_id)) is not None and other.copy.state is CopyState.UNLOADING
+        ]
+        if leaving:
+            await asyncio.wait(leaving, timeout=_ROOM_WAIT_S)
+        await self._in_thread("trim", trim)
+
+    def resized(self, resident: Resident, *, size: Size | None = None, workspace_bytes: int | None = None) -> None:
+        """A copy was measured anew, or its runs were. The ledger hears of it where that changes what it counts."""
+        before = self._bytes_with_runs(resident)
+        if size is not None:
+            resident.size = size
+        if workspace_bytes is not None:
+            resident.workspace_bytes = workspace_bytes
+        after = self._bytes_with_runs(resident)
+        if after != before and resident.copy.copy_id in self._residents:
+            self.send(Resized(resident.copy.copy_id, after))
 
     async def _load_once(self, key: ModelKey, copy_id: int, staged: Staged, timeout_s: float) -> MeasuredLoad:
         if staged.isolated:
@@ -512,6 +565,13 @@ class Loading:
                 log.error("the last unload of a copy failed", exc_info=error)
 
     # What things mean ---------------------------------------------------------------------------------------
+
+    def _place_of(self, device: Device) -> Place:
+        return HOST_MEMORY if device.kind == "cpu" else Place("device", str(device))
+
+    def _bytes_with_runs(self, resident: Resident) -> Bytes:
+        workspace = Bytes.of(self._place_of(resident.device), resident.workspace_bytes)
+        return self._bytes(resident.size) + workspace
 
     def _bytes(self, size: Size) -> Bytes:
         components = {HOST_MEMORY: size.host_bytes + size.mapped_bytes}

@@ -53,6 +53,7 @@ from mesh.explaining import Explaining
 from mesh.flight_recorder import FlightRecorder, read_last_flight
 from mesh.generations import Generations
 from mesh.loading import HOST_MEMORY, Loading
+from mesh.memory_watch import MemoryWatch
 from mesh.models import Models
 from mesh.overview import Alone, InPool, Overview
 from mesh.pod import PodView, default_pod_name, runtime_reports
@@ -63,10 +64,10 @@ from mesh.settings import Settings
 from mesh.staging import Staging, never
 from mesh.status import StatusView
 from mesh.telemetry import Telemetry
+from mesh.tenant_shares import tenant_shares
 from mesh.transport.base import ListenAddress, Routes, TransportLimits
 from mesh.wire import messages
 from mesh.world import World
-from mesh.tenant_shares import tenant_shares
 from placement.constraints import NO_CONSTRAINTS, Constraints, parse_constraints
 from placement.records import ModelRecord
 from placement.registry import Registry
@@ -146,6 +147,17 @@ class Node:
             record_of=self._record_of,
             on_loaded=self.generations.loaded,
             hooks=None if self.pool is None else self.pool.hooks,
+            ran_out=lambda place, wanted_bytes, why: self.memory_watch.ran_out(place, wanted_bytes, why),
+            clock=world.clock,
+            in_thread=world.in_thread,
+        )
+        self.memory_watch = MemoryWatch(
+            self.cache.usage().capacity,
+            HOST_MEMORY,
+            read=world.read_memory,
+            used=lambda: self.cache.usage().used,
+            change_capacity=self.loading.send,
+            every_s=settings.memory_watch_s,
             clock=world.clock,
             in_thread=world.in_thread,
         )
@@ -210,6 +222,7 @@ class Node:
             wall_clock=world.wall_clock,
         )
         self.telemetry.add_samples(self.pod.samples)
+        self.telemetry.add_samples(self.memory_watch.samples)
         if self.pool is not None:
             self.telemetry.add_samples(self.pool.samples)
         self.http = None
@@ -333,6 +346,7 @@ class Node:
         """
         await self.registry.start()
         self.registry.on_change(self._on_change)
+        self.memory_watch.start()
         await self.transport.start()
         grpc = [address.address for address in self.transport.addresses]
         self.pod.addresses = tuple(f"grpc://{address}" for address in grpc)
@@ -384,6 +398,7 @@ class Node:
         log.info(
             "stopping: finishing %d calls within %g s", self.transport.calls_in_flight, self._settings.stop_grace_s
         )
+        await self.memory_watch.close()
         await self.models.close()
         await self.transport.stop(self._settings.stop_grace_s)
         self.loading.send(Drain())
@@ -443,8 +458,15 @@ def cache_limits(settings: Settings, device: Device) -> CacheLimits:
         else:
             device_bytes = int(settings.device_capacity)
         capacity = capacity + Bytes.of(Place("device", str(device)), device_bytes)
+    main = HOST_MEMORY if device.kind == "cpu" else Place("device", str(device))
+    tenants = tenant_shares(settings.tenant_shares, settings.tenant_limits, capacity, main)
+    try:
+        check_shares(tenants, capacity)
+    except ValueError as error:
+        raise CannotStart(f"tenant_shares: {error}") from error
     return CacheLimits(
         capacity=capacity,
+        tenants=tenants,
         loads_concurrent_max=settings.loads_concurrent_max,
         fetches_concurrent_max=settings.fetches_concurrent_max,
         waiters_per_model_max=settings.waiters_per_model_max,
@@ -457,15 +479,8 @@ def cache_limits(settings: Settings, device: Device) -> CacheLimits:
         pinned_bytes_per_tenant_max=None if settings.pinned_max is None else int(settings.pinned_max),
     )
 
-    main = HOST_MEMORY if device.kind == "cpu" else Place("device", str(device))
-    tenants = tenant_shares(settings.tenant_shares, settings.tenant_limits, capacity, main)
-    try:
-        check_shares(tenants, capacity)
-    except ValueError as error:
-        raise CannotStart(f"tenant_shares: {error}") from error
 
 def file_prefixes(settings: Settings) -> tuple[Path, ...] | None:
-        tenants=tenants,
     """Directories that file:// may read; None: any, which only a pod on loopback allows by default."""
     if settings.file_prefixes:
         return tuple(Path(prefix) for prefix in settings.file_prefixes)

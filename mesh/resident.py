@@ -55,6 +55,8 @@ class Resident:
     recorder: Recorder = field(default_factory=lambda: bytearray(1), repr=False)
     """Where it is noted that the copy is in use (`mesh.flight_recorder`), and at which position."""
     recorder_slot: int = 0
+    workspace_bytes: int = 0
+    """What a run takes beside it, as far as that was measured; counted with the copy."""
     runs: int = 0
     queued_total_s: float = 0.0
     run_total_s: float = 0.0

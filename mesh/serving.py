@@ -5,7 +5,8 @@ named arrays back. The path of a hit: two dictionary look-ups for the name, one 
 it touches no store, takes no lock and waits for nothing but the run.
 
 A request whose isolated process died under it is tried once more on a fresh copy, since inference has no effects; a
-second death is reported, not retried.
+second death is reported, not retried. One for which a framework found no memory is tried once more when idle copies
+have left.
 
 Deliberately absent: protobuf, HTTP, roles.
 """
@@ -28,7 +29,7 @@ from placement.errors import NotFound
 from placement.records import ModelRecord
 from placement.registry import Registry
 from runtime_adapters.base import Array, ModelMetadata
-from runtime_adapters.errors import ModelCrashed
+from runtime_adapters.errors import ModelCrashed, OutOfMemory
 
 _TRIES_WHEN_GONE = 2
 """A name is resolved again once when its model was replaced while the request waited."""
@@ -143,7 +144,7 @@ class Serving:
         """Run one request on a copy that `hit` gave, or on one that has to be waited for. `decode` is called once;
         what it raises is the caller's business.
 
-        Raises UnknownModel, Refused, BadInput, ModelRaised, ModelCrashed.
+        Raises UnknownModel, Refused, BadInput, ModelRaised, OutOfMemory, ModelCrashed.
         """
         began = time.perf_counter()
         cold = resident is None
@@ -163,6 +164,8 @@ class Serving:
                 outputs = await self._run(resident, tensors)
             except ModelCrashed as crash:
                 outputs = await self._run_again(resident, record, tensors, deadline_s, crash)
+            except (OutOfMemory, MemoryError) as want:
+                outputs = await self._run_with_room(resident, tensors, str(want))
         except Exception as error:
             meter.failed(self._code_of(error))
             raise
@@ -201,6 +204,13 @@ class Serving:
         if self._runner.runs_inline(resident, tensors.size_bytes):
             return self._runner.run_inline(resident, inputs, wanted_outputs)
         return await self._runner.run_in_thread(resident, inputs, wanted_outputs)
+
+    async def _run_with_room(self, resident: Resident, tensors: Tensors, why: str) -> dict[str, Array]:
+        await self._loading.make_room(resident, tensors.size_bytes, why)
+        try:
+            return await self._run(resident, tensors)
+        except MemoryError as error:
+            raise OutOfMemory("there was no memory for this request, twice; send fewer rows") from error
 
     async def _run_again(
         self, crashed: Resident, record: ModelRecord, tensors: Tensors, deadline_s: float | None, crash: ModelCrashed

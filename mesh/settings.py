@@ -153,6 +153,13 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where models run: `cuda` needs a GPU, `auto` takes one if there is one."
     )
+    memory_watch_s: float = Field(
+        1.0,
+        ge=0,
+        le=60,
+        description="How often the pod looks at its box's memory (limit, working set, page faults, stalls), to hold "
+        "less while the kernel takes needed pages back, and to load nothing just before it would kill. 0: never.",
+    )
     disk_capacity: ByteSize = Field(
         ByteSize(20 * 1024 * MIB), ge=0, description="Bytes of disk for fetched and prepared artifacts."
     )

@@ -121,6 +121,12 @@ class Telemetry:
             ["format", "stage", "kind"],
             registry=registry,
         )
+        self.out_of_memory = Counter(
+            "hexcomb_out_of_memory",
+            "Loads and runs for which a framework found no memory, by stage (load, run).",
+            ["format", "stage"],
+            registry=registry,
+        )
         self._unload_seconds = Histogram(
             "hexcomb_unload_seconds", "Time of one unload.", ["format"], buckets=_LOAD_BUCKETS_S, registry=registry
         )

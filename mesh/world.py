@@ -18,6 +18,7 @@ from mesh.running import Runs
 from mesh.settings import Settings
 from mesh.threads import InThread, in_thread
 from mesh.transport.base import Dial, Line, ListenAddress, Routes, Transport, TransportLimits
+from runtime_adapters.memory_reading import MemoryReading, read_memory
 
 
 def _listen(routes: Routes, addresses: Sequence[ListenAddress], limits: TransportLimits) -> Transport:
@@ -47,6 +48,8 @@ class World:
     """Made with what says which models must run apart. None: artifacts are fetched, and prepared, for real."""
     runner: Callable[[Settings, Callable[[float], None]], Runs] | None = None
     """Made with the settings and what observes waits. None: models run on threads."""
+    read_memory: Callable[[], MemoryReading] | None = read_memory
+    """The memory of the box, now; blocks. None: there is nothing to watch."""
     serves_http: bool = True
     draw: Callable[[], float] = random.random
     """In [0, 1): which model of an alias with weights serves."""

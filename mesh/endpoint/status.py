@@ -12,6 +12,7 @@ do next. Whoever wants to know which code an error gives, or why, reads this fil
 | others changed the same name all the while | ABORTED | may send it again as it is |
 | bad or untrusted artifact, model too big for the pod | FAILED_PRECONDITION | must correct the registration |
 | pod full or overloaded | RESOURCE_EXHAUSTED + retry hint | comes back later |
+| no memory for this run, twice | RESOURCE_EXHAUSTED | sends fewer rows, or comes back later |
 | load failed for now, pod stopping, store away | UNAVAILABLE + retry hint | tries again, elsewhere first |
 | deadline shorter than the load | DEADLINE_EXCEEDED + retry hint | waits longer, or comes back when it is loaded |
 | the model's own code failed | INTERNAL | tells the model's author |
@@ -28,7 +29,7 @@ from mesh.transport.base import Call, Reply, StatusCode, StreamHandler, Transpor
 from mesh.wire.errors import InvalidMessage, UnsendableOutput
 from placement import errors as placement_errors
 from placement.errors import PlacementError
-from runtime_adapters.errors import BadArtifact, BadInput, ModelCrashed, ModelRaised
+from runtime_adapters.errors import BadArtifact, BadInput, ModelCrashed, ModelRaised, OutOfMemory
 
 _REFUSALS: dict[RefusalKind, StatusCode] = {
     RefusalKind.TOO_BIG: StatusCode.FAILED_PRECONDITION,
@@ -71,6 +72,8 @@ def as_transport_error(error: Exception) -> TransportError | None:
             return TransportError(StatusCode.INVALID_ARGUMENT, str(error))
         case BadArtifact():
             return TransportError(StatusCode.FAILED_PRECONDITION, str(error))
+        case OutOfMemory():
+            return TransportError(StatusCode.RESOURCE_EXHAUSTED, str(error))
         case ModelRaised() | ModelCrashed() | UnsendableOutput():
             return TransportError(StatusCode.INTERNAL, str(error))
     for kind, status in _PLACEMENT:

@@ -138,6 +138,7 @@ class SimulatedPod:
             dial=self._around.network.dial(machine.name),
             staging=self._make_staging,
             runner=self._make_runner,
+            read_memory=None,
             serves_http=False,
             draw=self._random.random,
             incarnation=self.incarnation,

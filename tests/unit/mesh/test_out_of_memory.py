@@ -1,0 +1,196 @@
+"""A framework that finds no memory in a load or a run: more is reserved, idle copies leave, it is tried once more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cache.events import CapacityChanged
+from cache.types import Bytes, CopyState, Place, RefusalKind
+from mesh.loading import HOST_MEMORY, Refused
+from mesh.memory_watch import MemoryWatch
+from mesh.sizing import WORKSPACE_SHARE_MAX
+from runtime_adapters.errors import OutOfMemory
+from runtime_adapters.fake import FakeSpec
+from runtime_adapters.memory_reading import MemoryReading
+from tests.unit.mesh.test_loading import LONG_S, Pod
+
+MIB = 1 << 20
+GIB = 1 << 30
+BIG = FakeSpec(size_bytes=200_000)
+
+
+@pytest.fixture
+async def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pod]:
+    pod = Pod(tmp_path)
+    monkeypatch.setattr("mesh.staging.adapter_for", lambda name: pod.adapter)
+    yield pod
+    pod.check_at_rest()
+    await pod.loading.close(LONG_S)
+    await pod.artifacts.close()
+
+
+def runs_out(times: int) -> Callable[[str], None]:
+    left = [times]
+
+    def hook(model_id: str) -> None:
+        if model_id == "hungry" and left[0] > 0:
+            left[0] -= 1
+            raise OutOfMemory("std::bad_alloc")
+
+    return hook
+
+
+async def test_a_load_without_memory_succeeds_the_second_time_with_more_reserved(pod: Pod) -> None:
+    idle = [pod.register(f"idle{number}", BIG) for number in range(4)]
+    hungry = pod.register("hungry", BIG)
+    for model in idle:
+        await pod.load(model)
+    pod.adapter.on("load", runs_out(1))
+    await pod.load(hungry)
+    assert pod.is_servable(hungry)
+    assert pod.adapter.count("load", "hungry") == 2
+    assert pod.adapter.count("unload") == 1, "300,000 bytes were reserved the second time: one of four left"
+    assert pod.charged_bytes() == 800_000, "what it was measured to take counts in the end"
+
+
+async def test_the_second_time_without_memory_is_told_and_the_pod_lives_on(pod: Pod) -> None:
+    hungry, other = pod.register("hungry", BIG), pod.register("other", BIG)
+    pod.adapter.on("load", runs_out(2))
+    with pytest.raises(Refused) as refused:
+        await pod.load(hungry)
+    assert refused.value.refusal.kind is RefusalKind.LOAD_FAILED_TRANSIENT
+    assert "no memory" in refused.value.refusal.message
+    await pod.load(other)
+    assert pod.charged_bytes() == 200_000
+
+
+async def test_whoever_watches_the_memory_hears_where_and_how_much_was_missing(pod: Pod) -> None:
+    heard: list[tuple[Place, int]] = []
+    pod.loading._ran_out = lambda place, wanted_bytes, why: heard.append((place, wanted_bytes))
+    pod.adapter.on("load", runs_out(1))
+    await pod.load(pod.register("hungry", BIG))
+    assert heard == [(HOST_MEMORY, 200_000)]
+
+
+async def test_a_run_without_memory_makes_its_copy_count_for_more_and_waits_until_others_have_left(
+    pod: Pod,
+) -> None:
+    for number in range(4):
+        await pod.load(pod.register(f"idle{number}", BIG))
+    model = pod.register("hungry", BIG)
+    resident = await pod.loading.wait_servable(model, None)
+    await pod.loading.make_room(resident, 1_000, "std::bad_alloc")
+    assert resident.workspace_bytes == int(WORKSPACE_SHARE_MAX * 1_000_000)
+    assert pod.adapter.count("unload") == 2, "250,000 bytes beside five copies of 200,000 in a million"
+    assert pod.cache.copy(resident.copy.copy_id).size.total_bytes == 450_000
+    resident.let_go()
+
+
+async def test_a_client_s_huge_requests_never_make_a_model_too_big_for_the_pod(pod: Pod) -> None:
+    model = pod.register("hungry", BIG)
+    resident = await pod.loading.wait_servable(model, None)
+    for _ in range(10):
+        await pod.loading.make_room(resident, 1 << 40, "std::bad_alloc")
+    resident.let_go()
+    assert pod.is_servable(model)
+    assert resident.copy.state is CopyState.SERVABLE
+
+
+# -- the watch ---------------------------------------------------------------------------------------------------------
+
+QUIET = MemoryReading(GIB, "memory.max of control group /pod", 700 * MIB, 600 * MIB, 400 * MIB, 0, 1, 0, 0, 0)
+GPU = Place("device", "cuda:0")
+
+
+class Watched:
+    """A watch, and what it asked of the cache."""
+
+    def __init__(self) -> None:
+        self.asked: list[CapacityChanged] = []
+        self.now_s = 0.0
+        self.watch = MemoryWatch(
+            Bytes.from_mapping({HOST_MEMORY: 500 * MIB, GPU: 80 * MIB}),
+            HOST_MEMORY,
+            read=lambda: QUIET,
+            used=lambda: Bytes.from_mapping({HOST_MEMORY: 450 * MIB, GPU: 60 * MIB}),
+            change_capacity=self.asked.append,
+            clock=lambda: self.now_s,
+            in_thread=lambda name, work, *arguments: asyncio.get_running_loop().create_future(),
+        )
+
+    def see(self, reading: MemoryReading) -> None:
+        self.now_s += 1.0
+        self.watch.turn(reading)
+
+    def figures(self) -> dict[tuple[str, str], float]:
+        return {(sample.name, dict(sample.labels).get("device", "")): sample.value for sample in self.watch.samples()}
+
+
+async def test_while_all_is_well_nothing_is_asked_of_the_cache() -> None:
+    watched = Watched()
+    for _ in range(100):
+        watched.see(QUIET)
+    assert watched.asked == []
+    assert watched.watch.pressure == ""
+    assert watched.figures()["hexcomb_memory_pressure", "cpu"] == 0
+    assert watched.figures()["hexcomb_box_memory_limit_bytes", ""] == GIB
+
+
+async def test_near_the_kernel_s_limit_loads_pause_and_the_reason_is_shown(caplog: pytest.LogCaptureFixture) -> None:
+    watched = Watched()
+    watched.see(QUIET)
+    for _ in range(5):
+        watched.see(replace(QUIET, unreclaimable_bytes=GIB - 10 * MIB))
+    assert watched.asked[0].loads_paused
+    assert watched.asked[0].capacity[HOST_MEMORY] < 450 * MIB
+    assert watched.asked[0].capacity[GPU] == 80 * MIB
+    assert "10 MiB left" in watched.watch.pressure
+    assert watched.figures()["hexcomb_memory_pressure", "cpu"] == 3
+    assert sum("memory is short" in record.message for record in caplog.records) == 1, "once per episode"
+    for _ in range(300):
+        watched.see(QUIET)
+    assert watched.asked[-1] == CapacityChanged(Bytes.from_mapping({HOST_MEMORY: 500 * MIB, GPU: 80 * MIB}))
+    assert watched.watch.pressure == ""
+
+
+async def test_a_device_without_memory_lowers_that_device_s_capacity_alone() -> None:
+    watched = Watched()
+    watched.watch.ran_out(GPU, 20 * MIB, "CUDA out of memory")
+    (asked,) = watched.asked
+    assert asked.capacity == Bytes.from_mapping({HOST_MEMORY: 500 * MIB, GPU: 40 * MIB})
+    assert not asked.loads_paused
+    assert "cuda:0" in watched.watch.pressure
+
+
+async def test_another_limit_that_becomes_the_tightest_is_not_compared_with_the_one_before() -> None:
+    watched = Watched()
+    watched.see(QUIET)
+    watched.see(replace(QUIET, source="the machine's memory", major_faults=1 << 40, refaults=1 << 40, used_bytes=GIB))
+    assert watched.asked == []
+
+
+async def test_the_watch_reads_until_it_is_closed() -> None:
+    read = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def reading() -> MemoryReading:
+        loop.call_soon_threadsafe(read.set)
+        return QUIET
+
+    watch = MemoryWatch(
+        Bytes.of(HOST_MEMORY, 100),
+        HOST_MEMORY,
+        read=reading,
+        used=lambda: Bytes(),
+        change_capacity=lambda event: None,
+        every_s=0.001,
+    )
+    watch.start()
+    async with asyncio.timeout(LONG_S):
+        await read.wait()
+    await watch.close()
