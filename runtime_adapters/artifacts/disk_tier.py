@@ -87,10 +87,21 @@ class Origin:
 class DiskTier:
     """One directory, one process, one event loop. Methods that wait are coroutines; the rest are quick file calls."""
 
-    def __init__(self, root: Path, capacity_bytes: int, housekeeping: Executor, partial_age_max_s: float) -> None:
-        """Takes the directory over and rebuilds the ledger from it: a blocking call, made before the loop is busy."""
+    def __init__(
+        self,
+        root: Path,
+        capacity_bytes: int,
+        housekeeping: Executor,
+        partial_age_max_s: float,
+        content_gone: Callable[[str], None] = lambda key: None,
+    ) -> None:
+        """Takes the directory over and rebuilds the ledger from it: a blocking call, made before the loop is busy.
+
+        `content_gone` hears of each content entry that leaves, as soon as nobody can find it any more.
+        """
         self.ledger = DiskLedger(capacity_bytes)
         self.origins: dict[str, Origin] = {}
+        self._content_gone = content_gone
         self._root = root.absolute()
         self._housekeeping = housekeeping
         self._contents: dict[str, ContentRecord] = {}
@@ -401,6 +412,7 @@ class DiskTier:
         if self._contents.pop(key, None) is not None:
             for origin in [origin for origin in self.origins.values() if origin.content == key]:
                 del self.origins[origin.key]
+            self._content_gone(key)
 
     def _file(self, record: ContentRecord, name: str) -> Path:
         return self._root / record.key / "tree" / name if record.is_directory else self.content_path(record, "")

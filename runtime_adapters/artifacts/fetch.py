@@ -191,7 +191,13 @@ class ArtifactStore:
         self._workers = ThreadPoolExecutor(self._limits.concurrent_max, "artifact-fetch")
         self._preparers = ThreadPoolExecutor(self._limits.prepare_concurrent_max, "artifact-prepare")
         self._housekeeping = ThreadPoolExecutor(1, "artifact-disk")
-        self._disk = DiskTier(root, capacity_bytes, self._housekeeping, self._limits.partial_age_max_s)
+        self._disk = DiskTier(
+            root,
+            capacity_bytes,
+            self._housekeeping,
+            self._limits.partial_age_max_s,
+            lambda key: content_gone(_content_hash(key)),
+        )
         self._leases: dict[int, list[str]] = {}
         self._lease_numbers = itertools.count(1)
         self._fetches: SingleFlight[str, _Fetched] = SingleFlight(self._limits.timeout_s, self._let_go)
@@ -227,6 +233,22 @@ class ArtifactStore:
             artifact = await self._fetches.join(errand.partial_key, run, take, _loop_time(request.deadline_s))
             if artifact is not None:
                 return artifact
+
+    def content_on_disk(self, request: FetchRequest) -> str | None:
+        """The hash of the content that this request brought here once, if this disk still has it; nothing is held.
+
+        Whether its source still says the same is not asked: a fetch does that.
+        """
+        if not self._disk.origins:
+            return None
+        try:
+            errand = understand(request.uri, request.tenant, request.storage_key, request.checksum)
+        except BadArtifact:
+            return None
+        known = self._disk.origins.get(errand.origin_key)
+        if known is None or errand.sha256 not in (None, known.object_sha256):
+            return None
+        return _content_hash(known.content) if self._disk.content(known.content) is not None else None
 
     def hold_again(self, artifact: Artifact) -> Artifact | None:
         """The same content under a reference of its own, if this disk still has it; its source is not asked.
@@ -559,6 +581,10 @@ class ArtifactStore:
 
 
 # Pure parts -------------------------------------------------------------------------------------------------------
+
+
+def _content_hash(key: str) -> str:
+    return key.removeprefix("content/")
 
 
 def _prepared_key(content_hash: str, variant: str) -> str:

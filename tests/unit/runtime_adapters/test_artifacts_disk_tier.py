@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -37,10 +38,15 @@ def _files_settle_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def opened(
-    root: Path, capacity_bytes: int = CAPACITY_BYTES, create: Callable[[Path], BinaryIO] = open_new
+    root: Path,
+    capacity_bytes: int = CAPACITY_BYTES,
+    create: Callable[[Path], BinaryIO] = open_new,
+    content_gone: Callable[[str], None] = lambda content_hash: None,
 ) -> AsyncIterator[ArtifactStore]:
     limits = FetchLimits(retry_delay_s=0.01)
-    store = ArtifactStore(root / "disk", capacity_bytes=capacity_bytes, limits=limits, create_file=create)
+    store = ArtifactStore(
+        root / "disk", capacity_bytes=capacity_bytes, limits=limits, create_file=create, content_gone=content_gone
+    )
     try:
         yield store
         store._disk.ledger.validate()
@@ -76,6 +82,28 @@ async def test_the_least_recently_used_content_leaves_first(tmp_path: Path) -> N
         await fetch_and_release(store, a_model(tmp_path, "d"))
         assert [path.exists() for path in paths] == [True, False, True]
         assert left_on_disk(tmp_path) == []
+
+
+async def test_whoever_asks_hears_which_content_leaves_and_what_is_there_without_a_look_at_its_source(
+    tmp_path: Path,
+) -> None:
+    gone: list[str] = []
+    async with opened(tmp_path, content_gone=gone.append) as store:
+        requests = [a_model(tmp_path, name) for name in "abcd"]
+        assert store.content_on_disk(requests[0]) is None
+        fetched = [await fetch_and_release(store, request) for request in requests]
+        hashes = [artifact.content_hash for artifact in fetched]
+        assert gone == hashes[:1]
+        assert [store.content_on_disk(request) for request in requests] == [None, *hashes[1:]]
+    (tmp_path / "d").unlink()
+    async with opened(tmp_path, content_gone=gone.append) as store:
+        assert store.content_on_disk(requests[3]) == hashes[3]
+        digest = hashes[3].removeprefix("sha256-")
+        assert store.content_on_disk(replace(requests[3], checksum=f"sha256:{digest}")) == hashes[3]
+        assert store.content_on_disk(replace(requests[3], checksum=f"sha256:{'0' * 64}")) is None
+        assert store.content_on_disk(replace(requests[3], tenant="another")) is None
+        assert store.content_on_disk(FetchRequest("no location")) is None
+    assert gone == hashes[:1]
 
 
 async def test_content_in_use_is_never_deleted(tmp_path: Path) -> None:
