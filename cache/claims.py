@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 
 from cache.admission import beyond_limit_message, too_big_message
 from cache.copies import Copy
@@ -15,6 +16,7 @@ from cache.eviction import CannotFit
 from cache.space import Claim, SpacePlan, load_order, plan_space
 from cache.state import PodState
 from cache.tenancy import NO_SHARE, TenantTally, guarantees_within, sums_by_tenant
+from cache.thrash import IDLE_MIN_S, Gathering
 from cache.transitions import LEAVING
 from cache.types import NO_BYTES, Bytes, CopyState, RefusalKind
 
@@ -50,17 +52,46 @@ def line_of_claims(state: PodState) -> list[Claim]:
     waiting = state.by_state[CopyState.WAITING_FOR_SPACE]
     if not waiting or load_slots(state) <= 0:
         return debts
+    by_turns = serves_by_turns(state)
     loads = [
         Claim(
             copy.copy_id,
             copy.key,
             copy.needed,
-            may_evict=copy.foreground or state.limits.background_may_evict,
+            may_evict=copy.foreground or (state.limits.background_may_evict and not by_turns),
             override_residency=copy.foreground and state.now_s >= _override_at_s(state, copy),
+            held_back=by_turns and copy.foreground and copy.copy_id not in state.thrash.in_turn,
         )
         for copy in sorted(waiting.values(), key=rank)
     ]
     return debts + loads
+
+
+def serves_by_turns(state: PodState) -> bool:
+    """Whether loads that must evict wait for their turns."""
+    return state.limits.thrash_control and state.thrash.active
+
+
+def gathering(state: PodState) -> list[Gathering]:
+    """The models that wait for a turn."""
+    thrash, found = state.thrash, []
+    for copy in state.by_state[CopyState.WAITING_FOR_SPACE].values():
+        if copy.foreground and copy.copy_id not in thrash.in_turn:
+            load_s = thrash.load_s(copy.key)
+            # Twice the load: those that are due at once go one after the other.
+            due_s = copy.urgent_s - 2.0 * load_s
+            found.append(
+                Gathering(copy.copy_id, copy.model.priority, copy.foreground_waiters, due_s, load_s, copy.wanted_s)
+            )
+    return found
+
+
+def idle_at_s(state: PodState, load_s: float) -> float:
+    """When nothing resident will have been in use for half a load, if nothing is used until then."""
+    used_s = -inf
+    for copy in state.by_state[CopyState.SERVABLE].values():
+        used_s = max(used_s, state.now_s if copy.pins else copy.last_used_s)
+    return used_s + max(IDLE_MIN_S, 0.5 * load_s)
 
 
 def plan_claims(state: PodState, claims: list[Claim]) -> SpacePlan:

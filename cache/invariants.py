@@ -5,6 +5,7 @@ Each block names the promise. O(everything), so never on the request path.
 
 from __future__ import annotations
 
+from cache.claims import serves_by_turns
 from cache.state import PodState
 from cache.timers import Alarm
 from cache.transitions import CHARGED, ENDING, LEAVING, PENDING
@@ -110,9 +111,10 @@ def _check_progress(state: PodState) -> None:
             running = (CopyState.LOADING, CopyState.CANCELLING_LOAD, CopyState.UNLOADING)
             claims = [*members[CopyState.WAITING_FOR_SPACE].values(), *state.debtors.values()]
             paused = state.loads_paused and copy_state is CopyState.WAITING_FOR_SPACE
-            assert paused or any(members[each] for each in running) or any(copy.blocked for copy in claims), (
-                f"copies are {copy_state.value} and nothing will wake them"
-            )
+            by_turns = serves_by_turns(state) and state.timers.is_set(Alarm("turn", 0))
+            assert (
+                paused or by_turns or any(members[each] for each in running) or any(copy.blocked for copy in claims)
+            ), f"copies are {copy_state.value} and nothing will wake them"
     for copy in members[CopyState.STUCK].values():
         assert state.timers.is_set(Alarm("unload again", copy.copy_id)), f"{copy.key}: stuck for ever"
 

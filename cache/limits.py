@@ -83,6 +83,13 @@ class CacheLimits:
     pinned_bytes_per_tenant_max: int | None = None
     """Bytes (all places together) that one tenant may pin; None is half of the capacity, so that others can load."""
 
+    thrash_control: bool = True
+    """While the working set exceeds the capacity: do loads that must evict something wait for their turns?"""
+
+    thrash_load_share: float = 0.25
+    """Of the time of all load slots, what such loads may take then. The rest is for serving what is resident; less
+    makes cold requests wait longer."""
+
     tenants: TenantShares = field(default_factory=dict)
     """What each tenant is guaranteed, and may hold at most; who is not named has neither."""
 
@@ -118,6 +125,8 @@ class CacheLimits:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be zero or more seconds.")
         if not 0 < self.load_time_weight <= 1:
             raise ValueError(f"load_time_weight is {self.load_time_weight}; it must lie in (0, 1].")
+        if not 0 < self.thrash_load_share <= 1:
+            raise ValueError(f"thrash_load_share is {self.thrash_load_share}; it must lie in (0, 1].")
         if any(count < 0 for _, count in self.capacity):
             raise ValueError(f"capacity is {self.capacity}; every component must be zero or more bytes.")
         check_shares(self.tenants, self.capacity)

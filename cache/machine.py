@@ -23,7 +23,16 @@ from typing import assert_never
 
 from cache import reports
 from cache.admission import late_refusal, load_remaining_s, refusal_at_the_door, too_big_message
-from cache.claims import line_of_claims, look_again_at_s, plan_claims, rank, verdict
+from cache.claims import (
+    gathering,
+    idle_at_s,
+    line_of_claims,
+    look_again_at_s,
+    plan_claims,
+    rank,
+    serves_by_turns,
+    verdict,
+)
 from cache.commands import CancelLoad, Command, Refuse, Serve, StartFetch, StartLoad, StartUnload, WakeAt
 from cache.copies import Copy, Waiter
 from cache.events import (
@@ -58,6 +67,7 @@ from cache.policies.base import EvictionPolicy
 from cache.shrinking import is_over_limit, plan_returns, plan_shrinking
 from cache.space import Claim
 from cache.state import PodState
+from cache.thrash import Thrashing, choose_turns
 from cache.timers import Alarm
 from cache.transitions import ENDING, Cause, InvalidTransition
 from cache.types import Bytes, CopyState, Failure, FailureKind, ModelKey, Refusal, RefusalKind, WantedModel
@@ -73,6 +83,13 @@ NOTHING: Sequence[Command] = ()
 
 LOOK_AGAIN = Alarm("look again", 0)
 """Rings when time alone may unblock a claim: a minimum residency ends, a wait has lasted long enough."""
+
+
+TURN = Alarm("turn", 0)
+"""Rings when time alone may give the next model its turn, or end the thrashing (`cache.thrash`)."""
+
+TURN_LOOK_MIN_S = 0.001
+"""Between two looks at whose turn it is."""
 
 
 class CacheMachine:
@@ -331,6 +348,7 @@ class CacheMachine:
             state.profiles.loaded(copy.key, copy.fetch_time_s, state.now_s - copy.since_s)
             copy.return_time_s = state.profiles.return_time_s(copy.key)
             state.profiles.measured(copy.key, event.size)
+            state.thrash.loaded(copy.key, copy.wanted_s, state.now_s - copy.since_s, state.now_s)
         if copy.state is not CopyState.OVERDUE:  # what loads too late goes on backing off
             state.failures.forget(copy.key)
         state.resize(copy, event.size)
@@ -426,6 +444,7 @@ class CacheMachine:
         state, key = self._state, event.key
         state.failures.forget(key)
         state.profiles.forget(key)
+        state.thrash.forget(key)
         state.retired[key] = True
         copy = state.current.get(key)
         if copy is None:
@@ -607,7 +626,9 @@ class CacheMachine:
             self._evict(copy, victim, f"{EVICTED_FOR}the limit of tenant {copy.key.tenant}, {limit}")
 
     def _evict(self, copy: Copy, victim: Victim, reason: str) -> None:
-        self._state.evicted(victim.score, victim.idle_s)
+        state = self._state
+        state.evicted(victim.score, victim.idle_s)
+        state.thrash.evicted(copy.key, state.now_s - copy.since_s, copy.load_time_s - copy.fetch_time_s, state.now_s)
         self._state.note(copy.key, copy.copy_id, reason)
         self._unload(copy, reason)
 
@@ -621,6 +642,7 @@ class CacheMachine:
     def _start_loads(self) -> None:
         """Plan; end the first claim that is hopeless and plan again without it; carry out the plan that remains."""
         state = self._state
+        self._give_turns()
         while True:
             claims = line_of_claims(state)
             plan = plan_claims(state, claims)
@@ -653,6 +675,32 @@ class CacheMachine:
             state.move(copy, Cause.RESERVED)
             self._out.append(StartLoad(copy.key, copy_id, copy.needed))
 
+    def _give_turns(self) -> None:
+        """While the pod thrashes: say which of those that wait may evict now, and when to look again."""
+        state, thrash, now_s = self._state, self._state.thrash, self._state.now_s
+        thrash.judge(now_s)
+        if not serves_by_turns(state):
+            state.timers.cancel(TURN)
+            return
+        waiting = state.by_state[CopyState.WAITING_FOR_SPACE]
+        for copy_id in [copy_id for copy_id in thrash.in_turn if copy_id not in waiting]:
+            del thrash.in_turn[copy_id]
+        gathered = gathering(state)
+        look_again_s = [thrash.ends_at_s]
+        if gathered:
+            idle_s = idle_at_s(state, thrash.load_mean_s)
+            # One at a time has its turn: while its victims leave and it is loaded, the next ones gather.
+            turn = not thrash.in_turn and (now_s >= thrash.next_turn_s or now_s >= idle_s)
+            for copy_id in choose_turns(gathered, now_s, turn=turn):
+                thrash.give_turn(copy_id, thrash.load_s(waiting[copy_id].key), now_s)
+            left = [each.due_s for each in gathered if each.copy_id not in thrash.in_turn]
+            if left:
+                thrash.held_back(now_s)
+                look_again_s = [min(left)]
+                if not thrash.in_turn:
+                    look_again_s += [thrash.next_turn_s, idle_at_s(state, thrash.load_mean_s)]
+        state.timers.set(TURN, max(min(look_again_s), now_s + TURN_LOOK_MIN_S))
+
     def _ended(self, claim: Claim, why: CannotFit) -> bool:
         """End this blocked claim if it must end."""
         state = self._state
@@ -678,6 +726,11 @@ class CacheMachine:
     def usage(self) -> Usage:
         """The ledger and the counts, now."""
         return reports.usage(self._state)
+
+    @property
+    def thrashing(self) -> Thrashing | None:
+        """The working set exceeds the capacity; None: it does not."""
+        return self._state.thrash.picture(self._state.now_s)
 
     @property
     def used(self) -> Bytes:

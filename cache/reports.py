@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
-from cache.claims import rank
+from cache.claims import rank, serves_by_turns
 from cache.copies import Copy
 from cache.state import PodState
 from cache.tenancy import NO_SHARE, guarantees_within, sums_by_tenant
@@ -37,6 +37,8 @@ def usage(state: PodState) -> Usage:
         waiters=len(state.waiters),
         oldest_use_s=min((copy.last_used_s for copy in servable), default=None),
         evictions_total=state.evictions_total,
+        thrashing=state.thrash.picture(state.now_s),
+        thrashing_episodes=state.thrash.episodes,
     )
 
 
@@ -112,7 +114,9 @@ def _summary(state: PodState, key: ModelKey, current: Copy | None, leaving: list
     if current is not None:
         sentence = f"On its way in: {current.state.value} for {state.now_s - current.since_s:.1f} s"
         sentence += f", {len(current.waiters)} requests wait"
-        if current.blocked is not None:
+        if current.state is CopyState.WAITING_FOR_SPACE and serves_by_turns(state):
+            sentence += f"; it waits for its turn: {state.thrash.picture(state.now_s)}"
+        elif current.blocked is not None:
             sentence += f"; {current.blocked}{_share_in_words(state, key.tenant)}"
         return sentence + "."
     record = state.failures.get(key, state.now_s)

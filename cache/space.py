@@ -35,6 +35,9 @@ class Claim:
     """A load takes a load slot; a loaded copy that grew does not."""
     may_evict: bool = True
     override_residency: bool = False
+    held_back: bool = False
+    """It may start from what is free, but waits for its turn to have others evicted (`cache.thrash`); until then it
+    holds no place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,12 @@ def plan_space(
         if claim.takes_slot and slots == 0:
             break
         tenant = claim.key.tenant
+        if claim.held_back and (
+            claim.needed.missing_from(free)
+            or claim.needed.missing_from(owed_to_nobody)
+            or (tally is not None and tally.must_wait(tenant, claim.needed))
+        ):
+            continue
         victims: tuple[Victim, ...] = ()
         # First the tenant's own limit. What that blocks takes no slot, and holds no bytes back. A loaded copy that
         # grew has its bytes already.

@@ -19,6 +19,7 @@ from cache.limits import CacheLimits
 from cache.policies.base import EvictionMemory, EvictionPolicy, Score, Situation
 from cache.profiles import Profiles
 from cache.tenancy import Crossing, guarantees_within
+from cache.thrash import ThrashWatch
 from cache.timers import Timers
 from cache.transitions import CHARGED, PENDING, Cause, InvalidTransition, StoryLine, next_state
 from cache.types import NO_BYTES, Bytes, CopyState, ModelKey, WantedModel
@@ -66,6 +67,7 @@ class PodState:
         )
         self.notes: deque[Note] = deque(maxlen=limits.history_max)
         self.evictions_total = 0
+        self.thrash = ThrashWatch(slots=limits.loads_concurrent_max, share=limits.thrash_load_share)
         self.crossings: deque[Crossing] = deque(maxlen=CROSSINGS_MAX)
         self.replan = False
         """Something changed that may let a fetch or a load start."""

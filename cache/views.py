@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cache.history import NEVER_USED, Uses
+from cache.thrash import Thrashing
 from cache.types import NO_BYTES, Bytes, CopyState, ModelKey
 
 
@@ -79,6 +80,10 @@ class Usage:
     """When the longest unused servable copy was last used: now - this is the pod's eviction age."""
     evictions_total: int
     """Copies unloaded to make room, since the start."""
+    thrashing: Thrashing | None = None
+    """The working set exceeds the capacity."""
+    thrashing_episodes: int = 0
+    """Times that it began to, since the start."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,7 @@ class CacheUnderStress(RuleBasedStateMachine):
         background_may_evict=st.booleans(),
         waiters=st.sampled_from([3, 100]),
         tenants=st.sampled_from([{}, {}, SHARES]),
+        load_share=st.sampled_from([0.25, 0.0001]),
     )
     def start(
         self,
@@ -85,6 +86,7 @@ class CacheUnderStress(RuleBasedStateMachine):
         background_may_evict: bool,
         waiters: int,
         tenants: dict[str, TenantShare],
+        load_share: float,
     ) -> None:
         self.tenants = tenants
         limits = CacheLimits(
@@ -99,6 +101,7 @@ class CacheUnderStress(RuleBasedStateMachine):
             wait_max_s=30.0,
             loads_pending_max=8,
             tenants=tenants,
+            thrash_load_share=load_share,
         )
         self.machine = CacheMachine(limits)
         self.loader = FakeLoader(self.machine, lambda key: self.sizes[key])
