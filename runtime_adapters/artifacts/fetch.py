@@ -179,8 +179,12 @@ class ArtifactStore:
         policy: SourcePolicy | None = None,
         create_file: OpenNew = open_new,
         keep_originals: bool = False,
+        content_gone: Callable[[str], None] = lambda content_hash: None,
     ) -> None:
-        """Takes over `root` and rebuilds the ledger from what lies there: blocking, made at the pod's start."""
+        """Takes over `root` and rebuilds the ledger from what lies there: blocking, made at the pod's start.
+
+        `content_gone` hears, on the event loop, which content has left this disk, by its hash.
+        """
         self._limits = limits or FetchLimits()
         self._storage = storage or StorageKeys()
         self._policy = policy or SourcePolicy()
