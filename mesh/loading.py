@@ -174,6 +174,8 @@ class Loading:
         self._clock = clock
         self._in_thread = in_thread
         self._residents: dict[int, Resident] = {}
+        self.two_forms: dict[int, Resident] = {}
+        """Those that `mesh.promoting` may change, by copy."""
         self._staged: dict[int, Staged] = {}
         self._running: dict[int, asyncio.Task[None]] = {}
         self._waiters: dict[int, asyncio.Future[Resident]] = {}
@@ -257,6 +259,13 @@ class Loading:
             sum(resident.estimated_bytes for resident in residents),
             sum(resident.size.total_bytes for resident in residents),
         )
+
+    def copies_by_form(self) -> dict[str, int]:
+        """Copies of models that have two forms, by the one that they are in."""
+        forms = {"cold": 0, "hot": 0}
+        for resident in self.two_forms.values():
+            forms["hot" if resident.is_hot else "cold"] += 1
+        return forms
 
     @property
     def waiting(self) -> int:
@@ -394,6 +403,8 @@ class Loading:
         self._staging.measured(staged, loaded.size)
         self._metadata[key] = loaded.model.metadata
         self._residents[copy_id] = resident
+        if resident.hot_size() is not None:
+            self.two_forms[copy_id] = resident
         self._hooks.resident_changed(resident, True)
         self.counts.loads += 1
         self.mean_load_s += _LOAD_MEAN_WEIGHT * (loaded.load_s + loaded.warm_up_s - self.mean_load_s)
@@ -525,6 +536,7 @@ class Loading:
             log.exception("unloading %s failed", key)
             return UnloadFailed(copy_id, f"{type(error).__name__}: {error}")
         del self._residents[copy_id]
+        self.two_forms.pop(copy_id, None)
         self._hooks.resident_changed(resident, False)
         self._staging.release(resident.artifact)
         self._heap.freed(resident.size.host_bytes)

@@ -57,6 +57,8 @@ from mesh.memory_watch import MemoryWatch
 from mesh.models import Models
 from mesh.overview import Alone, InPool, Overview
 from mesh.pod import PodView, default_pod_name, runtime_reports
+from mesh.promoting import Promotions
+from mesh.promotion import PromotionLimits
 from mesh.routing.pool_side import Condition, PoolSide, address_to_advertise
 from mesh.running import Runner, Runs
 from mesh.serving import Serving
@@ -127,6 +129,7 @@ class Node:
             ),
             storage=StorageKeys.from_path(settings.storage_config),
             policy=policy,
+            keep_originals=settings.keep_originals,
         )
         self.generations = Generations(
             is_servable=lambda key: self.cache.servable(key) is not None,
@@ -158,6 +161,14 @@ class Node:
             used=lambda: self.cache.usage().used,
             change_capacity=self.loading.send,
             every_s=settings.memory_watch_s,
+            clock=world.clock,
+            in_thread=world.in_thread,
+        )
+        self.promotions = Promotions(
+            self.cache,
+            self.loading,
+            PromotionLimits(horizon_s=settings.promotion_horizon_s),
+            under_pressure=lambda: bool(self.memory_watch.pressure),
             clock=world.clock,
             in_thread=world.in_thread,
         )
@@ -222,6 +233,7 @@ class Node:
             wall_clock=world.wall_clock,
         )
         self.telemetry.add_samples(self.pod.samples)
+        self.telemetry.add_samples(self.promotions.samples)
         self.telemetry.add_samples(self.memory_watch.samples)
         if self.pool is not None:
             self.telemetry.add_samples(self.pool.samples)
@@ -364,6 +376,8 @@ class Node:
         if self.pool is not None:
             self.pool.say_condition(urgent=True)
         self.health.set_serving(True)
+        if self._settings.promotion:
+            self.promotions.start()
         self.models.load_pinned()
         self.models.resume_transitions()
         if self._settings.ready_file is not None:
@@ -401,6 +415,7 @@ class Node:
         await self.memory_watch.close()
         await self.models.close()
         await self.transport.stop(self._settings.stop_grace_s)
+        await self.promotions.close()
         self.loading.send(Drain())
         if self.http is not None:
             await self.http.stop()

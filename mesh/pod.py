@@ -47,6 +47,10 @@ class TierReport:
     resident_bytes: int
     reserved_bytes: int = 0
     unloading_bytes: int = 0
+    saved_bytes: int = 0
+    """What equal content of several models would take more if each had its own copy."""
+    dropped_bytes: int = 0
+    """Of fetched originals that were deleted, since prepared forms stand for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +186,14 @@ class PodView:
                 unloading_bytes=in_state.get(CopyState.UNLOADING, 0),
             )
         disk = self._artifacts.use()
-        yield TierReport("disk", "", disk.capacity_bytes, disk.used_bytes)
+        yield TierReport(
+            "disk",
+            "",
+            disk.capacity_bytes,
+            disk.used_bytes,
+            saved_bytes=disk.saved_bytes,
+            dropped_bytes=disk.dropped_bytes,
+        )
 
     def samples(self) -> Iterator[Sample]:
         """The report as lines of a scrape."""
@@ -196,6 +207,22 @@ class PodView:
                 ("unloading", tier.unloading_bytes),
             ):
                 yield Sample("hexcomb_used_bytes", "Bytes in use, by state.", (*labels, ("state", state)), amount)
+            for what, amount in (("shared", tier.saved_bytes), ("originals", tier.dropped_bytes)):
+                yield Sample(
+                    "hexcomb_saved_bytes",
+                    "Bytes that are not taken: `shared`, by equal content of several models that is held once; "
+                    "`originals`, by fetched artifacts that prepared forms stand for.",
+                    (*labels, ("by", what)),
+                    amount,
+                )
+        forms = self._loading.copies_by_form()
+        for form, count in forms.items():
+            yield Sample(
+                "hexcomb_copies_by_form",
+                "Copies of models that have two forms: `cold`, with mapped weights, and `hot`, with packed ones.",
+                (("form", form),),
+                count,
+            )
         declared, estimated, measured = self._loading.size_totals()
         for source, amount in (("declared", declared), ("estimated", estimated), ("measured", measured)):
             yield Sample(

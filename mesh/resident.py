@@ -14,7 +14,7 @@ from typing import Protocol
 from cache.copies import Copy
 from mesh.telemetry import RequestMeter
 from runtime_adapters.artifacts.fetch import Artifact
-from runtime_adapters.base import Device, LoadedModel, Size
+from runtime_adapters.base import Device, LoadedModel, Promotable, Size
 from runtime_adapters.validation import InputChecker
 
 RUN_MEAN_WEIGHT = 0.2
@@ -40,6 +40,7 @@ class Resident:
     """Held while the copy lives: its files may be mapped."""
     device: Device
     size: Size
+    """Of the form that it is in."""
     estimated_bytes: int
     """What was reserved for the load."""
     declared_bytes: int | None
@@ -55,12 +56,30 @@ class Resident:
     recorder: Recorder = field(default_factory=lambda: bytearray(1), repr=False)
     """Where it is noted that the copy is in use (`mesh.flight_recorder`), and at which position."""
     recorder_slot: int = 0
+    cold_size: Size | None = None
+    """What it took before it was promoted (`mesh.promoting`); None if it never was."""
     workspace_bytes: int = 0
     """What a run takes beside it, as far as that was measured; counted with the copy."""
     runs: int = 0
     queued_total_s: float = 0.0
     run_total_s: float = 0.0
     """Since the load: how many requests ran, how long they waited for their runs, and ran."""
+
+    @property
+    def is_hot(self) -> bool:
+        """Whether the model is in its fast form."""
+        return isinstance(self.model, Promotable) and self.model.is_hot
+
+    def hot_size(self) -> Size | None:
+        """What the model's fast form takes; None if it has one form only."""
+        return self.model.hot_size() if isinstance(self.model, Promotable) else None
+
+    @property
+    def form(self) -> str:
+        """`hot` or `cold`; empty where there is no choice."""
+        if self.is_hot:
+            return "hot"
+        return "" if self.hot_size() is None else "cold"
 
     def hold(self) -> None:
         """Keep the copy from being unloaded until `let_go`."""

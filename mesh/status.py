@@ -70,6 +70,8 @@ class CopyStatus:
     """0: not known."""
     requests_in_flight: int = 0
     load_s: float = 0.0
+    form: str = ""
+    """`cold` or `hot` (`mesh.promoting`); empty where there is no choice, and elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,7 @@ class StatusView:
             last_used_s=view.last_used_s + offset_s,
             requests_in_flight=view.pins,
             load_s=view.load_time_s,
+            form="" if resident is None else resident.form,
         )
 
     def _copies_elsewhere(self, view: PoolView, record: ModelRecord) -> Iterator[CopyStatus]:

@@ -82,11 +82,12 @@ def model_details(model: Any, now_s: float) -> list[tuple[str, str]]:
         measured = "measured" if copy.measured else "estimated"
         behind = f"generation {copy.generation}, " if copy.generation != model.generation else ""
         used = f", used {show_age(now_s - copy.last_used_ms / 1000)} ago" if copy.last_used_ms else ""
+        state = f"{state_name(copy.state)}, {copy.form}," if copy.form else state_name(copy.state)
         took = f", loaded in {copy.load_s * 1000:.1f} ms" if copy.load_s else ""
         lines.append(
             (
                 f"copy on {copy.pod}",
-                f"{behind}{state_name(copy.state)} on {copy.device or '?'}, {show_size(copy_bytes(copy))} {measured}"
+                f"{behind}{state} on {copy.device or '?'}, {show_size(copy_bytes(copy))} {measured}"
                 f"{took}{used}, {copy.requests_in_flight} in flight",
             )
         )

@@ -79,7 +79,7 @@ def _show_copies(model: Any) -> None:
     rows = [
         [
             copy.pod,
-            state_name(copy.state),
+            f"{state_name(copy.state)}, {copy.form}" if copy.form else state_name(copy.state),
             str(copy.generation),
             f"{'' if copy.measured else '~'}{show_size(copy_bytes(copy))}" if copy_bytes(copy) else "-",
             ago(copy.since_ms),

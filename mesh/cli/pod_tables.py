@@ -75,6 +75,7 @@ def pod_details(pod: Any) -> list[tuple[str, str]]:
         ("labels", ", ".join(pod.labels)),
         ("capacity", show_size(capacity_bytes(pod))),
         ("used", show_used(pod)),
+        *disk_lines(pod),
         ("models", f"{pod.models_resident} here of {pod.models_registered} registered"),
         ("loading", f"{pod.models_loading}, and {pod.loads_queued} wait for it"),
         ("requests", f"{show_rate(pod.requests_per_s)}/s, {pod.requests_in_flight} in flight"),
@@ -87,6 +88,22 @@ def pod_details(pod: Any) -> list[tuple[str, str]]:
         ("version", pod.version),
     ]
     return [(label, value) for label, value in lines if value]
+
+
+def disk_lines(pod: Any) -> list[tuple[str, str]]:
+    """The disk tier, and what it saves; only the pod itself knows."""
+    lines = []
+    for tier in pod.tiers:
+        if tier.tier == "disk":
+            lines.append(("disk", f"{show_size(tier.resident_bytes)} of {show_size(tier.capacity_bytes)}"))
+            saved = [
+                f"{show_size(tier.saved_bytes)} by weights that models share" if tier.saved_bytes else "",
+                f"{show_size(tier.dropped_bytes)} of originals that prepared forms stand for"
+                if tier.dropped_bytes
+                else "",
+            ]
+            lines.append(("saved on disk", ", ".join(filter(None, saved))))
+    return lines
 
 
 def remarks(pods: Iterable[Any], now_s: float) -> list[str]:

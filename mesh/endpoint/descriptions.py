@@ -68,6 +68,7 @@ class Describer:
                 mapped_bytes=copy.size.mapped_bytes,
                 device_bytes=copy.size.device_bytes,
                 measured=copy.measured,
+                form=copy.form,
                 since_ms=int(copy.since_s * 1e3),
                 last_used_ms=int(copy.last_used_s * 1e3),
                 requests_in_flight=copy.requests_in_flight,
@@ -167,6 +168,8 @@ def described_pods(reports: Iterable[PodReport]) -> list[hexcomb_pb2.PodDescript
                 resident_bytes=tier.resident_bytes,
                 reserved_bytes=tier.reserved_bytes,
                 unloading_bytes=tier.unloading_bytes,
+                saved_bytes=tier.saved_bytes,
+                dropped_bytes=tier.dropped_bytes,
             )
         for runtime in report.runtimes:
             into.runtimes.add(

@@ -141,7 +141,7 @@ class UnregisterModelsResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[UnregistrationResult, _Mapping]]] = ...) -> None: ...
 
 class CopyDescription(_message.Message):
-    __slots__ = ("pod", "state", "device", "host_bytes", "mapped_bytes", "device_bytes", "measured", "since_ms", "last_used_ms", "requests_in_flight", "load_s", "generation")
+    __slots__ = ("pod", "state", "device", "host_bytes", "mapped_bytes", "device_bytes", "measured", "since_ms", "last_used_ms", "requests_in_flight", "load_s", "generation", "form")
     POD_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +154,7 @@ class CopyDescription(_message.Message):
     REQUESTS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     LOAD_S_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
     pod: str
     state: ModelState
     device: str
@@ -166,7 +167,8 @@ class CopyDescription(_message.Message):
     requests_in_flight: int
     load_s: float
     generation: int
-    def __init__(self, pod: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., device: _Optional[str] = ..., host_bytes: _Optional[int] = ..., mapped_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., measured: bool = ..., since_ms: _Optional[int] = ..., last_used_ms: _Optional[int] = ..., requests_in_flight: _Optional[int] = ..., load_s: _Optional[float] = ..., generation: _Optional[int] = ...) -> None: ...
+    form: str
+    def __init__(self, pod: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., device: _Optional[str] = ..., host_bytes: _Optional[int] = ..., mapped_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., measured: bool = ..., since_ms: _Optional[int] = ..., last_used_ms: _Optional[int] = ..., requests_in_flight: _Optional[int] = ..., load_s: _Optional[float] = ..., generation: _Optional[int] = ..., form: _Optional[str] = ...) -> None: ...
 
 class FailureDescription(_message.Message):
     __slots__ = ("message", "permanent", "failed_at_ms", "retry_at_ms", "attempts", "pod")
@@ -262,20 +264,40 @@ class PodStatusRequest(_message.Message):
     def __init__(self, pod: _Optional[str] = ...) -> None: ...
 
 class TierStatus(_message.Message):
-    __slots__ = ("tier", "device", "capacity_bytes", "resident_bytes", "reserved_bytes", "unloading_bytes")
+    __slots__ = ("tier", "device", "capacity_bytes", "resident_bytes", "reserved_bytes", "unloading_bytes", "saved_bytes", "dropped_bytes")
     TIER_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     UNLOADING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SAVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
     tier: str
     device: str
     capacity_bytes: int
     resident_bytes: int
     reserved_bytes: int
     unloading_bytes: int
-    def __init__(self, tier: _Optional[str] = ..., device: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., unloading_bytes: _Optional[int] = ...) -> None: ...
+    saved_bytes: int
+    dropped_bytes: int
+    def __init__(self, tier: _Optional[str] = ..., device: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., unloading_bytes: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., dropped_bytes: _Optional[int] = ...) -> None: ...
+
+class TenantStatus(_message.Message):
+    __slots__ = ("tenant", "tier", "device", "held_bytes", "guarantee_bytes", "limit_bytes")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    HELD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GUARANTEE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    tier: str
+    device: str
+    held_bytes: int
+    guarantee_bytes: int
+    limit_bytes: int
+    def __init__(self, tenant: _Optional[str] = ..., tier: _Optional[str] = ..., device: _Optional[str] = ..., held_bytes: _Optional[int] = ..., guarantee_bytes: _Optional[int] = ..., limit_bytes: _Optional[int] = ...) -> None: ...
 
 class RuntimeStatus(_message.Message):
     __slots__ = ("format", "version", "available", "message")
@@ -290,7 +312,7 @@ class RuntimeStatus(_message.Message):
     def __init__(self, format: _Optional[str] = ..., version: _Optional[str] = ..., available: bool = ..., message: _Optional[str] = ...) -> None: ...
 
 class PodDescription(_message.Message):
-    __slots__ = ("pod", "version", "addresses", "started_at_ms", "ready", "draining", "tiers", "runtimes", "models_registered", "models_resident", "models_loading", "loads_queued", "requests_in_flight", "requests_waiting", "hits", "misses", "loads", "load_failures", "evictions", "eviction_age_s", "rss_bytes", "zone", "labels", "why_unready", "reachable", "leader", "store_away_since_ms", "requests_per_s", "queue_delay_s", "notices", "busy", "why_unreachable")
+    __slots__ = ("pod", "version", "addresses", "started_at_ms", "ready", "draining", "tiers", "runtimes", "models_registered", "models_resident", "models_loading", "loads_queued", "requests_in_flight", "requests_waiting", "hits", "misses", "loads", "load_failures", "evictions", "eviction_age_s", "rss_bytes", "zone", "labels", "why_unready", "reachable", "leader", "store_away_since_ms", "requests_per_s", "queue_delay_s", "notices", "busy", "why_unreachable", "tenants", "thrashing")
     POD_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
@@ -323,6 +345,8 @@ class PodDescription(_message.Message):
     NOTICES_FIELD_NUMBER: _ClassVar[int]
     BUSY_FIELD_NUMBER: _ClassVar[int]
     WHY_UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
+    THRASHING_FIELD_NUMBER: _ClassVar[int]
     pod: str
     version: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
@@ -355,7 +379,9 @@ class PodDescription(_message.Message):
     notices: _containers.RepeatedScalarFieldContainer[str]
     busy: _containers.RepeatedCompositeFieldContainer[BusyModel]
     why_unreachable: str
-    def __init__(self, pod: _Optional[str] = ..., version: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., started_at_ms: _Optional[int] = ..., ready: bool = ..., draining: bool = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., runtimes: _Optional[_Iterable[_Union[RuntimeStatus, _Mapping]]] = ..., models_registered: _Optional[int] = ..., models_resident: _Optional[int] = ..., models_loading: _Optional[int] = ..., loads_queued: _Optional[int] = ..., requests_in_flight: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., loads: _Optional[int] = ..., load_failures: _Optional[int] = ..., evictions: _Optional[int] = ..., eviction_age_s: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., zone: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., why_unready: _Optional[str] = ..., reachable: bool = ..., leader: bool = ..., store_away_since_ms: _Optional[int] = ..., requests_per_s: _Optional[float] = ..., queue_delay_s: _Optional[float] = ..., notices: _Optional[_Iterable[str]] = ..., busy: _Optional[_Iterable[_Union[BusyModel, _Mapping]]] = ..., why_unreachable: _Optional[str] = ...) -> None: ...
+    tenants: _containers.RepeatedCompositeFieldContainer[TenantStatus]
+    thrashing: str
+    def __init__(self, pod: _Optional[str] = ..., version: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., started_at_ms: _Optional[int] = ..., ready: bool = ..., draining: bool = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., runtimes: _Optional[_Iterable[_Union[RuntimeStatus, _Mapping]]] = ..., models_registered: _Optional[int] = ..., models_resident: _Optional[int] = ..., models_loading: _Optional[int] = ..., loads_queued: _Optional[int] = ..., requests_in_flight: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., loads: _Optional[int] = ..., load_failures: _Optional[int] = ..., evictions: _Optional[int] = ..., eviction_age_s: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., zone: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., why_unready: _Optional[str] = ..., reachable: bool = ..., leader: bool = ..., store_away_since_ms: _Optional[int] = ..., requests_per_s: _Optional[float] = ..., queue_delay_s: _Optional[float] = ..., notices: _Optional[_Iterable[str]] = ..., busy: _Optional[_Iterable[_Union[BusyModel, _Mapping]]] = ..., why_unreachable: _Optional[str] = ..., tenants: _Optional[_Iterable[_Union[TenantStatus, _Mapping]]] = ..., thrashing: _Optional[str] = ...) -> None: ...
 
 class BusyModel(_message.Message):
     __slots__ = ("tenant", "id", "requests_per_s", "requests_in_flight", "queue_delay_s", "run_s", "concurrency")
