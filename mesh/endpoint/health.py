@@ -54,9 +54,13 @@ class HealthEndpoint:
         self._access.caller(call)
         async for body in requests:
             service = messages.parse(messages.HEALTH_WATCH, body).service
+            told = b""
             while True:
-                changed = self._changed
-                yield self._response(service)
+                changed, now = self._changed, self._response(service)
+                if now != told:
+                    yield now
+                    told = now
+                    continue  # it may have changed while the client read
                 if self._closing:
                     return
                 await changed.wait()
