@@ -97,7 +97,7 @@ class DiskTier:
     ) -> None:
         """Takes the directory over and rebuilds the ledger from it: a blocking call, made before the loop is busy.
 
-        `content_gone` hears of each content entry that leaves, as soon as nobody can find it any more.
+        `content_gone` hears of each content whose files leave, and of which no form stays either.
         """
         self.ledger = DiskLedger(capacity_bytes)
         self.origins: dict[str, Origin] = {}
@@ -142,6 +142,10 @@ class DiskTier:
     def is_hollow(self, key: str) -> bool:
         """Whether only the record of this content is here, and not its files."""
         return key in self._hollow
+
+    def has_content(self, key: str) -> bool:
+        """Whether a load finds what it needs of this content here: its files, or a form that stands for them."""
+        return self.content(key) is not None and (not self.is_hollow(key) or self.form_of(key) is not None)
 
     def form_of(self, content_key: str) -> str | None:
         """A prepared form that stands for this content. The last by name, where versions of a framework differ."""
@@ -407,6 +411,8 @@ class DiskTier:
             self._forms[content_key].discard(key)
             if not self._forms[content_key]:
                 del self._forms[content_key]
+                if self.is_hollow(content_key):
+                    self._content_gone(content_key)
         self._unverified.discard(key)
         self._hollow.discard(key)
         if self._contents.pop(key, None) is not None:

@@ -252,7 +252,7 @@ class ArtifactStore:
         known = self._disk.origins.get(errand.origin_key)
         if known is None or errand.sha256 not in (None, known.object_sha256):
             return None
-        return _content_hash(known.content) if self._disk.content(known.content) is not None else None
+        return _content_hash(known.content) if self._disk.has_content(known.content) else None
 
     def hold_again(self, artifact: Artifact) -> Artifact | None:
         """The same content under a reference of its own, if this disk still has it; its source is not asked.

@@ -35,13 +35,18 @@ def _files_settle_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def opened(
-    root: Path, capacity_bytes: int = 100 * MIB, *, keep_originals: bool = False
+    root: Path,
+    capacity_bytes: int = 100 * MIB,
+    *,
+    keep_originals: bool = False,
+    content_gone: Callable[[str], None] = lambda content_hash: None,
 ) -> AsyncIterator[ArtifactStore]:
     store = ArtifactStore(
         root / "disk",
         capacity_bytes=capacity_bytes,
         limits=FetchLimits(retry_delay_s=0.01),
         keep_originals=keep_originals,
+        content_gone=content_gone,
     )
     try:
         yield store
@@ -266,6 +271,24 @@ async def test_a_fetch_of_what_only_a_form_stands_for_transfers_nothing_unless_t
         (tmp_path / "a").unlink()
         with pytest.raises(ArtifactNotFound):
             await store.fetch(FetchRequest(request.uri, original=True))
+
+
+async def test_content_is_on_the_disk_as_long_as_a_form_stands_for_it(tmp_path: Path) -> None:
+    gone: list[str] = []
+    request = a_model(tmp_path, "a")
+    async with opened(tmp_path, content_gone=gone.append) as store:
+        artifact, _ = await prepared(store, request)
+        store.release(artifact)
+        await settled(store)
+        content_key = f"content/{artifact.content_hash}"
+        assert store._disk.is_hollow(content_key)
+        assert (store.content_on_disk(request), gone) == (artifact.content_hash, [])
+        form = store._disk.form_of(content_key)
+        assert form is not None
+        await store._disk.evict((form,))
+        assert (store.content_on_disk(request), gone) == (None, [artifact.content_hash])
+        store.release(await store.fetch(request))
+        assert store.content_on_disk(request) == artifact.content_hash
 
 
 async def test_content_whose_form_was_evicted_too_is_fetched_again(tmp_path: Path) -> None:
