@@ -25,15 +25,12 @@ def refusal_at_the_door(state: PodState, want: Want, copy: Copy | None) -> Refus
         return Refusal(RefusalKind.DEADLINE, message)
     if remembered := state.failures.refusal(key, state.now_s):
         return remembered
-    measured = state.profiles.size(key)
-    expected = measured if measured is not None else want.model.size_hint
-    if expected is not None and expected.missing_from(limits.capacity):
-        source = "was measured to take" if measured is not None else "declares a size of"
-        return Refusal(RefusalKind.TOO_BIG, too_big_message(key, f"{source} {expected}", limits.capacity))
+    measured = state.profiles.size(key)  # what is declared turns nobody away: it may be wrong
+    if measured is not None and measured.missing_from(limits.capacity):
+        return Refusal(RefusalKind.TOO_BIG, too_big_message(key, f"was measured to take {measured}", limits.capacity))
     share = limits.tenants.get(key.tenant)
-    if expected is not None and share is not None and share.beyond_limit(expected):
-        source = "was measured to take" if measured is not None else "declares a size of"
-        return Refusal(RefusalKind.TOO_BIG, beyond_limit_message(key, f"{source} {expected}", share.limit))
+    if measured is not None and share is not None and share.beyond_limit(measured):
+        return Refusal(RefusalKind.TOO_BIG, beyond_limit_message(key, f"was measured to take {measured}", share.limit))
     if copy is None and state.loads_paused:
         return _overloaded(state, key, f"this pod loads nothing now: {state.why_smaller}")
     if copy is None:
@@ -45,6 +42,20 @@ def refusal_at_the_door(state: PodState, want: Want, copy: Copy | None) -> Refus
     if len(state.waiters) >= limits.waiters_total_max:
         return _overloaded(state, key, f"{len(state.waiters)} requests wait for loads, the most this pod lets wait")
     return None
+
+
+def first_reservation(estimate: Bytes, declared: Bytes | None, capacity: Bytes, *, estimate_knows: bool) -> Bytes:
+    """What a model that was never measured reserves: its estimate, or more where its spec declares more.
+
+    A reservation that is too small oversells the pod until the load has measured, one that is too large evicts others
+    for nothing. Estimates are within percents, declarations within whatever their author thought: they are believed up
+    to twice the estimate. Where an estimate cannot know, there is nothing else to believe.
+    """
+    if declared is None:
+        return estimate
+    if not estimate_knows:
+        return estimate.at_least(declared)
+    return estimate.at_least(declared.at_most(Bytes.sum([estimate, estimate])).at_most(capacity))
 
 
 def load_remaining_s(state: PodState, key: ModelKey, copy: Copy | None) -> float:

@@ -42,10 +42,15 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The artifact is on disk and prepared; `size` is the adapter's estimate of the loaded copy."""
+    """The artifact is on disk and prepared; `size` is the adapter's estimate of the loaded copy.
+
+    `estimate_knows`: it follows from the artifact, so that a declared size is checked against it. Not so where
+    somebody's code decides at its load what it takes.
+    """
 
     copy_id: int
     size: Bytes
+    estimate_knows: bool = True
 
 
 @dataclass(frozen=True, slots=True)

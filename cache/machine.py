@@ -22,7 +22,7 @@ from heapq import nsmallest
 from typing import assert_never
 
 from cache import reports
-from cache.admission import late_refusal, load_remaining_s, refusal_at_the_door, too_big_message
+from cache.admission import first_reservation, late_refusal, load_remaining_s, refusal_at_the_door, too_big_message
 from cache.claims import (
     gathering,
     idle_at_s,
@@ -321,13 +321,9 @@ class CacheMachine:
         state.move(copy, Cause.FETCHED)
         if copy.state is CopyState.GONE:
             return
-        # Measured beats declared and estimated; of those two the larger, because a reservation that is too small
-        # oversells the pod, and one that is too large only costs one needless eviction.
-        measured = state.profiles.size(copy.key)
-        if measured is not None:
-            copy.needed = measured
-        else:
-            copy.needed = event.size.at_least(copy.model.size_hint) if copy.model.size_hint else event.size
+        copy.needed = state.profiles.size(copy.key) or first_reservation(
+            event.size, copy.model.size_hint, state.limits.capacity, estimate_knows=event.estimate_knows
+        )
         copy.size = copy.needed
         copy.changed()
         if copy.needed.missing_from(state.limits.capacity):

@@ -203,7 +203,7 @@ class Failure:
 class WantedModel:
     """What the cache must know of a model to load it; taken from its spec.
 
-    `priority`: higher goes first. `size_hint`: declared bytes, used until a load has measured them.
+    `priority`: higher goes first. `size_hint`: declared bytes, believed within bounds until a load has measured.
     `residency_min_s` and `ttl_s` override the limits' defaults for this model; a ttl of zero means none.
     `comes_back`: somebody sees to it that it is loaded, so if it leaves it is loaded again, here or elsewhere.
     """

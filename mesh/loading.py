@@ -50,7 +50,7 @@ from mesh.measured_load import MeasuredLoad, load_and_measure, load_isolated_and
 from mesh.resident import Resident
 from mesh.settings import Settings
 from mesh.sizing import reserved_after_running_out, workspace_after_running_out
-from mesh.staging import REMEMBERED_MAX, Staged
+from mesh.staging import ALWAYS_ISOLATED, REMEMBERED_MAX, Staged
 from mesh.telemetry import Telemetry
 from mesh.threads import InThread, in_thread
 from placement.records import ModelRecord
@@ -363,7 +363,9 @@ class Loading:
         except Exception as error:  # every failure of a fetch becomes the cache's event
             return FetchFailed(copy_id, self._failure(key, "fetch", self.format_of(key), error))
         self._staged[copy_id] = staged
-        return Fetched(copy_id, self._bytes(staged.estimate))
+        return Fetched(
+            copy_id, self._bytes(staged.estimate), estimate_knows=staged.adapter.format not in ALWAYS_ISOLATED
+        )
 
     # Load ---------------------------------------------------------------------------------------------------
 

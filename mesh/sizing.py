@@ -1,9 +1,8 @@
 """What a copy is expected to take, and by how much an expectation is corrected. Pure.
 
 Before its first load a model's size is the adapter's estimate from the artifact, which for every format is within a few
-percent (`make bench`, sizes). What a spec declares is somebody's word: it may raise the reservation, up to
-`DECLARED_FACTOR_MAX` times the estimate, and no further; the first load measures, and from then on neither counts. Only
-where an estimate cannot know (somebody's Python code, in a process of its own) the declared size counts in full.
+percent (`make bench`, sizes), or what another pod has measured. How far a declared size is believed beside it is the
+cache's rule (`cache.admission.first_reservation`). The first load measures, and from then on neither counts.
 
 After a framework ran out of memory, what it was given was too little: half as much again.
 """
@@ -13,8 +12,6 @@ from __future__ import annotations
 from cache.types import Bytes
 
 MIB = 1 << 20
-DECLARED_FACTOR_MAX = 2.0
-"""Beyond twice an estimate that is within percents, a declaration is wrong: it would evict others for nothing."""
 DECLARED_OFF_SHARE = 0.25
 """A declaration this far from the measured size is worth telling its author."""
 RAN_OUT_FACTOR = 1.5
@@ -34,15 +31,6 @@ def workspace_after_running_out(copy_bytes: int, request_bytes: int, capacity_by
     """What a copy's runs are counted with after one found no memory."""
     wanted_bytes = max(copy_bytes // 2, WORKSPACE_PER_REQUEST_BYTE * request_bytes, WORKSPACE_MIN_BYTES)
     return min(wanted_bytes, int(WORKSPACE_SHARE_MAX * capacity_bytes))
-
-
-def believable_hint(declared_bytes: int | None, estimate_bytes: int, *, estimate_knows: bool) -> int:
-    """As many of the declared bytes as a first reservation takes for true; 0 when nothing is declared."""
-    if declared_bytes is None:
-        return 0
-    if not estimate_knows:
-        return declared_bytes
-    return min(declared_bytes, int(estimate_bytes * DECLARED_FACTOR_MAX))
 
 
 def wrong_declaration(declared_bytes: int | None, measured_bytes: int) -> str:

@@ -138,8 +138,6 @@ def test_what_can_never_fit_a_tenants_limit_is_refused_and_the_limit_is_named() 
     assert request("a", "big=40") == [RefusalKind.TOO_BIG]
     assert "tenant 'a' may hold 30 B" in loader.refused[1].message
     assert request("b", "big=40") == [None]
-    loader.want(99, WantedModel(ModelKey("a", "hinted"), size_hint=of(31)))
-    assert loader.refused[99].kind is RefusalKind.TOO_BIG
 
 
 def test_a_tenant_that_waits_for_its_own_limit_holds_nobody_up() -> None:

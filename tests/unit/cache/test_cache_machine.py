@@ -136,10 +136,31 @@ def test_a_model_larger_than_the_pod_is_refused_and_not_fetched_twice(pod: Pod, 
     assert loader.refused[2].retry_after_s is None
 
 
-def test_a_declared_size_beyond_capacity_is_refused_before_the_fetch(pod: Pod, model: Model) -> None:
+def test_a_declared_size_is_believed_up_to_twice_the_estimate_and_never_turns_a_model_away(
+    pod: Pod, model: Model
+) -> None:
     loader = pod()
-    assert loader.use(1, model("a", size_hint=Bytes.of(CPU, 500))) is RefusalKind.TOO_BIG
-    assert not any(isinstance(command, StartFetch) for command in loader.log)
+    loader.want(1, model("a", size_hint=Bytes.of(CPU, 500)))
+    loader.finish_fetch(only(loader.fetching))
+    assert loader.machine.usage().used.total_bytes == 60
+    loader.run()
+    assert loader.machine.usage().used.total_bytes == 30, "then it was measured"
+    assert loader.use(2, model("b", size_hint=Bytes.of(CPU, 6))) is None
+    assert loader.machine.usage().used.total_bytes == 60, "a declaration below the estimate counts for nothing"
+
+
+def test_where_an_estimate_cannot_know_what_is_declared_counts_in_full(pod: Pod, model: Model) -> None:
+    loader = pod()
+    loader.want(1, model("code", size_hint=Bytes.of(CPU, 90)))
+    copy_id = only(loader.fetching)
+    del loader.fetching[copy_id]
+    loader.send(Fetched(copy_id, Bytes.of(CPU, 30), estimate_knows=False))
+    assert loader.machine.usage().used.total_bytes == 90
+    loader.want(2, model("more-code", size_hint=Bytes.of(CPU, 500)))
+    other_id = only(loader.fetching)
+    del loader.fetching[other_id]
+    loader.send(Fetched(other_id, Bytes.of(CPU, 30), estimate_knows=False))
+    assert loader.refused[2].kind is RefusalKind.TOO_BIG
 
 
 def test_a_place_that_the_pod_does_not_have_is_too_big(pod: Pod, model: Model) -> None:
