@@ -16,7 +16,7 @@ from cache.eviction import CannotFit
 from cache.space import Claim, SpacePlan, load_order, plan_space
 from cache.state import PodState
 from cache.tenancy import NO_SHARE, TenantTally, guarantees_within, sums_by_tenant
-from cache.thrash import IDLE_MIN_S, Gathering
+from cache.thrash import IDLE_S, Gathering
 from cache.transitions import LEAVING
 from cache.types import NO_BYTES, Bytes, CopyState, RefusalKind
 
@@ -53,6 +53,7 @@ def line_of_claims(state: PodState) -> list[Claim]:
     if not waiting or load_slots(state) <= 0:
         return debts
     by_turns = serves_by_turns(state)
+    in_turn = state.thrash.in_turn if by_turns else {}
     loads = [
         Claim(
             copy.copy_id,
@@ -60,9 +61,10 @@ def line_of_claims(state: PodState) -> list[Claim]:
             copy.needed,
             may_evict=copy.foreground or (state.limits.background_may_evict and not by_turns),
             override_residency=copy.foreground and state.now_s >= _override_at_s(state, copy),
-            held_back=by_turns and copy.foreground and copy.copy_id not in state.thrash.in_turn,
+            held_back=by_turns and copy.foreground and copy.copy_id not in in_turn,
         )
-        for copy in sorted(waiting.values(), key=rank)
+        # Bytes that come free belong to whoever had them evicted in its turn.
+        for copy in sorted(waiting.values(), key=lambda copy: (copy.copy_id not in in_turn, rank(copy)))
     ]
     return debts + loads
 
@@ -86,12 +88,15 @@ def gathering(state: PodState) -> list[Gathering]:
     return found
 
 
-def idle_at_s(state: PodState, load_s: float) -> float:
-    """When nothing resident will have been in use for half a load, if nothing is used until then."""
+def idle_at_s(state: PodState) -> float:
+    """When nothing resident will have been in use for a while, if nothing is used until then. Infinite while
+    something is being loaded: that soon serves, and may itself be what nothing else gets a core beside."""
+    if state.by_state[CopyState.LOADING]:
+        return inf
     used_s = -inf
     for copy in state.by_state[CopyState.SERVABLE].values():
         used_s = max(used_s, state.now_s if copy.pins else copy.last_used_s)
-    return used_s + max(IDLE_MIN_S, 0.5 * load_s)
+    return used_s + IDLE_S
 
 
 def plan_claims(state: PodState, claims: list[Claim]) -> SpacePlan:

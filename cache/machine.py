@@ -684,7 +684,7 @@ class CacheMachine:
         gathered = gathering(state)
         look_again_s = [thrash.ends_at_s]
         if gathered:
-            idle_s = idle_at_s(state, thrash.load_mean_s)
+            idle_s = idle_at_s(state)
             # One at a time has its turn: while its victims leave and it is loaded, the next ones gather.
             turn = not thrash.in_turn and (now_s >= thrash.next_turn_s or now_s >= idle_s)
             for copy_id in choose_turns(gathered, now_s, turn=turn):
@@ -694,7 +694,7 @@ class CacheMachine:
                 thrash.held_back(now_s)
                 look_again_s = [min(left)]
                 if not thrash.in_turn:
-                    look_again_s += [thrash.next_turn_s, idle_at_s(state, thrash.load_mean_s)]
+                    look_again_s += [thrash.next_turn_s, idle_at_s(state)]
         state.timers.set(TURN, max(min(look_again_s), now_s + TURN_LOOK_MIN_S))
 
     def _ended(self, claim: Claim, why: CannotFit) -> bool:

@@ -16,7 +16,7 @@ Nobody waits longer than before by more than this:
 
 * A model is due, turn or not, when the first of its requests has waited as long as patience lasts, or would otherwise
   miss its deadline. So the rotation is bounded.
-* When nothing resident has been used for a while, everybody waits for what is not here, and the next turn begins.
+* When nothing is loaded and nothing resident used for a while, all wait for what is not here: the next turn begins.
 * What fits into free memory is loaded at once.
 
 It ends when for some seconds nobody had to wait for a turn: then there is enough room, or enough time.
@@ -44,8 +44,8 @@ BEGINS_AT = 1.5
 CALM_S = 5.0
 """It ends when nobody had to wait for a turn for so long."""
 
-IDLE_MIN_S = 0.005
-"""Nothing resident in use for so long, or for half a load: then all wait for what is not here. Longer than a hiccup."""
+IDLE_S = 0.005
+"""Nothing resident in use and nothing loaded for so long: all wait for what is not here. Longer than a hiccup."""
 
 GHOSTS_MAX = 20_000
 """Evicted models that are remembered; one that is forgotten counts as new."""

@@ -90,7 +90,7 @@ def test_beyond_the_capacity_turns_serve_several_times_as_much(pod: Pod) -> None
         assert clients.loader.machine.thrashing is not None, "noticed, with and without the remedy"
         assert clients.loader.machine.usage().thrashing_episodes == 1
         clients.loader.machine.validate()
-    assert served[True] >= 2 * served[False]
+    assert served[True] >= 5 * served[False]
 
 
 def test_every_request_is_answered_within_patience_and_a_rotation(pod: Pod) -> None:
