@@ -37,8 +37,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.etcd]
 
 @pytest.fixture(scope="module")
 def pool(start_pool: StartPool, files: ModelFiles) -> LocalPool:
-    # On a busy machine an answer of etcd may take longer than a cold request waits for it by default.
-    return start_pool(3, trusted_prefixes=f"{files.directory.as_uri()}/", claim_timeout_s=5)
+    # No pod is lost here; but on a busy machine one that a thousand requests come to may answer no probe for a second.
+    return start_pool(3, trusted_prefixes=f"{files.directory.as_uri()}/", probe_timeout_s=10)
 
 
 @pytest.fixture

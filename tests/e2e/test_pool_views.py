@@ -26,7 +26,7 @@ STATUS = mmesh_pb2.ModelStatusInfo
 
 @pytest.fixture(scope="module")
 def pool(start_pool: StartPool) -> LocalPool:
-    return start_pool(3, zone="z", labels="cpu", claim_timeout_s=5)
+    return start_pool(3, zone="z", labels="cpu")
 
 
 def clients(pool: LocalPool) -> list[Client]:
