@@ -40,6 +40,7 @@ PODS = "pods/"
 FAILURES = "failures/"
 INTENTS = "intents/"
 SUSPICIONS = "suspicions/"
+PROFILES = "profiles/"
 LEADER = "leader"
 """One key: who runs the placement service."""
 HOT = "hot"
@@ -156,6 +157,11 @@ def intent_key(tenant: str, model_id: str, pod: str, incarnation: str) -> str:
 def suspicion_key(tenant: str, model_id: str) -> str:
     """Where it is kept at which pods' deaths the model was seen."""
     return f"{SUSPICIONS}{encode_part(tenant)}/{encode_part(model_id)}"
+
+
+def profile_key(content_hash: str, runtime: str) -> str:
+    """Where it is kept what copies of this content take, loaded by this runtime on this kind of CPU."""
+    return f"{PROFILES}{encode_part(content_hash)}/{encode_part(runtime)}"
 
 
 def detached_key(pod: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from placement.model_facts import DISK_BYTES_PER_S, LOAD_BYTES_PER_S, LOAD_FIRST_S, FactsGatherer
 from placement.policy.snapshot import ModelFacts, ModelName, Parked, PoolView
 from placement.records import ModelRecord, ModelSpec
+from tests.unit.placement.policy.builders import pod
 
 SIZE_BYTES = 10**9
 
@@ -34,3 +35,19 @@ def test_a_load_from_disk_takes_what_most_pods_measured() -> None:
 def test_a_load_from_afar_takes_the_fetch_on_top() -> None:
     assert facts(Parked("a", 2, 7.0)).load_s == 7.0 + SIZE_BYTES / LOAD_BYTES_PER_S
     assert facts(Parked("a", 2, 0.02)).load_s == facts().load_s
+
+
+def size_of(declared_bytes: int | None, known_bytes: int | None, *capacities: int) -> int:
+    pods = {f"p{number}": pod(f"p{number}", capacity_bytes=size) for number, size in enumerate(capacities)}
+    record = ModelRecord("t", "m", ModelSpec("file:///m", capacity_hint_bytes=declared_bytes), 1, 0.0, 0.0)
+    return FactsGatherer(PoolView(pods=pods), lambda _: known_bytes).facts(record).size_bytes
+
+
+def test_a_measured_size_goes_before_a_declared_one() -> None:
+    assert size_of(500, 100, 10_000) == 100
+    assert size_of(500, None, 10_000) == 500
+
+
+def test_a_declared_size_rules_the_largest_pod_out_for_nobody() -> None:
+    assert size_of(50_000, None, 10_000, 20_000) == 20_000
+    assert size_of(50_000, None) == 50_000
