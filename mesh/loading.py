@@ -18,7 +18,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -184,6 +184,8 @@ class Loading:
         self._heap = HeapTrimmer(clock, in_thread)
         self._tick: asyncio.TimerHandle | None = None
         self._closed = False
+        self._run_times_s: LRUCache[str, float] = LRUCache(maxsize=REMEMBERED_MAX)
+        """By content: what one run took."""
         self.counts = Counts()
         self.mean_load_s = 0.0
         """Of the last loads here, exponentially weighted."""
@@ -402,7 +404,8 @@ class Loading:
             return LoadFailed(copy_id, failure)
         self._telemetry.load_stage(format_name, "load", loaded.load_s)
         self._telemetry.load_stage(format_name, "warm_up", loaded.warm_up_s)
-        self._staging.measured(staged, loaded.size)
+        self._staging.measured(staged, loaded.size, loaded.load_s + loaded.warm_up_s)
+        self._run_times_s[staged.artifact.content_hash] = loaded.run_s
         self._metadata[key] = loaded.model.metadata
         self._residents[copy_id] = resident
         if resident.hot_size() is not None:
@@ -496,6 +499,7 @@ class Loading:
             failure = self._failure(key, "load", staged.adapter.format, _took_too_long(staged, timeout_s))
             error = _Overdue(failure)
             self.send(LoadOverdue(copy_id, failure))
+        staged = replace(staged, run_s=self._run_times_s.get(staged.artifact.content_hash))
             await asyncio.wait([thread])
         await self._free_late_result(thread)
         raise error

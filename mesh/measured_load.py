@@ -42,7 +42,10 @@ def load_and_measure(staged: Staged) -> MeasuredLoad:
             warm_began = time.perf_counter()
             model.warm_up()
             warm_up_s = time.perf_counter() - warm_began
-        return _measured(model, corrected_size(model.size(), probe.grown_bytes), load_s, warm_up_s)
+        size = corrected_size(model.size(), probe.grown_bytes)
+        if staged.run_s is not None:  # a copy that comes back answers sooner by one run
+            return MeasuredLoad(model, size, run_s=staged.run_s, load_s=load_s, warm_up_s=warm_up_s)
+        return _measured(model, size, load_s, warm_up_s)
     except BaseException as error:
         if model is not None:
             model.unload()

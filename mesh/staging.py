@@ -52,6 +52,8 @@ class Staged:
     estimate: Size = _NO_SIZE
 
 
+    run_s: float | None = None
+    """What a run took when this content was loaded here before; None: it was not."""
 def never(key: ModelKey) -> bool:
     """No model must be isolated: of a pod that has no pool to have learned it from."""
     return False
