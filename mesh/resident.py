@@ -14,11 +14,16 @@ from typing import Protocol
 from cache.copies import Copy
 from mesh.telemetry import RequestMeter
 from runtime_adapters.artifacts.fetch import Artifact
-from runtime_adapters.base import Device, LoadedModel, Promotable, Size
+from runtime_adapters.base import Device, LoadedModel, Promotable, Size, Tensors
 from runtime_adapters.validation import InputChecker
+from runtime_adapters.workspace import RequestShape, shape_of
 
 RUN_MEAN_WEIGHT = 0.2
 """Of the newest run in the mean."""
+SMALL_REQUEST_BYTES = 4096
+"""What requests of this size take is lost in the noise, whatever the model makes of them: nearly always."""
+LARGER_FACTOR = 1.25
+"""A request is larger than those before from this factor on: a copy sees a few of them in its life."""
 
 
 class Recorder(Protocol):
@@ -60,6 +65,12 @@ class Resident:
     """What it took before it was promoted (`mesh.promoting`); None if it never was."""
     workspace_bytes: int = 0
     """What a run takes beside it, as far as that was measured; counted with the copy."""
+    request_bytes_measured: int = 0
+    """Of the request that this was measured with."""
+    request_bytes_max: int = SMALL_REQUEST_BYTES
+    """Requests up to this size are no news."""
+    unmeasured: RequestShape | None = None
+    """The largest request, while nobody has measured what it takes (`mesh.size_watch`)."""
     runs: int = 0
     queued_total_s: float = 0.0
     run_total_s: float = 0.0
@@ -80,6 +91,11 @@ class Resident:
         if self.is_hot:
             return "hot"
         return "" if self.hot_size() is None else "cold"
+
+    def larger_request(self, inputs: Tensors, request_bytes: int) -> None:
+        """A request is larger than any before: remember its shape until somebody measures what it takes."""
+        self.request_bytes_max = int(LARGER_FACTOR * request_bytes)
+        self.unmeasured = shape_of(inputs, request_bytes)
 
     def hold(self) -> None:
         """Keep the copy from being unloaded until `let_go`."""

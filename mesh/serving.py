@@ -201,6 +201,8 @@ class Serving:
     async def _run(self, resident: Resident, tensors: Tensors) -> dict[str, Array]:
         inputs = resident.checker.check(tensors.inputs, tensors.datatypes)
         wanted_outputs = resident.checker.check_outputs(tensors.outputs)
+        if tensors.size_bytes > resident.request_bytes_max:
+            resident.larger_request(inputs, tensors.size_bytes)
         if self._runner.runs_inline(resident, tensors.size_bytes):
             return self._runner.run_inline(resident, inputs, wanted_outputs)
         return await self._runner.run_in_thread(resident, inputs, wanted_outputs)

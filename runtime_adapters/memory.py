@@ -84,6 +84,11 @@ def anonymous_bytes() -> int:
     return _status_bytes("RssAnon")
 
 
+def high_water_bytes() -> int:
+    """The largest resident set since the process began, or since `/proc/self/clear_refs` was told to forget it."""
+    return _status_bytes("VmHWM")
+
+
 def private_dirty_bytes() -> int:
     """Pages that only this process holds and that the kernel cannot drop. Exact and slow: walks the page tables."""
     try:
