@@ -79,6 +79,13 @@ def build_command() -> click.Command:
     metavar="DIR",
     help="Leave the server running afterwards, with its data in DIR.",
 )
+@click.option(
+    "--access-log",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write down who was asked for when, for `hexcomb plan`. FILE is written anew; with --pods each pod has one of "
+    "its own beside it (FILE-pod-0, ...).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 def demo(
     models: int,
@@ -91,6 +98,7 @@ def demo(
     kinds: str,
     cache_dir: Path | None,
     keep: Path | None,
+    access_log: Path | None,
     as_json: bool,
 ) -> None:
     """Train 300 small real models, serve them with memory for a fifth of them, send 20,000 requests through a V2
@@ -124,6 +132,7 @@ def demo(
         cache_dir=cache_dir or default_cache_dir(),
         kinds=chosen,
         keep=keep,
+        access_log=access_log,
     )
     try:
         outcome, kept = run_demo(options, stderr_console(), quiet=as_json)
@@ -141,6 +150,9 @@ def demo(
             console.print(f"  export HEXCOMB_ENDPOINT={kept.grpc_endpoints}", markup=False)
             for line in ("hexcomb models list", "hexcomb pods", f"curl http://{kept.http_endpoint}/metrics"):
                 console.print(f"  {line}", markup=False)
+        if options.access_logs:
+            files = " ".join(str(path) for path in options.access_logs)
+            console.print(f"\nWho was asked for when: hexcomb plan {files}", markup=False)
     if outcome.failures:
         raise AlreadyShown("the demo failed", exit_code=FAILED)
 

@@ -60,13 +60,26 @@ class Fleet:
         return Kept(endpoints, left[0].http_endpoint, tuple(pids))
 
 
-def start_fleet(directory: Path, pods: int, capacity_bytes: int, trusted: Path, stack: contextlib.ExitStack) -> Fleet:
+def pod_names(pods: int) -> list[str]:
+    """Of a fleet of so many; one alone has none."""
+    return [f"pod-{number}" for number in range(pods)] if pods > 1 else [""]
+
+
+def start_fleet(
+    directory: Path,
+    pods: int,
+    capacity_bytes: int,
+    trusted: Path,
+    access_logs: Sequence[Path],
+    stack: contextlib.ExitStack,
+) -> Fleet:
     """Start as many pods, each with this capacity, and wait until they are ready; `stack` ends them.
 
-    Raises ServerFailed, EtcdMissing, EtcdFailed.
+    `access_logs`: a file for each pod, or none. Raises ServerFailed, EtcdMissing, EtcdFailed.
     """
     if pods == 1:
-        server = start_server(directory, capacity_bytes=capacity_bytes, trusted_prefix=trusted)
+        logging = [f"--access-log={path}" for path in access_logs]
+        server = start_server(directory, capacity_bytes=capacity_bytes, trusted_prefix=trusted, settings=logging)
         stack.callback(server.stop)
         return Fleet([server], None)
     settings: dict[str, SettingValue] = {
@@ -75,8 +88,9 @@ def start_fleet(directory: Path, pods: int, capacity_bytes: int, trusted: Path, 
         "drain_grace_s": DRAIN_GRACE_S,
     }
     pool = LocalPool(directory, 0, settings=settings)
-    for number in range(pods):
-        pool.add(f"pod-{number}", labels=f"pod-{number}")
+    logs: list[Path | None] = [*access_logs] or [None] * pods
+    for name, log in zip(pod_names(pods), logs, strict=True):
+        pool.add(name, labels=name, **({} if log is None else {"access_log": log}))
     stack.callback(pool.stop)
     return Fleet(pool.start().pods, pool)
 

@@ -37,7 +37,8 @@ from typing import TYPE_CHECKING, Any
 from mesh.cli.output import progress_bar
 from mesh.client.client import Client
 from mesh.client.operations import registration
-from mesh.demo.fleet import Evictions, Fleet, Kept, start_fleet
+from mesh.demo.access_logs import BASELINE, access_log_paths, begin_anew, take_out_baseline
+from mesh.demo.fleet import Evictions, Fleet, Kept, pod_names, start_fleet
 from mesh.demo.local_pool import LocalPod
 from mesh.demo.memory import ResidentSets
 from mesh.demo.recipes import KINDS, plan_recipes
@@ -80,6 +81,13 @@ class DemoOptions:
     pods: int = 1
     kinds: tuple[str, ...] = ()
     keep: Path | None = None
+    access_log: Path | None = None
+    """Where the servers write down who was asked for when; None: nowhere."""
+
+    @property
+    def access_logs(self) -> list[Path]:
+        """The file of each pod, if there are any."""
+        return [] if self.access_log is None else access_log_paths(self.access_log.resolve(), pod_names(self.pods))
 
 
 def run_demo(options: DemoOptions, console: Console, *, quiet: bool = False) -> tuple[DemoOutcome, Kept | None]:
@@ -87,6 +95,8 @@ def run_demo(options: DemoOptions, console: Console, *, quiet: bool = False) -> 
     started_s = time.monotonic()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_interrupts())
+        _begin_access_logs(options)
+        stack.callback(take_out_baseline, options.access_logs)  # the last thing of all, when no server writes any more
         models = _train(options, console, quiet)
         training_s = time.monotonic() - started_s
         models_bytes = sum(sizes := [_estimate_bytes(model) for model in models])
@@ -118,6 +128,7 @@ def run_demo(options: DemoOptions, console: Console, *, quiet: bool = False) -> 
         kept = None
         if options.keep is not None:
             kept = fleet.keep()
+            take_out_baseline(options.access_logs)
             stack.pop_all()  # nothing is ended: the servers are the user's now
         return outcome, kept
 
@@ -139,6 +150,13 @@ def _train(options: DemoOptions, console: Console, quiet: bool) -> list[TrainedM
         return train_all(planned, options.cache_dir / cache_key(), lambda more: bar.advance(task, more))
 
 
+def _begin_access_logs(options: DemoOptions) -> None:
+    try:
+        begin_anew(options.access_logs)
+    except OSError as error:
+        raise DemoFailed(f"--access-log: {error.filename} cannot be written: {error.strerror}") from error
+
+
 def _estimate_bytes(model: TrainedModel) -> int:
     options = LoadOptions(model_id=model.name, trusted=True)
     return adapter_for(model.format).estimate(model.artifact, options).total_bytes
@@ -151,7 +169,8 @@ def _start(
         data_dir = options.keep
     else:
         data_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hexcomb-demo-")))
-    fleet = start_fleet(data_dir, options.pods, capacity_bytes, options.cache_dir.resolve(), stack)
+    trusted = options.cache_dir.resolve()
+    fleet = start_fleet(data_dir, options.pods, capacity_bytes, trusted, options.access_logs, stack)
     if not quiet:
         each = "each " if options.pods > 1 else ""
         console.print(f"serving     on {fleet.endpoints}, {each}with a capacity of {capacity_bytes / 2**20:.1f} MiB")
@@ -172,7 +191,7 @@ def _measure_baseline(
     few: list[TrainedModel] = []
     for model in largest.values():
         for server in fleet.servers:  # in turn, so that they load side by side
-            own = dataclasses.replace(model, name=f"baseline-{server.name}-{model.name}")
+            own = dataclasses.replace(model, name=f"{BASELINE}{server.name}-{model.name}")
             _register_all(client, [own], {REQUIRED_LABELS: server.name} if server.name else {})
             few.append(own)
     draws = [(index, case) for index in range(len(few)) for case in range(len(BATCHES))] * options.in_flight
