@@ -675,8 +675,11 @@ class CacheMachine:
         """While the pod thrashes: say which of those that wait may evict now, and when to look again."""
         state, thrash, now_s = self._state, self._state.thrash, self._state.now_s
         thrash.judge(now_s)
-        if not serves_by_turns(state):
+        if not thrash.active:
             state.timers.cancel(TURN)
+            return
+        if not serves_by_turns(state):
+            state.timers.set(TURN, thrash.ends_at_s)
             return
         waiting = state.by_state[CopyState.WAITING_FOR_SPACE]
         for copy_id in [copy_id for copy_id in thrash.in_turn if copy_id not in waiting]:
@@ -722,6 +725,11 @@ class CacheMachine:
     def usage(self) -> Usage:
         """The ledger and the counts, now."""
         return reports.usage(self._state)
+
+    @property
+    def is_thrashing(self) -> bool:
+        """Whether the working set exceeds the capacity; cheap enough to ask at every event."""
+        return self._state.thrash.active
 
     @property
     def thrashing(self) -> Thrashing | None:

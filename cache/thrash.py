@@ -89,7 +89,8 @@ class Thrashing:
     def __str__(self) -> str:
         return (
             f"the working set exceeds the capacity: bringing back what was evicted a moment before takes "
-            f"{self.reload_share:.0%} of the time for loads; {self.turns} turns were given"
+            f"{self.reload_share:.0%} of the time for loads"
+            + (f"; {self.turns} models were given turns" if self.turns else "")
         )
 
 

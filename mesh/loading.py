@@ -184,8 +184,7 @@ class Loading:
         self._heap = HeapTrimmer(clock, in_thread)
         self._tick: asyncio.TimerHandle | None = None
         self._closed = False
-        self._run_times_s: LRUCache[str, float] = LRUCache(maxsize=REMEMBERED_MAX)
-        """By content: what one run took."""
+        self._thrashing = False
         self.counts = Counts()
         self.mean_load_s = 0.0
         """Of the last loads here, exponentially weighted."""
@@ -284,11 +283,22 @@ class Loading:
         if changed := self._cache.take_changed():
             self._hooks.copies_changed(changed)
 
+        if self._cache.is_thrashing is not self._thrashing:
+            self._say_thrashing()
     def _release_dropped(self) -> None:
         """Let go of artifacts whose load the cache has given up before it began: no command says so."""
         for copy_id in list(self._staged):
             if not self._cache.is_known(copy_id):
                 self._staging.release(self._staged.pop(copy_id).artifact)
+    def _say_thrashing(self) -> None:
+        """Once when it begins, once when it ends."""
+        thrashing = self._cache.thrashing
+        self._thrashing = thrashing is not None
+        if thrashing is None:
+            log.info("the working set fits again, or is wanted less: no thrashing any more")
+        else:
+            log.warning("%s: raise --capacity, or add pods", thrashing)
+
 
     def _pin(self, copy: Copy) -> None:
         copy.hold(self._clock())

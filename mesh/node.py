@@ -502,6 +502,7 @@ def file_prefixes(settings: Settings) -> tuple[Path, ...] | None:
     return None if settings.is_loopback else ()
 
 
+        thrash_control=settings.thrash_control,
 def listen_addresses(settings: Settings) -> list[ListenAddress]:
     """The pod's gRPC address, and one more for each tenant that has its own."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host

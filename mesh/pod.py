@@ -54,6 +54,18 @@ class TierReport:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantReport:
+    """One tenant's part of a tier; a guarantee or a limit of 0 is none."""
+
+    tenant: str
+    tier: str
+    device: str
+    held_bytes: int
+    guarantee_bytes: int
+    limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeReport:
     """One framework: its version, or how to install it."""
 
@@ -99,6 +111,10 @@ class PodReport:
     queue_delay_s: float = 0.0
     notices: tuple[str, ...] = ()
     busy: tuple[BusyModel, ...] = ()
+    tenants: tuple[TenantReport, ...] = ()
+    """Empty where no tenant has a share."""
+    thrashing: str = ""
+    """Why the cache serves by turns, or would if it were allowed to."""
 
 
 class PodView:
@@ -172,7 +188,18 @@ class PodView:
             queue_delay_s=record.queue_delay_s,
             notices=overview.notices(),
             busy=record.busy,
+            tenants=tuple(self._tenants(usage)),
+            thrashing="" if usage.thrashing is None else str(usage.thrashing),
         )
+
+    def _tenants(self, usage: Usage) -> Iterator[TenantReport]:
+        if not any(use.guarantee or use.limit for use in usage.tenants.values()):
+            return
+        for tenant, use in usage.tenants.items():
+            for place, _ in usage.capacity:
+                amounts = use.held[place], use.guarantee[place], use.limit[place]
+                if any(amounts):
+                    yield TenantReport(tenant, place.tier, place.device, *amounts)
 
     def _tiers(self, usage: Usage) -> Iterator[TierReport]:
         for place, capacity_bytes in usage.capacity:
@@ -232,7 +259,25 @@ class PodView:
                 (("source", source),),
                 amount,
             )
+        for tenant in report.tenants:
+            for what, amount in (
+                ("held", tenant.held_bytes),
+                ("guarantee", tenant.guarantee_bytes),
+                ("limit", tenant.limit_bytes),
+            ):
+                yield Sample(
+                    "hexcomb_tenant_bytes",
+                    "Of tenants on a pod that gives tenants shares: what each holds, keeps, and may hold at most.",
+                    (("tenant", tenant.tenant), ("tier", tenant.tier), ("device", tenant.device), ("what", what)),
+                    amount,
+                )
         none: tuple[tuple[str, str], ...] = ()
+        yield Sample(
+            "hexcomb_cache_thrashing",
+            "1 while the models in use exceed the capacity, and loads bring back what was evicted a moment before.",
+            none,
+            float(bool(report.thrashing)),
+        )
         yield Sample(
             "hexcomb_lru_age_seconds", "Time since the longest unused copy was used.", none, report.eviction_age_s
         )

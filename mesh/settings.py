@@ -222,6 +222,12 @@ class Settings(BaseSettings):
         description="Who leaves when memory is short: `lru`, the longest unused; `gdsf`, by frequency, load time and "
         "bytes; `hazard`, by when each is to be expected again, what its load takes, and bytes.",
     )
+    thrash_control: bool = Field(
+        True,
+        description="While the models in use exceed the capacity, and most loads bring back what was evicted a moment "
+        "before: gather the requests for models that are not here and serve each model's together, in turns, so that "
+        "loads leave time for serving. `--no-thrash-control`: load at each miss, and say only that it is so.",
+    )
     failure_backoff_base_s: float = Field(
         1.0, gt=0, description="Wait after a first transient load failure; doubles with each further one."
     )

@@ -85,6 +85,7 @@ def pod_details(pod: Any) -> list[tuple[str, str]]:
         ("evicted", f"{pod.evictions:,}"),
         ("oldest use", f"{show_age(pod.eviction_age_s)} ago" if pod.eviction_age_s else ""),
         ("memory", show_size(pod.rss_bytes) if pod.rss_bytes else ""),
+        *((f"tenant {tenant.tenant}", show_tenant(tenant)) for tenant in pod.tenants),
         ("version", pod.version),
     ]
     return [(label, value) for label, value in lines if value]
@@ -106,6 +107,15 @@ def disk_lines(pod: Any) -> list[tuple[str, str]]:
     return lines
 
 
+def show_tenant(tenant: Any) -> str:
+    """`512.0 MiB on device:cpu, keeps 256.0 MiB, at most 1.0 GiB`."""
+    place = f"{tenant.tier}:{tenant.device}" if tenant.device else tenant.tier
+    text = f"{show_size(tenant.held_bytes)} on {place}"
+    if tenant.guarantee_bytes:
+        text += f", keeps {show_size(tenant.guarantee_bytes)}"
+    return f"{text}, at most {show_size(tenant.limit_bytes)}" if tenant.limit_bytes else text
+
+
 def remarks(pods: Iterable[Any], now_s: float) -> list[str]:
     """What a table has no room for, and nobody should overlook. `now_s` is Unix time."""
     found: list[str] = []
@@ -116,6 +126,8 @@ def remarks(pods: Iterable[Any], now_s: float) -> list[str]:
             found.append(f"{pod.pod} is avoided: {pod.why_unreachable}")
         if pod.why_unready and not pod.draining:
             found.append(f"{pod.pod} is not ready: {pod.why_unready}")
+        if pod.thrashing:
+            found.append(f"{pod.pod}: {pod.thrashing}; raise --capacity, or add pods")
         if pod.store_away_since_ms:
             away_s = now_s - pod.store_away_since_ms / 1000
             found.append(f"{pod.pod}: the store has not answered for {show_age(away_s)}; what is known goes on serving")

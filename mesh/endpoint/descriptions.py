@@ -171,6 +171,15 @@ def described_pods(reports: Iterable[PodReport]) -> list[hexcomb_pb2.PodDescript
                 saved_bytes=tier.saved_bytes,
                 dropped_bytes=tier.dropped_bytes,
             )
+        for tenant in report.tenants:
+            into.tenants.add(
+                tenant=tenant.tenant,
+                tier=tenant.tier,
+                device=tenant.device,
+                held_bytes=tenant.held_bytes,
+                guarantee_bytes=tenant.guarantee_bytes,
+                limit_bytes=tenant.limit_bytes,
+            )
         for runtime in report.runtimes:
             into.runtimes.add(
                 format=runtime.format, version=runtime.version, available=runtime.available, message=runtime.message
@@ -193,5 +202,5 @@ _POD_FIELDS = (
     "pod", "version", "started_at_ms", "ready", "draining", "models_registered", "models_resident", "models_loading",
     "loads_queued", "requests_in_flight", "requests_waiting", "hits", "misses", "loads", "load_failures", "evictions",
     "eviction_age_s", "rss_bytes", "zone", "why_unready", "reachable", "why_unreachable", "leader",
-    "store_away_since_ms", "requests_per_s", "queue_delay_s",
+    "store_away_since_ms", "requests_per_s", "queue_delay_s", "thrashing",
 )  # fmt: skip

@@ -109,8 +109,9 @@ def test_few_clients_do_not_wait_for_turns_while_nothing_is_used(pod: Pod) -> No
     assert clients.longest_wait_s <= 3 * LOAD_S
 
 
-def test_it_ends_when_the_working_set_fits_again(pod: Pod) -> None:
-    clients = Clients(pod_for(pod), models=40, clients=100)
+@pytest.mark.parametrize("control", [True, False])
+def test_it_ends_when_the_working_set_fits_again(pod: Pod, control: bool) -> None:
+    clients = Clients(pod_for(pod, thrash_control=control), models=40, clients=100)
     clients.run(10.0)
     assert clients.loader.machine.thrashing is not None
     clients.models = 25
