@@ -184,6 +184,8 @@ class Loading:
         self._heap = HeapTrimmer(clock, in_thread)
         self._tick: asyncio.TimerHandle | None = None
         self._closed = False
+        self._run_times_s: LRUCache[str, float] = LRUCache(maxsize=REMEMBERED_MAX)
+        """By content: what one run took."""
         self._thrashing = False
         self.counts = Counts()
         self.mean_load_s = 0.0
