@@ -164,6 +164,8 @@ class OnnxAdapter:
         settings.graph_optimization_level = (
             levels.ORT_ENABLE_ALL if options.device.kind == "cpu" else levels.ORT_ENABLE_BASIC
         )
+        # What is written is not packed; packing for this one session would double its time and memory.
+        settings.add_session_config_entry("session.disable_prepacking", "1")
         trees = _is_tree_ensemble(outline, options.device)
         settings.optimized_model_filepath = str(into / (_PREPARED_TREES if trees else _PREPARED_GRAPH))
         if trees:

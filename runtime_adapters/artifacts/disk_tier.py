@@ -23,8 +23,10 @@ another version of the framework) has it fetched again, and its hash tells wheth
 `trash/` and deleted there. A pod that dies in between finds both at its next start and empties them.
 
 **At the start** the ledger is rebuilt from what is there. An entry whose files do not have the sizes that its record
-names is deleted. Content is not synced to the platter when it is written; so after a reboot its hashes are checked
-once, at its first use, and it is fetched again if they do not hold. Prepared forms have no hashes and are synced.
+names is deleted. Nothing is synced to the platter when it is written, since somebody waits for it. After a reboot the
+hashes of content are checked once, at its first use, and it is fetched again if they do not hold. Prepared forms have
+no hashes: one that was not synced is made anew after a reboot. A form is synced, while it is in use already, before the
+original that it stands for is deleted.
 """
 
 from __future__ import annotations
@@ -106,6 +108,8 @@ class DiskTier:
         self._housekeeping = housekeeping
         self._contents: dict[str, ContentRecord] = {}
         self._prepared: dict[str, bool] = {}
+        self._unsynced: set[str] = set()
+        """Forms made since the machine started that are not on the platter yet."""
         self._forms: dict[str, set[str]] = {}
         """The forms that were made, by the content that they stand for."""
         self._unverified: set[str] = set()
@@ -310,10 +314,30 @@ class DiskTier:
                 self._shared.remove(tuple(name for name in names if not self.ledger.holds_shared(name)))
                 raise
         self.ledger.acquire(key, now_s)
+        self._unsynced.add(key)
         self._note_prepared(key, made)
 
+    def needs_sync(self, key: str) -> bool:
+        """Whether a power loss could still damage this form."""
+        return key in self._unsynced and key in self.ledger
+
+    def sync_prepared(self, key: str) -> None:
+        """Bring a form to the platter. Blocking, and slow on a busy disk; the form is in use meanwhile."""
+        directory = self._root / key
+        with disk_errors():
+            for path in _files_below(directory / "form"):
+                _sync(path)
+            meta = json.loads((directory / _META).read_text())
+            last_used = (directory / _META).stat()
+            _write_json(directory / _META, {name: value for name, value in meta.items() if name != "boot"})
+            os.utime(directory / _META, ns=(last_used.st_atime_ns, last_used.st_mtime_ns))
+
+    def synced(self, key: str) -> None:
+        """`sync_prepared` has ended."""
+        self._unsynced.discard(key)
+
     def hollow_out(self, key: str) -> Coroutine[Any, Any, None]:
-        """Content that a prepared form stands for loses its files, which nobody reads. Await the answer: they are gone
+        """Content that a synced form stands for loses its files, which nobody reads. Await the answer: they are gone
         from sight at once, and their bytes free when it ends."""
         record = self._contents[key]
         with disk_errors():
@@ -370,12 +394,12 @@ class DiskTier:
             return disk_bytes([path.stat().st_size for path in _files_below(staged / "form")])
 
     def _write_prepared(self, staged: Path, made: bool, shared: Shared) -> int:
-        """Sync what an adapter wrote and put the record beside it; the bytes that are this form's own. Blocking."""
+        """Put the record beside what an adapter wrote; the bytes that are this form's own. Blocking."""
         form = staged / "form"
         kept_elsewhere = {f"{SHARED_FORM}/{name}" for name, _ in shared}
         with disk_errors():
-            sizes = {path.relative_to(form).as_posix(): _sync(path) for path in _files_below(form)}
-            _write_json(staged / _META, {"made": made, "files": sizes})
+            sizes = {path.relative_to(form).as_posix(): path.stat().st_size for path in _files_below(form)}
+            _write_json(staged / _META, {"made": made, "files": sizes, "boot": boot_id()})
             return disk_bytes([size for name, size in sizes.items() if name not in kept_elsewhere])
 
     def _no_room(self, plan: NoRoom) -> DiskFull | ArtifactTooLarge:
@@ -414,6 +438,7 @@ class DiskTier:
                 if self.is_hollow(content_key):
                     self._content_gone(content_key)
         self._unverified.discard(key)
+        self._unsynced.discard(key)
         self._hollow.discard(key)
         if self._contents.pop(key, None) is not None:
             for origin in [origin for origin in self.origins.values() if origin.content == key]:
@@ -483,11 +508,15 @@ class DiskTier:
         try:
             meta = json.loads((path / _META).read_text())
             sizes = {str(name): int(size) for name, size in meta["files"].items()}
+            if "boot" in meta and (not boot_id() or meta["boot"] != boot_id()):
+                return False
             if any((path / "form" / name).stat().st_size != size for name, size in sizes.items()):
                 return False
             last_used_s = (path / _META).stat().st_mtime
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
+        if "boot" in meta:
+            self._unsynced.add(key)
         shared = self._shared.adopt(path / "form")
         kept_elsewhere = {f"{SHARED_FORM}/{name}" for name, _ in shared}
         own = [size for name, size in sizes.items() if name not in kept_elsewhere]
@@ -544,10 +573,9 @@ def _files_below(directory: Path) -> list[Path]:
     return [Path(inside) / name for inside, _, names in os.walk(directory) for name in sorted(names)]
 
 
-def _sync(path: Path) -> int:
+def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return os.fstat(file.fileno()).st_size
 
 
 def _remove(path: Path) -> None:

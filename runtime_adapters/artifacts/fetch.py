@@ -28,12 +28,12 @@ import itertools
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from runtime_adapters.artifacts.content import ContentRecord, place_as_is, place_unpacked
 from runtime_adapters.artifacts.credentials import S3Key, StorageKeys
@@ -191,10 +191,12 @@ class ArtifactStore:
         self._create_file = create_file
         self._keep_originals = keep_originals
         self._dropping: set[asyncio.Task[None]] = set()
+        self._syncing: set[str] = set()
         self._lookers = ThreadPoolExecutor(self._limits.concurrent_max, "artifact-look")
         self._workers = ThreadPoolExecutor(self._limits.concurrent_max, "artifact-fetch")
         self._preparers = ThreadPoolExecutor(self._limits.prepare_concurrent_max, "artifact-prepare")
         self._housekeeping = ThreadPoolExecutor(1, "artifact-disk")
+        self._syncer = ThreadPoolExecutor(1, "artifact-sync")
         self._disk = DiskTier(
             root,
             capacity_bytes,
@@ -335,9 +337,9 @@ class ArtifactStore:
         """Stop what is being fetched (it can go on at the next start) and wait until threads have let go of files."""
         await self._fetches.stop_all()
         await self._preparations.stop_all()
-        if self._dropping:
+        while self._dropping:
             await asyncio.wait(self._dropping)
-        for executor in (self._lookers, self._workers, self._preparers, self._housekeeping):
+        for executor in (self._lookers, self._workers, self._preparers, self._housekeeping, self._syncer):
             await asyncio.to_thread(executor.shutdown)
         self._disk.close()
 
@@ -560,15 +562,34 @@ class ArtifactStore:
         with_form = sum(
             keys[0] == content_key and any(disk.prepared(key) for key in keys[1:]) for keys in self._leases.values()
         )
-        if disk.ledger.references(content_key) == with_form:
-            try:
-                deletion = disk.hollow_out(content_key)
-            except LoadFailed as error:
-                log.warning("an original that a prepared form stands for stays: %s", error)
-                return
-            task = asyncio.get_running_loop().create_task(deletion)
-            self._dropping.add(task)
-            task.add_done_callback(self._dropped)
+        form = disk.form_of(content_key)
+        if form is None or disk.ledger.references(content_key) != with_form:
+            return
+        if disk.needs_sync(form):
+            if form not in self._syncing:
+                self._syncing.add(form)
+                disk.acquire(form)
+                self._in_background(self._sync(form, content_key))
+            return
+        try:
+            self._in_background(disk.hollow_out(content_key))
+        except LoadFailed as error:
+            log.warning("an original that a prepared form stands for stays: %s", error)
+
+    async def _sync(self, form: str, content_key: str) -> None:
+        """A form is brought to the platter before what it was made of goes."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._syncer, self._disk.sync_prepared, form)
+            self._disk.synced(form)
+        finally:
+            self._syncing.discard(form)
+            self._disk.release(form)
+        self._drop_original(content_key)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._dropping.add(task)
+        task.add_done_callback(self._dropped)
 
     def _dropped(self, task: asyncio.Task[None]) -> None:
         self._dropping.discard(task)

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from runtime_adapters.artifacts import sources
+from runtime_adapters.artifacts import disk_tier, sources
 from runtime_adapters.artifacts.disk_tier import ORIGINAL_DROP_MIN_BYTES
 from runtime_adapters.artifacts.errors import ArtifactNotFound
 from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchLimits, FetchRequest
 from runtime_adapters.base import SHARED_FORM
+from runtime_adapters.errors import LoadFailed
 
 MIB = 1 << 20
 VARIANT = "fake-1"
@@ -231,6 +232,28 @@ async def test_an_original_is_deleted_once_its_form_is_all_that_anybody_reads(tm
         assert again is not None
         assert again.form == VARIANT
         assert again.path == (await store.prepare(again, VARIANT, lambda into: False))
+
+
+async def test_an_original_stays_until_its_form_is_on_the_platter_and_an_unsynced_form_is_made_anew_after_a_reboot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as store:
+
+        def fail(key: str) -> None:
+            raise LoadFailed("the disk does not answer")
+
+        monkeypatch.setattr(store._disk, "sync_prepared", fail)
+        artifact, form = await prepared(store, a_model(tmp_path, "a"))
+        await settled(store)
+        assert artifact.path.exists()
+    monkeypatch.setattr(disk_tier, "boot_id", lambda: "after the reboot")
+    async with opened(tmp_path) as store:
+        assert not form.exists()
+        assert in_the_pool(tmp_path) == []
+        artifact, form = await prepared(store, a_model(tmp_path, "a"))
+        await settled(store)
+        assert not artifact.path.exists()
+        assert backbone_of(form)
 
 
 async def test_a_small_original_stays(tmp_path: Path) -> None:
