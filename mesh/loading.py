@@ -112,8 +112,11 @@ class Stages(Protocol):
     def forget(self, key: ModelKey) -> None:
         """Another model of this name may have been here before."""
 
-    def measured(self, staged: Staged, size: Size) -> None:
-        """What a copy was measured to take."""
+    def content_on_disk(self, record: ModelRecord) -> str | None:
+        """The content that a fetch of this model would find on this disk, perhaps from before a restart."""
+
+    def measured(self, staged: Staged, size: Size, load_s: float) -> None:
+        """What a copy was measured to take, and how long its load took once the artifact was on the disk."""
 
     def has_loaded(self, staged: Staged) -> bool:
         """Whether this very content was loaded before."""
@@ -181,11 +184,11 @@ class Loading:
         self._waiters: dict[int, asyncio.Future[Resident]] = {}
         self._waiter_ids = iter(range(1, 1 << 62))
         self._metadata: LRUCache[ModelKey, ModelMetadata] = LRUCache(maxsize=REMEMBERED_MAX)
+        self._run_times_s: LRUCache[str, float] = LRUCache(maxsize=REMEMBERED_MAX)
+        """By content: what one run took."""
         self._heap = HeapTrimmer(clock, in_thread)
         self._tick: asyncio.TimerHandle | None = None
         self._closed = False
-        self._run_times_s: LRUCache[str, float] = LRUCache(maxsize=REMEMBERED_MAX)
-        """By content: what one run took."""
         self._thrashing = False
         self.counts = Counts()
         self.mean_load_s = 0.0
@@ -280,18 +283,13 @@ class Loading:
     def send(self, event: Event) -> None:
         """Tell the cache what happened, and start what it wants done."""
         self._carry_out(self._cache.handle(event, self._clock()))
+        if self._cache.is_thrashing is not self._thrashing:
+            self._say_thrashing()
         if self._staged:
             self._release_dropped()
         if changed := self._cache.take_changed():
             self._hooks.copies_changed(changed)
 
-        if self._cache.is_thrashing is not self._thrashing:
-            self._say_thrashing()
-    def _release_dropped(self) -> None:
-        """Let go of artifacts whose load the cache has given up before it began: no command says so."""
-        for copy_id in list(self._staged):
-            if not self._cache.is_known(copy_id):
-                self._staging.release(self._staged.pop(copy_id).artifact)
     def _say_thrashing(self) -> None:
         """Once when it begins, once when it ends."""
         thrashing = self._cache.thrashing
@@ -301,6 +299,11 @@ class Loading:
         else:
             log.warning("%s: raise --capacity, or add pods", thrashing)
 
+    def _release_dropped(self) -> None:
+        """Let go of artifacts whose load the cache has given up before it began: no command says so."""
+        for copy_id in list(self._staged):
+            if not self._cache.is_known(copy_id):
+                self._staging.release(self._staged.pop(copy_id).artifact)
 
     def _pin(self, copy: Copy) -> None:
         copy.hold(self._clock())
@@ -496,6 +499,7 @@ class Loading:
 
     async def _load_here(self, key: ModelKey, copy_id: int, staged: Staged, timeout_s: float) -> MeasuredLoad:
         ends_s = self._clock() + timeout_s
+        staged = replace(staged, run_s=self._run_times_s.get(staged.artifact.content_hash))
         thread = self._in_thread("load", load_and_measure, staged)
         cancelled = False
         try:
@@ -511,7 +515,6 @@ class Loading:
             failure = self._failure(key, "load", staged.adapter.format, _took_too_long(staged, timeout_s))
             error = _Overdue(failure)
             self.send(LoadOverdue(copy_id, failure))
-        staged = replace(staged, run_s=self._run_times_s.get(staged.artifact.content_hash))
             await asyncio.wait([thread])
         await self._free_late_result(thread)
         raise error

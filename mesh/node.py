@@ -51,11 +51,12 @@ from mesh.endpoint.status import code_name, guarded_stream, guarded_unary
 from mesh.endpoint.v2 import V2Endpoint
 from mesh.explaining import Explaining
 from mesh.flight_recorder import FlightRecorder, read_last_flight
-from mesh.generations import Generations
-from mesh.loading import HOST_MEMORY, Loading
+from mesh.generations import Generations, key_of
+from mesh.loading import HOST_MEMORY, Loading, Stages
 from mesh.memory_watch import MemoryWatch
 from mesh.models import Models
 from mesh.overview import Alone, InPool, Overview
+from mesh.parking import Parking
 from mesh.pod import PodView, default_pod_name, runtime_reports
 from mesh.promoting import Promotions
 from mesh.promotion import PromotionLimits
@@ -71,6 +72,7 @@ from mesh.transport.base import ListenAddress, Routes, TransportLimits
 from mesh.wire import messages
 from mesh.world import World
 from placement.constraints import NO_CONSTRAINTS, Constraints, parse_constraints
+from placement.policy.snapshot import ModelName
 from placement.records import ModelRecord
 from placement.registry import Registry
 from placement.store.base import KeyValueStore
@@ -119,6 +121,7 @@ class Node:
         self.telemetry = Telemetry(CollectorRegistry(), per_model=settings.metrics_per_model)
         self.registry = Registry(store, clock=world.wall_clock)
         self.cache = CacheMachine(cache_limits(settings, device), policy_named(settings.eviction_policy))
+        self.parking = Parking(name, self.registry, lambda record: self.staging.content_on_disk(record))
         self.artifacts = ArtifactStore(
             settings.data_dir / "artifacts",
             capacity_bytes=int(settings.disk_capacity),
@@ -130,6 +133,7 @@ class Node:
             storage=StorageKeys.from_path(settings.storage_config),
             policy=policy,
             keep_originals=settings.keep_originals,
+            content_gone=self.parking.gone,
         )
         self.generations = Generations(
             is_servable=lambda key: self.cache.servable(key) is not None,
@@ -139,11 +143,14 @@ class Node:
         self.recorder = FlightRecorder(settings.data_dir, name, world.incarnation) if settings.is_pooled else None
         self.pool = self._pool_side(name) if settings.is_pooled else None
         must_isolate = never if self.pool is None else self.pool.must_isolate
+        self.staging: Stages = (
+            Staging(self.artifacts, settings, self.telemetry, device, world.clock, must_isolate, self.parking)
+            if world.staging is None
+            else world.staging(must_isolate, self.parking)
+        )
         self.loading = Loading(
             cache=self.cache,
-            staging=Staging(self.artifacts, settings, self.telemetry, device, world.clock, must_isolate)
-            if world.staging is None
-            else world.staging(must_isolate),
+            staging=self.staging,
             settings=settings,
             telemetry=self.telemetry,
             device=device,
@@ -252,6 +259,7 @@ class Node:
             self.registry,
             self.cache,
             read_constraints(self._settings),
+            self.parking,
             condition=self._condition,
             calls_in_flight=lambda: self.transport.calls_in_flight,
             recorder=self.recorder,
@@ -267,6 +275,7 @@ class Node:
             self.cache,
             self.loading,
             read_constraints(self._settings),
+            self.parking,
             version=version("hexcomb"),
             formats=installed_formats(),
             condition=self._condition,
@@ -336,8 +345,10 @@ class Node:
     def _on_change(self, changes: Changes) -> None:
         for change in changes.models:
             after = change.after
-            if after is not None and (change.before is None or change.before.generation != after.generation):
-                self.loading.forget(ModelKey(change.tenant, change.id, after.generation))
+            if after is None or change.before is None or change.before.generation != after.generation:
+                if after is not None:
+                    self.loading.forget(key_of(after))
+                self.parking.registered(ModelName(change.tenant, change.id), after)
             if change.before is None:
                 assert change.after is not None
                 self.loading.send(Forgive(ModelKey(change.tenant, change.id, change.after.generation)))
@@ -358,6 +369,7 @@ class Node:
         """
         await self.registry.start()
         self.registry.on_change(self._on_change)
+        self.parking.start()
         self.memory_watch.start()
         await self.transport.start()
         grpc = [address.address for address in self.transport.addresses]
@@ -413,6 +425,7 @@ class Node:
             "stopping: finishing %d calls within %g s", self.transport.calls_in_flight, self._settings.stop_grace_s
         )
         await self.memory_watch.close()
+        await self.parking.close()
         await self.models.close()
         await self.transport.stop(self._settings.stop_grace_s)
         await self.promotions.close()
@@ -489,6 +502,7 @@ def cache_limits(settings: Settings, device: Device) -> CacheLimits:
         wait_max_s=settings.wait_max_s,
         residency_min_s=settings.residency_min_s,
         residency_override_wait_s=settings.residency_override_wait_s,
+        thrash_control=settings.thrash_control,
         failure_backoff_base_s=settings.failure_backoff_base_s,
         failure_backoff_max_s=settings.failure_backoff_max_s,
         pinned_bytes_per_tenant_max=None if settings.pinned_max is None else int(settings.pinned_max),
@@ -502,7 +516,6 @@ def file_prefixes(settings: Settings) -> tuple[Path, ...] | None:
     return None if settings.is_loopback else ()
 
 
-        thrash_control=settings.thrash_control,
 def listen_addresses(settings: Settings) -> list[ListenAddress]:
     """The pod's gRPC address, and one more for each tenant that has its own."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -14,6 +14,7 @@ from typing import Protocol
 from cache.machine import CacheMachine
 from cache.types import ModelKey
 from mesh.loading import Loading
+from mesh.parking import Parking
 from mesh.routing.measuring import Measuring
 from mesh.routing.pool_side import Condition, PoolSide
 from mesh.settings import Settings
@@ -175,6 +176,7 @@ class Alone:
         cache: CacheMachine,
         loading: Loading,
         constraints: Constraints,
+        parking: Parking,
         *,
         version: str,
         formats: frozenset[str],
@@ -186,6 +188,7 @@ class Alone:
         self._registry = registry
         self._cache = cache
         self._constraints = constraints
+        self._parking = parking
         self._condition = condition
         self._clock = clock
         self._threads = settings.infer_threads
@@ -246,7 +249,9 @@ class Alone:
             size = self._cache.explain(ModelKey(name.tenant, name.id, record.generation)).known_size
             return None if size is None else size.total_bytes
 
-        view = PoolView(pods={self._own_pod: self.own_record()})
+        name = ModelName(record.tenant, record.id)
+        parked = self._parking.parked(name)
+        view = PoolView(pods={self._own_pod: self.own_record()}, parked={} if parked is None else {name: (parked,)})
         return FactsGatherer(view, known_size, self._constraints).facts(record)
 
     @property

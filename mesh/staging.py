@@ -18,6 +18,8 @@ from pathlib import Path
 from cachetools import LRUCache
 
 from cache.types import ModelKey
+from mesh.generations import key_of
+from mesh.parking import DiskListener, Unheard
 from mesh.settings import Settings
 from mesh.telemetry import Telemetry
 from mesh.threads import in_thread
@@ -50,10 +52,10 @@ class Staged:
     options: LoadOptions
     isolated: bool
     estimate: Size = _NO_SIZE
-
-
     run_s: float | None = None
     """What a run took when this content was loaded here before; None: it was not."""
+
+
 def never(key: ModelKey) -> bool:
     """No model must be isolated: of a pod that has no pool to have learned it from."""
     return False
@@ -70,14 +72,19 @@ class Staging:
         device: Device,
         clock: Callable[[], float] = time.monotonic,
         must_isolate: Callable[[ModelKey], bool] = never,
+        disk_listener: DiskListener | None = None,
     ) -> None:
-        """`must_isolate`: whether a model may only run in a process of its own, whatever its spec says."""
+        """`must_isolate`: whether a model may only run in a process of its own, whatever its spec says.
+
+        `disk_listener` hears of each artifact that is on the disk, but not when it leaves: the artifact store tells.
+        """
         self._artifacts = artifacts
         self._settings = settings
         self._telemetry = telemetry
         self._device = device
         self._clock = clock
         self._must_isolate = must_isolate
+        self._disk_listener = disk_listener or Unheard()
         self._found: LRUCache[ModelKey, Staged] = LRUCache(maxsize=REMEMBERED_MAX)
         self._formats: LRUCache[ModelKey, str] = LRUCache(maxsize=REMEMBERED_MAX)
         self._sizes: LRUCache[tuple[str, str, str], Size] = LRUCache(maxsize=REMEMBERED_MAX)
@@ -88,13 +95,7 @@ class Staging:
         if format_name:
             self._formats[key] = format_name
         began = self._clock()
-        request = FetchRequest(
-            uri=record.spec.uri,
-            storage_key=record.spec.storage_key,
-            checksum=record.spec.checksum,
-            tenant=key.tenant,
-            deadline_s=self._clock() + self._settings.fetch_timeout_s,
-        )
+        request = replace(_request_for(record), deadline_s=self._clock() + self._settings.fetch_timeout_s)
         artifact = await self._artifacts.fetch(request)
         try:
             format_name = format_name or artifact.form.split("-", 1)[0]  # as `_variant` begins
@@ -110,6 +111,7 @@ class Staging:
             self._artifacts.release(artifact)
             raise
         self._found[key] = staged
+        self._disk_listener.on_disk(key, artifact.content_hash)
         return staged
 
     def release(self, artifact: Artifact) -> None:
@@ -125,13 +127,18 @@ class Staging:
         self._found.pop(key, None)
         self._formats.pop(key, None)
 
-    def measured(self, staged: Staged, size: Size) -> None:
+    def measured(self, staged: Staged, size: Size, load_s: float) -> None:
         """What a copy was measured to take: the expectation of the next one of this content."""
         self._sizes[_profile_of(staged)] = size
+        self._disk_listener.loaded(key_of(staged.record), load_s)
 
     def has_loaded(self, staged: Staged) -> bool:
         """Whether this very content was loaded before, as this format and in this place."""
         return _profile_of(staged) in self._sizes
+
+    def content_on_disk(self, record: ModelRecord) -> str | None:
+        """The content that a fetch of this model would find on this disk, perhaps from before a restart."""
+        return self._artifacts.content_on_disk(_request_for(record))
 
     async def stage_again(self, key: ModelKey) -> Staged | None:
         """What this generation was loaded from last time, if this disk still has it."""
@@ -154,6 +161,7 @@ class Staging:
                 self._artifacts.release(artifact)
                 raise
         estimate = self._sizes.get(_profile_of(found), found.estimate)
+        self._disk_listener.on_disk(key, artifact.content_hash)
         return replace(found, artifact=artifact, path=path, estimate=estimate)
 
     def _isolates(self, record: ModelRecord, format_name: str) -> bool:
@@ -209,6 +217,11 @@ class Staging:
             return known
         estimate = await in_thread("estimate", staged.adapter.estimate, staged.path, staged.options)
         return estimate_isolated(staged.adapter.format, estimate) if staged.isolated else estimate
+
+
+def _request_for(record: ModelRecord) -> FetchRequest:
+    spec = record.spec
+    return FetchRequest(spec.uri, spec.storage_key, spec.checksum, tenant=record.tenant)
 
 
 def _profile_of(staged: Staged) -> tuple[str, str, str]:

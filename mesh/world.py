@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from cache.types import ModelKey
 from mesh.loading import Stages
+from mesh.parking import DiskListener
 from mesh.running import Runs
 from mesh.settings import Settings
 from mesh.threads import InThread, in_thread
@@ -44,8 +45,9 @@ class World:
     """Runs what blocks."""
     listen: Callable[[Routes, Sequence[ListenAddress], TransportLimits], Transport] = _listen
     dial: Dial = _dial
-    staging: Callable[[Callable[[ModelKey], bool]], Stages] | None = None
-    """Made with what says which models must run apart. None: artifacts are fetched, and prepared, for real."""
+    staging: Callable[[Callable[[ModelKey], bool], DiskListener], Stages] | None = None
+    """Made with what says which models must run apart, and with who hears what is on the disk. None: artifacts are
+    fetched, and prepared, for real."""
     runner: Callable[[Settings, Callable[[float], None]], Runs] | None = None
     """Made with the settings and what observes waits. None: models run on threads."""
     read_memory: Callable[[], MemoryReading] | None = read_memory

@@ -22,6 +22,7 @@ from cache.machine import CacheMachine
 from cache.types import ModelKey, Refusal, RefusalKind
 from mesh.flight_recorder import FlightRecorder, LastFlight
 from mesh.loading import Loading, PoolHooks, Refused
+from mesh.parking import Parking
 from mesh.resident import Resident
 from mesh.routing.draining import Draining, DrainLimits
 from mesh.routing.figures import pool_samples
@@ -81,6 +82,7 @@ class PoolSide:
         registry: Registry,
         cache: CacheMachine,
         constraints: Constraints,
+        parking: Parking,
         *,
         condition: Callable[[], Condition],
         calls_in_flight: Callable[[], int],
@@ -112,7 +114,9 @@ class PoolSide:
             shared_name=registry.shared_name,
             sole_process=isinstance(store, EmbeddedStore),
         )
-        self.publisher = Publisher(name, cache, self.membership, clock=world.clock, wall_clock=world.wall_clock)
+        self.publisher = Publisher(
+            name, cache, self.membership, parking, clock=world.clock, wall_clock=world.wall_clock
+        )
         self.links = Links(world.dial, name, settings.forwards_per_pod_max)
         self.probes = Probes(
             self.links,
@@ -211,6 +215,7 @@ class PoolSide:
         """Measure, publish, and look at what time alone changes."""
         self.say_condition()
         self.publisher.review_failures()
+        self.publisher.review_parked()
         self.outlying.turn(self.membership.view)
 
     def say_condition(self, *, urgent: bool = False) -> None:

@@ -1,5 +1,8 @@
 """What this pod tells the pool of its copies: after each change in the cache, the new state of that model here.
 
+A model without a copy may be parked, its artifact on the disk. That is told in place of a copy, so that each model is
+told of once: with the copy's end, or within a turn when the artifact comes or goes by itself.
+
 Only states are published, and only the last one counts, so nothing is lost when the store is away for a while, and a
 copy that came and went meanwhile costs nothing.
 """
@@ -12,18 +15,23 @@ from math import isinf
 from cache.machine import CacheMachine
 from cache.transitions import PENDING
 from cache.types import CopyState, ModelKey
+from mesh.parking import Parking
 from placement.membership import Membership
 from placement.policy.snapshot import Copy, LoadFailure, ModelName
 
+PARKED_PER_TURN_MAX = 100
+"""About a transaction. After a restart thousands of artifacts may be found, on every pod of the pool."""
+
 
 class Publisher:
-    """Publishes copies and failures. Belongs to the event loop."""
+    """Publishes copies, what is parked, and failures. Belongs to the event loop."""
 
     def __init__(
         self,
         own_pod: str,
         cache: CacheMachine,
         membership: Membership,
+        parking: Parking,
         *,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
@@ -31,6 +39,7 @@ class Publisher:
         self._own_pod = own_pod
         self._cache = cache
         self._membership = membership
+        self._parking = parking
         self._clock = clock
         self._wall_clock = wall_clock
         self._generations: dict[ModelName, dict[int, None]] = {}
@@ -85,12 +94,22 @@ class Publisher:
         if not servable and not loading:
             self._published.pop(name, None)
             self._membership.set_copy(name, None)
+            self._publish_parked(name)
             return
         if before is not None and (before.servable, before.loading) == (servable, loading):
             return
         copy = Copy(self._own_pod, servable, loading, size_bytes, self._wall_clock())
         self._published[name] = copy
         self._membership.set_copy(name, copy)
+        self._publish_parked(name)
+
+    def review_parked(self) -> None:
+        """Twice a second: publish what came to the disk, or left it."""
+        for name in self._parking.take_changed(PARKED_PER_TURN_MAX):
+            self._publish_parked(name)
+
+    def _publish_parked(self, name: ModelName) -> None:
+        self._membership.set_parked(name, None if name in self._published else self._parking.parked(name))
 
     def _set_failure(self, name: ModelName, key: ModelKey) -> None:
         """Publish what keeps this generation from being loaded, or withdraw what does so no more."""

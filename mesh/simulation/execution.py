@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from random import Random
 from typing import Any, TypeVar, cast
 
 from cache.types import ModelKey
+from mesh.generations import key_of
 from mesh.measured_load import MeasuredLoad
+from mesh.parking import DiskListener
 from mesh.resident import Resident
 from mesh.simulation.contents import Content, Contents
 from mesh.simulation.machine import Machine
-from mesh.staging import Staged, never
+from mesh.staging import Staged
 from placement.records import ModelRecord
 from runtime_adapters.artifacts.fetch import Artifact
 from runtime_adapters.base import Array, LoadOptions, RuntimeAdapter, Size, Tensors
@@ -59,16 +61,17 @@ class SimulatedStaging:
         machine: Machine,
         contents: Contents,
         random: Random,
-        must_isolate: Callable[[ModelKey], bool] = never,
+        must_isolate: Callable[[ModelKey], bool],
+        disk_listener: DiskListener,
     ) -> None:
         self._machine = machine
         self._contents = contents
         self._random = random
         self._must_isolate = must_isolate
+        self._disk_listener = disk_listener
         self._found: dict[ModelKey, Staged] = {}
         self._loaded: dict[str, Size] = {}
-        self.fetches = 0
-        self.held = 0
+        self._held: Counter[str] = Counter()
         """Artifacts that were staged and not released."""
 
     async def stage(self, key: ModelKey, record: ModelRecord) -> Staged:
@@ -78,20 +81,30 @@ class SimulatedStaging:
         if content is None:
             raise BadArtifact(f"nothing lies at {uri}")
         if uri not in self._machine.disk:
-            self.fetches += 1
             await asyncio.sleep(content.fetch_s * (0.5 + self._random.random()))
             if self._random.random() < content.transient_share / 2:
                 raise LoadFailed(f"fetching {uri} failed for now")
-            self._machine.disk[uri] = None
         else:
             await asyncio.sleep(DISK_READ_S)
+        self._keep_on_disk(uri)
         artifact = Artifact(Path(PurePosixPath("/disk") / uri.rpartition("/")[2]), uri, 0, 0, 0.0, False, 0)
         isolated = record.spec.isolation == "process" or self._must_isolate(key)
         estimate = self._loaded.get(uri) or Size(content.estimate_bytes)
         staged = Staged(record, artifact, artifact.path, "", _ADAPTER, LoadOptions(record.id), isolated, estimate)
         self._found[key] = staged
-        self.held += 1
+        self._held[uri] += 1
+        self._disk_listener.on_disk(key, uri)
         return staged
+
+    def _keep_on_disk(self, uri: str) -> None:
+        disk = self._machine.disk
+        disk.pop(uri, None)
+        disk[uri] = None
+        if len(disk) > self._machine.disk_artifacts_max:
+            unused = next((each for each in disk if not self._held[each] and each != uri), None)
+            if unused is not None:
+                del disk[unused]
+                self._disk_listener.gone(unused)
 
     async def stage_again(self, key: ModelKey) -> Staged | None:
         """See `Stages`."""
@@ -102,7 +115,7 @@ class SimulatedStaging:
 
     def release(self, artifact: Artifact) -> None:
         """See `Stages`."""
-        self.held -= 1
+        self._held[artifact.content_hash] -= 1
 
     def format_of(self, key: ModelKey) -> str:
         """See `Stages`."""
@@ -112,9 +125,14 @@ class SimulatedStaging:
         """See `Stages`."""
         self._found.pop(key, None)
 
-    def measured(self, staged: Staged, size: Size) -> None:
+    def content_on_disk(self, record: ModelRecord) -> str | None:
+        """See `Stages`."""
+        return record.spec.uri if record.spec.uri in self._machine.disk else None
+
+    def measured(self, staged: Staged, size: Size, load_s: float) -> None:
         """See `Stages`."""
         self._loaded[staged.artifact.content_hash] = size
+        self._disk_listener.loaded(key_of(staged.record), load_s)
 
     def has_loaded(self, staged: Staged) -> bool:
         """See `Stages`."""

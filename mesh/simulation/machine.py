@@ -8,10 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cachetools import LRUCache
-
-DISK_ARTIFACTS_MAX = 1_000
-
 
 @dataclass(slots=True)
 class Machine:
@@ -26,8 +22,9 @@ class Machine:
     """How many times longer everything takes that computes: loads, runs."""
     slow_until_s: float = -1e9
     """When it was slow last; infinite while it is."""
-    disk: LRUCache[str, None] = field(default_factory=lambda: LRUCache(maxsize=DISK_ARTIFACTS_MAX))
-    """URIs whose artifact is here."""
+    disk_artifacts_max: int = 1_000
+    disk: dict[str, None] = field(default_factory=dict)
+    """URIs whose artifact is here, unused for longest first."""
     crash: Callable[[str], None] = lambda why: None
     """Ends the process that runs here, because of `why`."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from cache.types import ModelKey
 from mesh.loading import Stages
 from mesh.node import CannotStart, Node
+from mesh.parking import DiskListener
 from mesh.routing.pool_side import PoolSide
 from mesh.running import Runs
 from mesh.settings import Settings
@@ -60,7 +61,6 @@ class SimulatedPod:
         self.incarnation = f"{machine.name}.{incarnation}"
         self.process = Process(surroundings.loop, self.incarnation)
         self.transport: SimulatedTransport | None = None
-        self.staging: SimulatedStaging | None = None
         self.ready_s: float | None = None
         """When it began to serve; None before."""
         self.thawed_s = 0.0
@@ -151,9 +151,8 @@ class SimulatedPod:
         )
         return self.transport
 
-    def _make_staging(self, must_isolate: Callable[[ModelKey], bool]) -> Stages:
-        self.staging = SimulatedStaging(self.machine, self._around.contents, self._random, must_isolate)
-        return self.staging
+    def _make_staging(self, must_isolate: Callable[[ModelKey], bool], disk_listener: DiskListener) -> Stages:
+        return SimulatedStaging(self.machine, self._around.contents, self._random, must_isolate, disk_listener)
 
     def _make_runner(self, settings: Settings, observe_queue_s: Callable[[float], None]) -> Runs:
         return SimulatedRunner(settings.infer_threads, self.machine, self._random, observe_queue_s)

@@ -78,6 +78,8 @@ class Scenario:
     """Mean time between faults."""
     store: StoreConditions
     network: NetworkConditions
+    disk_artifacts_max: int
+    """Of a machine: in some runs disks forget what memory has forgotten."""
 
 
 def draw_scenario(seed: int, steps: int) -> Scenario:
@@ -105,4 +107,5 @@ def draw_scenario(seed: int, steps: int) -> Scenario:
         fault_every_s=random.choice((2.0, 5.0, 10.0)),
         store=StoreConditions(one_way_s=0.03 if slow_line else 0.002, watch_s=0.06 if slow_line else 0.004),
         network=NetworkConditions(one_way_s=0.01 if slow_line else 0.0003),
+        disk_artifacts_max=random.choice((6, 1_000)),
     )

@@ -125,6 +125,7 @@ class Simulation:
             zone=f"zone-{number % self.scenario.zones}",
             capacity_bytes=self.scenario.capacity_bytes,
             clock_offset_s=luck.uniform(-self.scenario.clock_error_s, self.scenario.clock_error_s),
+            disk_artifacts_max=self.scenario.disk_artifacts_max,
         )
         machine.crash = lambda why: self._killed_itself(machine, why)
         return machine

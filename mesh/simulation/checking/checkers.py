@@ -121,6 +121,7 @@ class Checkers:
             "answers": self.requests.answered,
             "answers after a load": self.requests.cold,
             "models served at rest": self.rest.served_at_rest,
+            "artifacts parked at rest": self.rest.parked_at_rest,
             "older generation at rest: no room beside pins": self.rest.older_at_rest,
             "changes remembered at rest": self.rest.acknowledged_at_rest,
             **self._gone,

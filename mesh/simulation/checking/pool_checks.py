@@ -87,6 +87,7 @@ class PoolChecks:
         one = choose_load_pod(view, facts, healthy=healthy, excluded=frozenset(), ordered=())
         other = choose_load_pod(self._shuffled(view), facts, healthy=healthy, excluded=frozenset(), ordered=())
         self.counts["decisions compared"] += 1
+        self.counts["of which with it on a disk"] += bool(facts.on_disk)
         if one != other:
             raise Violation("the same view gives the same decision", f"{record.id}: {one} and {other}")
 

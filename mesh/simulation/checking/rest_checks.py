@@ -7,8 +7,9 @@ one pod leads. And every registered model that can be served at all is served, b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from random import Random
+from typing import TypeVar
 
 from mesh.simulation.chance import stream
 from mesh.simulation.checking.pods import Run, room_bytes
@@ -20,8 +21,10 @@ from mesh.simulation.pod import SimulatedPod
 from mesh.transport.base import StatusCode
 from mesh.wire import messages
 from placement import keys
-from placement.policy.snapshot import Copy, ModelName
-from placement.pool_records import copy_from_json, leader_from_json
+from placement.policy.snapshot import Copy, ModelName, Parked
+from placement.pool_records import copy_from_json, leader_from_json, parked_from_json
+
+T = TypeVar("T")
 
 LOOK_AGAIN_S = 0.37
 TIDY_WITHIN_S = 15.0
@@ -46,6 +49,7 @@ class RestChecks:
 
     def __init__(self, run: Run, store: StoreTruth, infer: Infer) -> None:
         self.served_at_rest = 0
+        self.parked_at_rest = 0
         self.acknowledged_at_rest = 0
         self.older_at_rest = 0
         self._run = run
@@ -87,15 +91,15 @@ class RestChecks:
             raise Violation("every pod comes back", f"without a pod: {missing}; not ready: {unready}")
 
     def _check_views(self) -> None:
-        stored = {
-            name: {pod: copy_from_json(pod, value) for pod, value in held.items()}
-            for name, held in self._store.copy_keys.items()
-            if held
-        }
+        stored = _read(self._store.copy_keys, copy_from_json)
+        parked = _read(self._store.parked_keys, parked_from_json)
+        self.parked_at_rest = sum(map(len, parked.values()))
         for pod in self._run.pods.values():
             self._check_names(pod)
             seen = {name: {copy.pod: copy for copy in copies} for name, copies in pod.view.copies.items()}
             _compare(f"copies as {pod.incarnation} sees them", seen, stored)
+            on_disk = {name: {each.pod: each for each in entries} for name, entries in pod.view.parked.items()}
+            _compare(f"what is parked as {pod.incarnation} sees it", on_disk, parked)
             if set(pod.view.suspicions) != set(self._store.suspicions):
                 raise Violation(
                     "views converge",
@@ -107,6 +111,7 @@ class RestChecks:
             if pod.view.fading:
                 raise Violation("views converge", f"{pod.incarnation} still sees {dict(pod.view.fading)} fade")
             self._check_published(pod, stored)
+            self._check_parked(pod, parked)
 
     def _check_names(self, pod: SimulatedPod) -> None:
         view = pod.node.registry.view
@@ -133,6 +138,23 @@ class RestChecks:
                 "the store holds what the pods have",
                 f"{pod.incarnation} serves {sorted(cached - published)} unpublished, and {sorted(published - cached)} "
                 "is published that it does not serve",
+            )
+
+    def _check_parked(self, pod: SimulatedPod, parked: dict[ModelName, dict[str, Parked]]) -> None:
+        """What the store says is parked on this pod is what lies on its disk and has no copy in its cache."""
+        machine = pod.machine
+        told = {(name, held[machine.name].disk) for name, held in parked.items() if machine.name in held}
+        cached = {ModelName(view.key.tenant, view.key.model_id) for view in pod.node.cache.copies()}
+        there = {
+            (name, record.generation)
+            for name, record in self._store.models.items()
+            if record.spec.uri in machine.disk and name not in cached
+        }
+        if told != there:
+            raise Violation(
+                "the store holds what the pods have",
+                f"on the disk of {pod.incarnation} are {sorted(there - told)} unpublished, and "
+                f"{sorted(told - there)} is published that is not there",
             )
 
     def _check_leader(self) -> None:
@@ -221,6 +243,12 @@ class RestChecks:
             calls = [x.call.method for x in pod.transport.exchanges.values() if x.call.method != messages.PROBE.path]
             if pinned or calls:
                 raise Violation("nothing is left over", f"{pod.incarnation}: copies in use: {pinned}; calls: {calls}")
+
+
+def _read(
+    stored: Mapping[ModelName, Mapping[str, bytes]], read: Callable[[str, bytes], T]
+) -> dict[ModelName, dict[str, T]]:
+    return {name: {pod: read(pod, value) for pod, value in held.items()} for name, held in stored.items() if held}
 
 
 def _compare(what: str, seen: object, true: object) -> None:

@@ -17,7 +17,7 @@ from placement.policy.snapshot import ModelName
 from placement.records import AliasRecord, ModelRecord, alias_from_json, model_from_json
 from placement.store.base import Event
 
-_PREFIXES = (keys.MODELS, keys.ALIASES, keys.COPIES, keys.SUSPICIONS)
+_PREFIXES = (keys.MODELS, keys.ALIASES, keys.COPIES, keys.PARKED, keys.SUSPICIONS)
 
 
 @dataclass(slots=True)
@@ -40,6 +40,8 @@ class StoreTruth:
         self.aliases: dict[ModelName, AliasRecord] = {}
         self.copy_keys: dict[ModelName, dict[str, bytes]] = {}
         """Name -> pod -> the record as it lies in the store."""
+        self.parked_keys: dict[ModelName, dict[str, bytes]] = {}
+        """The same, of what is parked."""
         self.suspicions: dict[ModelName, bytes] = {}
         self.stories: dict[ModelName, Story] = {}
         self.wiped_s: list[float] = []
@@ -66,6 +68,7 @@ class StoreTruth:
             self.models.clear()
             self.aliases.clear()
             self.copy_keys.clear()
+            self.parked_keys.clear()
             self.suspicions.clear()
         try:
             batch = self._server.memory.batch_from(_PREFIXES, self._position)
@@ -78,9 +81,10 @@ class StoreTruth:
 
     def _apply(self, event: Event) -> None:
         key, value = event.kv.key, event.kv.value
-        if key.startswith(keys.COPIES):
+        if key.startswith((keys.COPIES, keys.PARKED)):
             tenant, model_id, pod = keys.split_key(key, 3)
-            holders = self.copy_keys.setdefault(ModelName(tenant, model_id), {})
+            held = self.copy_keys if key.startswith(keys.COPIES) else self.parked_keys
+            holders = held.setdefault(ModelName(tenant, model_id), {})
             if event.kind == "put":
                 holders[pod] = value
             else:

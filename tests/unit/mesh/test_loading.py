@@ -65,6 +65,25 @@ class Gate:
         self._open.set()
 
 
+class DiskNotes:
+    """Writes down what a listener is told of the disk."""
+
+    def __init__(self) -> None:
+        self.contents: dict[ModelKey, str] = {}
+        self.told: list[ModelKey] = []
+        self.load_times_s: list[tuple[ModelKey, float]] = []
+
+    def on_disk(self, key: ModelKey, content: str) -> None:
+        self.contents[key] = content
+        self.told.append(key)
+
+    def gone(self, content: str) -> None:
+        self.contents = {key: kept for key, kept in self.contents.items() if kept != content}
+
+    def loaded(self, key: ModelKey, load_s: float) -> None:
+        self.load_times_s.append((key, load_s))
+
+
 class Pod:
     """A loader, its cache, its artifacts, and the models that are registered."""
 
@@ -84,11 +103,13 @@ class Pod:
                 failure_backoff_base_s=60.0,
             )
         )
-        self.artifacts = ArtifactStore(directory / "disk", capacity_bytes=100_000_000)
+        self.disk = DiskNotes()
+        self.artifacts = ArtifactStore(directory / "disk", capacity_bytes=100_000_000, content_gone=self.disk.gone)
         given, telemetry = Settings(**settings), Telemetry(CollectorRegistry())
+        self.staging = Staging(self.artifacts, given, telemetry, CPU, disk_listener=self.disk)
         self.loading = Loading(
             cache=self.cache,
-            staging=Staging(self.artifacts, given, telemetry, CPU),
+            staging=self.staging,
             settings=given,
             telemetry=telemetry,
             device=CPU,
@@ -510,3 +531,30 @@ async def test_the_pool_hears_of_copies_that_come_and_of_copies_that_go(pod: Pod
     assert pod.resident == [("m", True)]
     pod.loading.send(EvictRequest(model.key))
     await pod.wait_until(lambda: pod.resident == [("m", True), ("m", False)], "its slot is not given back")
+
+
+async def test_a_listener_hears_what_each_load_found_on_the_disk_and_what_left_it(pod: Pod) -> None:
+    model = pod.register("m")
+    record = pod.records[model.key]
+    assert pod.staging.content_on_disk(record) is None
+    await pod.load(model)
+    content = pod.staging.content_on_disk(record)
+    assert content is not None
+    assert pod.disk.contents == {model.key: content}
+    pod.loading.send(EvictRequest(model.key))
+    await pod.wait_until(lambda: pod.loading.counts.unloads == 1, "it is evicted")
+    await pod.load(model)
+    assert pod.disk.told == [model.key, model.key]
+    assert [key for key, load_s in pod.disk.load_times_s if load_s > 0] == [model.key, model.key]
+    pod.loading.send(EvictRequest(model.key))
+    await pod.wait_until(lambda: pod.loading.counts.unloads == 2, "it is evicted again")
+    await pod.artifacts._disk.evict((f"content/{content}",))
+    assert (pod.disk.contents, pod.staging.content_on_disk(record)) == ({}, None)
+
+
+async def test_an_artifact_that_cannot_be_prepared_is_not_told_of(pod: Pod) -> None:
+    model = pod.register("m")
+    (pod.directory / "m-1.json").write_text("no model")
+    with pytest.raises(Refused):
+        await pod.load(model)
+    assert pod.disk.contents == {}

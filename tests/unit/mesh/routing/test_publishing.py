@@ -9,30 +9,43 @@ from cache.events import Event, EvictRequest, Fetched, FetchFailed, Loaded, Unlo
 from cache.limits import CacheLimits
 from cache.machine import CacheMachine
 from cache.types import Bytes, Failure, FailureKind, ModelKey, Place, WantedModel
-from mesh.routing.publishing import Publisher
-from placement.policy.snapshot import Copy, LoadFailure, ModelName
+from mesh.routing.publishing import PARKED_PER_TURN_MAX, Publisher
+from placement.policy.snapshot import Copy, LoadFailure, ModelName, Parked
 
 CPU = Place("device", "cpu")
 M = ModelName("t", "m")
 
 
 class Here:
-    """A cache and its publisher; the store is two dictionaries."""
+    """A cache and its publisher; the store is a few dictionaries, the disk one."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
         self.cache = CacheMachine(CacheLimits(capacity=Bytes.of(CPU, 1000)))
         self.copies: dict[ModelName, Copy | None] = {}
         self.failures: dict[ModelName, LoadFailure | None] = {}
+        self.published_parked: dict[ModelName, Parked | None] = {}
+        self.on_disk: dict[ModelName, Parked] = {}
+        self.changed_on_disk: list[ModelName] = []
         self.intents_cleared = 0
         itself: Any = self
         self.publisher = Publisher(
-            "me", self.cache, itself, clock=lambda: self.now_s, wall_clock=lambda: 5000.0 + self.now_s
+            "me", self.cache, itself, itself, clock=lambda: self.now_s, wall_clock=lambda: 5000.0 + self.now_s
         )
         self.waiters = iter(range(1000))
 
     def set_copy(self, name: ModelName, copy: Copy | None) -> None:
         self.copies[name] = copy
+
+    def set_parked(self, name: ModelName, parked: Parked | None) -> None:
+        self.published_parked[name] = parked
+
+    def parked(self, name: ModelName) -> Parked | None:
+        return self.on_disk.get(name)
+
+    def take_changed(self, limit: int) -> list[ModelName]:
+        taken, self.changed_on_disk = self.changed_on_disk[:limit], self.changed_on_disk[limit:]
+        return taken
 
     def set_failure(self, name: ModelName, failure: LoadFailure | None) -> None:
         self.failures[name] = failure
@@ -93,6 +106,36 @@ def test_a_new_generation_comes_in_beside_the_old_one() -> None:
     published = here.copies[M]
     assert published is not None
     assert (published.servable, published.loading) == (2, 0)
+
+
+def test_what_is_on_the_disk_is_told_when_there_is_no_copy_to_tell_of() -> None:
+    here = Here()
+    copy_id = here.want()
+    here.on_disk[M] = Parked("me", 1)
+    here.changed_on_disk = [M]
+    here.publisher.review_parked()
+    assert here.published_parked[M] is None, "it is being loaded"
+    here.load(copy_id)
+    here.on_disk[M] = Parked("me", 1, 0.2)
+    copy = here.cache.servable(ModelKey(*M, 1))
+    assert copy is not None
+    here.cache.unpin(copy, here.now_s)
+    here.send(EvictRequest(ModelKey(*M, 1)))
+    assert (here.copies[M], here.published_parked[M]) == (None, Parked("me", 1, 0.2))
+    del here.on_disk[M]
+    here.changed_on_disk = [M]
+    here.publisher.review_parked()
+    assert here.published_parked[M] is None
+
+
+def test_many_artifacts_are_told_of_in_several_turns() -> None:
+    here = Here()
+    here.changed_on_disk = [ModelName("t", f"m{number}") for number in range(PARKED_PER_TURN_MAX + 1)]
+    here.on_disk = {name: Parked("me", 1) for name in here.changed_on_disk}
+    here.publisher.review_parked()
+    assert len(here.published_parked) == PARKED_PER_TURN_MAX
+    here.publisher.review_parked()
+    assert here.published_parked == here.on_disk
 
 
 def test_a_failure_is_published_until_it_may_be_tried_again() -> None:
