@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,7 +27,16 @@ STATUS = mmesh_pb2.ModelStatusInfo
 
 @pytest.fixture(scope="module")
 def pool(start_pool: StartPool) -> LocalPool:
-    return start_pool(3, zone="z", labels="cpu")
+    pool = start_pool(3, zone="z", labels="cpu")
+    for client in clients(pool):  # of pods that are ready together, each hears of the others a moment later
+        with client:
+            wait_until(pool, partial(_knows_all, client), "every pod knows of every other, and of a leader")
+    return pool
+
+
+def _knows_all(client: Client) -> bool:
+    found = client.pod_status()
+    return sum(each.ready for each in found) == 3 and any(each.leader for each in found)
 
 
 def clients(pool: LocalPool) -> list[Client]:
