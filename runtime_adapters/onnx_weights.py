@@ -26,6 +26,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,8 @@ from runtime_adapters.onnx_graph import CHILDREN, TENSOR_EXTERNAL
 SHARED_TENSOR_MIN_BYTES = 64 << 10
 """Tensors of this size or more are files of their own."""
 _ALIGNMENT_BYTES = 64
+_WRITERS = 2
+"""Threads that hash and write: a request may wait for this, and a disk takes no more."""
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2  # StringStringEntryProto
 _SIGN = b"location"
 """Every place of external data is named by an entry with this key: messages without it are copied as they are."""
@@ -58,39 +61,59 @@ def take_apart(graph: Path, weights: Path) -> None:
     if not weights.exists():
         return
     content = graph.read_bytes()
-    new_weights = weights.with_name(weights.name + ".new")
-    shared = graph.parent / SHARED_FORM
-    places: dict[Place, Place] = {}
-    with weights.open("rb") as source, new_weights.open("wb") as private:
-        with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as bytes_of_all:
-
-            def moved(place: Place) -> Place:
-                if place.location != weights.name:
-                    return place
-                if place not in places:
-                    with bytes_of_all[place.offset : place.offset + place.length] as tensor:
-                        if len(tensor) != place.length:
-                            raise Malformed("a tensor lies beyond the end of its file")
-                        if place.length >= SHARED_TENSOR_MIN_BYTES:
-                            name = hashlib.sha256(tensor).hexdigest()
-                            shared.mkdir(exist_ok=True)
-                            if not (shared / name).exists():
-                                (shared / name).write_bytes(tensor)
-                            places[place] = Place(f"{SHARED_FORM}/{name}", 0, place.length)
-                        else:
-                            private.write(b"\0" * (-private.tell() % _ALIGNMENT_BYTES))
-                            places[place] = Place(weights.name, private.tell(), place.length)
-                            private.write(tensor)
-                return places[place]
-
-            changed = _rewritten("model", content, 0, len(content), moved)
-        private_bytes = private.tell()
-    if private_bytes:
-        new_weights.replace(weights)
-    else:
-        new_weights.unlink()
+    places = [place for place in _places(content) if place.location == weights.name]
+    with weights.open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        if any(place.offset + place.length > len(mapped) for place in places):
+            raise Malformed("a tensor lies beyond the end of its file")
+        moved = _write_shared(mapped, places, graph.parent / SHARED_FORM)
+        moved |= _write_private(mapped, [place for place in places if place not in moved], weights)
+    if all(place.location != weights.name for place in moved.values()):
         weights.unlink()
-    graph.write_bytes(changed)
+    graph.write_bytes(_rewritten("model", content, 0, len(content), lambda place: moved.get(place, place)))
+
+
+def _places(content: bytes) -> list[Place]:
+    """Where the graph's external tensors lie, each place once, in their order."""
+    found: dict[Place, None] = {}
+
+    def note(place: Place) -> Place:
+        found[place] = None
+        return place
+
+    _rewritten("model", content, 0, len(content), note)
+    return list(found)
+
+
+def _write_shared(mapped: mmap.mmap, places: list[Place], directory: Path) -> dict[Place, Place]:
+    """A file for each large tensor; hashing and writing let other threads run."""
+    large = [place for place in places if place.length >= SHARED_TENSOR_MIN_BYTES]
+    if not large:
+        return {}
+    directory.mkdir(exist_ok=True)
+    with memoryview(mapped) as content, ThreadPoolExecutor(_WRITERS) as writers:
+
+        def write(place: Place) -> Place:
+            with content[place.offset : place.offset + place.length] as tensor:
+                name = hashlib.sha256(tensor).hexdigest()
+                # Equal tensors of one model: whoever comes second writes the same bytes.
+                (directory / name).write_bytes(tensor)
+            return Place(f"{SHARED_FORM}/{name}", 0, place.length)
+
+        return dict(zip(large, writers.map(write, large), strict=True))
+
+
+def _write_private(mapped: mmap.mmap, places: list[Place], weights: Path) -> dict[Place, Place]:
+    """The rest, one after the other, in place of the file that held all."""
+    moved = {}
+    new = weights.with_name(weights.name + ".new")
+    with memoryview(mapped) as content, new.open("wb") as file:
+        for place in places:
+            file.write(b"\0" * (-file.tell() % _ALIGNMENT_BYTES))
+            moved[place] = Place(weights.name, file.tell(), place.length)
+            with content[place.offset : place.offset + place.length] as tensor:
+                file.write(tensor)
+    new.replace(weights)
+    return moved
 
 
 def shared_files(prepared: Path) -> tuple[tuple[str, int], ...]:

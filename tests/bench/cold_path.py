@@ -25,6 +25,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +101,12 @@ def _measure(bench: Reporter, model: BenchModel, store: SlowStore) -> None:
         client.unregister(model.name)
         uri = store.put(model.name + model.artifact.suffix, model.artifact)
         fetched = _Taken()
-        for number in range(bench.choose(8, 1)):
+        for number in range(1 + bench.choose(8, 1)):
             name = f"{model.name}-{number}"
             _empty_disk(client, data_dir, model, number)
             client.register(name, uri=uri, format=model.format, ttl_s=_TTL_S)
-            asking.cold_answers(name, 1, lambda: None, into=fetched)
+            # The first one is the object store's client's, which a pod starts once.
+            asking.cold_answers(name, 1, lambda: None, into=fetched if number else _Taken())
             client.unregister(name)
     load_run_s = {"load": limits.load_s, "run": limits.run_s}
     _report(
@@ -228,12 +230,11 @@ def _empty_disk(client: Client, data_dir: Path, model: BenchModel, number: int) 
 
 def _limits(bench: Reporter, model: BenchModel, inputs: Any) -> _Limits:
     adapter = adapter_for(model.format)
-    with tempfile.TemporaryDirectory(dir=bench.cache_dir) as directory:
-        into = Path(directory) / "form"
-        into.mkdir()
-        began = time.perf_counter()
-        adapter.prepare(model.artifact, into, options_of(model.name))
-        prepare_s = time.perf_counter() - began
+    prepare_s = []
+    for _ in range(3):
+        with tempfile.TemporaryDirectory(dir=bench.cache_dir) as directory:
+            prepare = partial(adapter.prepare, model.artifact, Path(directory), options_of(model.name))
+            prepare_s.append(_timed(prepare))
     load_s, run_s = [], []
     for _ in range(5):
         began = time.perf_counter()
@@ -253,7 +254,7 @@ def _limits(bench: Reporter, model: BenchModel, inputs: Any) -> _Limits:
         drop_page_cache(home)
         disk_s.append(_timed(lambda: _read_all(home)))
     shutil.rmtree(home)
-    return _Limits(prepare_s, min(load_s), min(run_s), read_s, min(disk_s))
+    return _Limits(min(prepare_s), min(load_s), min(run_s), read_s, min(disk_s))
 
 
 def _copy_into(file: Path, directory: Path) -> None:
@@ -261,7 +262,7 @@ def _copy_into(file: Path, directory: Path) -> None:
     shutil.copy(file, directory)
 
 
-def _timed(work: Callable[[], None]) -> float:
+def _timed(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
