@@ -10,7 +10,7 @@ Everything but `Explaining` is a function of values. What other pods know is ask
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cache.machine import CacheMachine
@@ -104,16 +104,18 @@ class Explaining:
         view = with_own_pod(overview.view, overview.own_record(), status, self._wall_clock())
         facts, healthy = overview.facts(record), overview.healthy()
         choice = choose_load_pod(view, facts, healthy=healthy)
+        on_disk = facts.on_disk - {copy.pod for copy in status.copies}
         route = route_now(view, facts, own, overview.own_pod, healthy, overview.in_flight, overview.run_limit(name))
         suspicion = overview.view.suspicions.get(name)
         here = self._cache.explain(key_of(record))
         now_s = self._clock()
         return ModelExplanation(
             status=status,
-            summary=summary_of(status, suspicion, choice, healthy, self._wall_clock()),
+            summary=summary_of(status, suspicion, choice, healthy, self._wall_clock())
+            + on_disk_in_words(on_disk, healthy),
             waits_for=waits_for(here, self._cache.queue(), now_s),
             route=route_in_words(route, choice, overview.own_pod),
-            places=tuple(places_of(view, choice)),
+            places=tuple(places_of(view, choice, on_disk)),
             history=self._history(record, here, now_s),
             suspicion=suspicion_in_words(suspicion, record.generation),
         )
@@ -218,10 +220,10 @@ def route_in_words(route: Route, choice: LoadChoice | NoPod, own_pod: str) -> st
             raise AssertionError("a client's request is not a forwarded one")
 
 
-def places_of(view: PoolView, choice: LoadChoice | NoPod) -> Iterator[Place]:
+def places_of(view: PoolView, choice: LoadChoice | NoPod, on_disk: Container[str] = ()) -> Iterator[Place]:
     """Every pod as a place for one more copy: those considered, best first, then the others by name."""
     if isinstance(choice, NoPod):
-        yield from _places_of_none(view, choice)
+        yield from _places_of_none(view, choice, on_disk)
         return
     told: set[str] = set()
     for candidate in choice.considered:
@@ -230,21 +232,25 @@ def places_of(view: PoolView, choice: LoadChoice | NoPod) -> Iterator[Place]:
     out = {obstacle.pod: obstacle.detail for obstacle in choice.ruled_out}
     for pod in sorted(view.pods):
         if pod in out:
-            yield Place(pod, False, None, (out[pod],))
+            yield _out(pod, (out[pod],), on_disk)
         elif pod not in told:
             yield Place(pod, False, None, ("could load it; by hash, others are this model's own",))
 
 
-def _places_of_none(view: PoolView, choice: NoPod) -> Iterator[Place]:
+def _places_of_none(view: PoolView, choice: NoPod, on_disk: Container[str]) -> Iterator[Place]:
     if choice.reasons:
         for of in choice.reasons:
-            yield Place(of[0].pod, False, None, tuple(obstacle.detail for obstacle in of))
+            yield _out(of[0].pod, tuple(obstacle.detail for obstacle in of), on_disk)
         return
     # The verdict is about the model: no pod was looked at.
     failed = {f.pod: f.message for f in view.failures.get(choice.name, ()) if f.generation == choice.generation}
     for pod in sorted(view.pods):
         why = f"failed to load it: {failed[pod]}" if pod in failed else f"not asked: the model is {choice.cause.value}"
-        yield Place(pod, False, None, (why,))
+        yield _out(pod, (why,), on_disk)
+
+
+def _out(pod: str, reasons: tuple[str, ...], on_disk: Container[str]) -> Place:
+    return Place(pod, False, None, (*reasons, "although its disk has the artifact") if pod in on_disk else reasons)
 
 
 # Where it stands ------------------------------------------------------------------------------------------------------
@@ -288,10 +294,19 @@ def summary_of(
 
 
 def _pods(copies: Sequence[CopyStatus], healthy: Container[str]) -> str:
-    pods = list(dict.fromkeys(copy.pod for copy in copies))
+    return _named([copy.pod for copy in copies], healthy)
+
+
+def _named(pod_ids: Iterable[str], healthy: Container[str]) -> str:
+    pods = list(dict.fromkeys(pod_ids))
     named = [pod if pod in healthy else f"{pod}, which does not answer" for pod in pods[:PODS_NAMED_MAX]]
     more = f" and {len(pods) - PODS_NAMED_MAX} more" if len(pods) > PODS_NAMED_MAX else ""
     return f"{len(pods)} pod{'s' if len(pods) > 1 else ''} ({', '.join(named)}{more})"
+
+
+def on_disk_in_words(on_disk: Collection[str], healthy: Container[str]) -> str:
+    """A sentence more, where pods without a copy need not fetch the artifact."""
+    return f" Its artifact is on the disk of {_named(sorted(on_disk), healthy)}." if on_disk else ""
 
 
 def waits_for(here: Explanation, queue: Sequence[QueueEntry], now_s: float) -> str:

@@ -21,6 +21,7 @@ from mesh.simulation.simulation import play
 from mesh.transport.base import StatusCode, TransportError
 from placement import registry
 from placement.leadership import Leadership
+from placement.membership import Membership
 from placement.policy import load_choice
 from placement.policy.routing import Load
 from placement.publishing import Publisher
@@ -154,6 +155,11 @@ def test_copies_that_are_not_published_again_after_a_lost_lease_are_noticed(monk
 
     monkeypatch.setattr(Publisher, "lease_lost", forgetful)
     assert broken_promise(range(1, 30)) in ("the store holds what the pods have", "views converge")
+
+
+def test_a_pod_that_says_nothing_of_its_disk_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Membership, "set_parked", lambda self, name, parked: None)
+    assert broken_promise() == "the store holds what the pods have"
 
 
 def test_a_registry_that_misses_changes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

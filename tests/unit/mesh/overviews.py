@@ -30,6 +30,8 @@ class FakeOverview:
     avoided: Mapping[str, str] = field(default_factory=dict)
     in_flight: Mapping[str, int] = field(default_factory=dict)
     limit: int = 0
+    on_disk: frozenset[str] = frozenset()
+    """Pods whose disk has the artifact of any model."""
     leader: str = ""
     store_away_for_s: float | None = None
     loud: tuple[str, ...] = ()
@@ -53,7 +55,7 @@ class FakeOverview:
         return self.limit
 
     def facts(self, record: ModelRecord) -> ModelFacts:
-        return ModelFacts(ModelName(record.tenant, record.id), record.generation, 100)
+        return ModelFacts(ModelName(record.tenant, record.id), record.generation, 100, on_disk=self.on_disk)
 
     def notices(self) -> tuple[str, ...]:
         return self.loud

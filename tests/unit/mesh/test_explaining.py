@@ -11,6 +11,7 @@ from cache.types import Bytes, CopyState, ModelKey, Place
 from cache.views import CopyView, Explanation, Note, QueueEntry
 from mesh.explaining import (
     Explaining,
+    on_disk_in_words,
     places_of,
     route_in_words,
     route_now,
@@ -91,6 +92,29 @@ def test_the_places_are_all_pods_with_what_speaks_for_or_against_each() -> None:
     left = [place for place in places.values() if "by hash" in place.reasons[0]]
     assert left
     assert not any(place.chosen or place.estimate_s for place in left)
+
+
+def test_pods_that_have_it_on_disk_are_named_with_what_speaks_against_them() -> None:
+    on_disk = frozenset({"a", "leaving", "far"})
+    many = [pod(f"p{index}") for index in range(9)]
+    busy = pod("far", load_wait_s=60.0)
+    pool = view([pod("a"), busy, pod("leaving", draining=True), *many])
+    choice = choose_load_pod(pool, model(on_disk=on_disk), healthy=healthy(pool))
+    places = {place.pod: place for place in places_of(pool, choice, on_disk)}
+    assert places["a"].chosen
+    assert "loads 0.20 s from its disk" in places["a"].reasons
+    assert (places["far"].chosen, places["far"].reasons) == (False, ("waits 60.00 s", "loads 0.20 s from its disk"))
+    assert places["leaving"].reasons == ("draining", "although its disk has the artifact")
+    assert not any("disk" in reason for pod_id, each in places.items() if pod_id[0] == "p" for reason in each.reasons)
+    alone = view([pod("leaving", draining=True)])
+    (place,) = places_of(alone, choose_load_pod(alone, model(on_disk=on_disk), healthy=healthy(alone)), on_disk)
+    assert place.reasons == ("draining", "although its disk has the artifact")
+
+
+def test_disks_that_have_it_are_part_of_the_summary() -> None:
+    assert on_disk_in_words((), {"a"}) == ""
+    said = on_disk_in_words({"b", "a"}, {"a"})
+    assert said == " Its artifact is on the disk of 2 pods (a, b, which does not answer)."
 
 
 def test_when_no_pod_is_left_every_obstacle_of_each_is_told() -> None:
@@ -264,7 +288,7 @@ def test_an_explanation_joins_what_the_cache_and_the_leader_remember_in_the_orde
         "m": (Decision(name(), 1020.0, "load", "two copies are wanted", "a", ("considered b", "out c")),),
         "alias": (Decision(name("alias"), 1005.0, "switch alias", "the target serves"),),
     }
-    overview = FakeOverview(view(PODS), decided=decided)
+    overview = FakeOverview(view(PODS), decided=decided, on_disk=frozenset({"a"}))
     shown: Any = SimpleNamespace(model=lambda record: status())
     registry: Any = SimpleNamespace(aliases_of=lambda tenant, model_id: frozenset({"alias"}))
     explaining = Explaining(overview, shown, cache, registry, clock=lambda: 50.0, wall_clock=lambda: 1050.0)
@@ -273,3 +297,4 @@ def test_an_explanation_joins_what_the_cache_and_the_leader_remember_in_the_orde
     assert explained.history[2].text == ("decided: load t/m on a: two copies are wanted [considered b | out c]")
     assert {place.pod for place in explained.places} == set(overview.view.pods)
     assert explained.waits_for == ""
+    assert explained.summary.endswith("loads it. Its artifact is on the disk of 1 pod (a).")
