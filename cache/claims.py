@@ -13,12 +13,13 @@ from math import inf
 from cache.admission import beyond_limit_message, too_big_message
 from cache.copies import Copy
 from cache.eviction import CannotFit
+from cache.sharing import NOBODY, Holders, bytes_of, counted_once
 from cache.space import Claim, SpacePlan, load_order, plan_space
 from cache.state import PodState
 from cache.tenancy import NO_SHARE, TenantTally, guarantees_within, sums_by_tenant
 from cache.thrash import IDLE_S, Gathering
 from cache.transitions import LEAVING
-from cache.types import NO_BYTES, Bytes, CopyState, RefusalKind
+from cache.types import NO_BYTES, Bytes, CopyState, RefusalKind, SharedPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ def line_of_claims(state: PodState) -> list[Claim]:
             copy.copy_id,
             copy.key,
             copy.needed,
+            shared=copy.needed_shared,
             may_evict=copy.foreground or (state.limits.background_may_evict and not by_turns),
             override_residency=copy.foreground and state.now_s >= _override_at_s(state, copy),
             held_back=by_turns and copy.foreground and copy.copy_id not in in_turn,
@@ -107,26 +109,53 @@ def plan_claims(state: PodState, claims: list[Claim]) -> SpacePlan:
         claims,
         (copy.view() for copy in state.by_state[CopyState.SERVABLE].values()),
         free=state.ledger.free,
-        coming=Bytes.sum(copy.charged for copy in state.by_state[CopyState.UNLOADING].values()),
+        coming=coming(state),
         slots=load_slots(state),
         now_s=state.now_s,
         score_of=state.score_of(),
         tally=tally_of(state) if state.limits.tenants else None,
+        holders=holders_staying(state),
     )
+
+
+def holders_staying(state: PodState) -> Holders:
+    """Of shared parts, by copies that are not being unloaded."""
+    if not state.ledger.holders:
+        return NOBODY
+    holders = Holders(state.ledger.holders)
+    for copy in state.by_state[CopyState.UNLOADING].values():
+        holders.leaves(copy.shared)
+    return holders
+
+
+def coming(state: PodState) -> Bytes:
+    """Bytes that will be free once what is being unloaded has left."""
+    unloading = state.by_state[CopyState.UNLOADING].values()
+    amount = counted_once(unloading)
+    if state.ledger.holders:
+        staying = holders_staying(state)
+        parts = {part for copy in unloading for part in copy.shared}
+        amount -= bytes_of(part for part in parts if not staying.frees_any((part,)))
+    return amount
 
 
 def tally_of(state: PodState) -> TenantTally:
     """What the tenants hold now, against their shares."""
 
     def held(copies: Iterable[Copy]) -> dict[str, Bytes]:
-        return sums_by_tenant((copy.key.tenant, copy.charged) for copy in copies)
+        return sums_by_tenant(copies)
 
+    parts: dict[str, set[SharedPart]] = {}
+    for copy in state.copies.values():
+        if copy.shared:
+            parts.setdefault(copy.key.tenant, set()).update(copy.shared)
     return TenantTally(
         state.limits.tenants,
         guarantees_within(state.limits.tenants, state.capacity_wanted),
         held=held(state.copies.values()),
         leaving=held(copy for each in LEAVING for copy in state.by_state[each].values()),
         servable=held(state.by_state[CopyState.SERVABLE].values()),
+        parts=parts,
     )
 
 
@@ -160,6 +189,8 @@ def verdict(state: PodState, claim: Claim, why: CannotFit) -> Hopeless | None:
         )
         return Hopeless(RefusalKind.FULL, message, remembered=True)
     unfreeable = _unfreeable(state, copy)
+    if claim.takes_slot:
+        needed = holders_staying(state).needed(needed, claim.shared)
     if needed.missing_from(state.capacity_wanted - unfreeable):
         message = (
             f"Model {copy.key} needs {needed}; {unfreeable} of {state.capacity_wanted} are pinned, guaranteed to other "
@@ -198,14 +229,12 @@ def _unfreeable(state: PodState, claimant: Copy, of: str | None = None) -> Bytes
     """Bytes that no amount of waiting frees: pinned by specs, lost to failing unloads, and what other tenants hold of
     their guarantees. `of`: those of one tenant alone."""
     servable = state.by_state[CopyState.SERVABLE].values()
-    pinned = sums_by_tenant(
-        (copy.key.tenant, copy.charged) for copy in servable if copy.pinned and copy is not claimant
-    )
-    stuck = sums_by_tenant((copy.key.tenant, copy.charged) for copy in state.by_state[CopyState.STUCK].values())
+    pinned = sums_by_tenant(copy for copy in servable if copy.pinned and copy is not claimant)
+    stuck = sums_by_tenant(state.by_state[CopyState.STUCK].values())
     if of is not None:
         return pinned.get(of, NO_BYTES) + stuck.get(of, NO_BYTES)
     if state.limits.tenants:
-        held = sums_by_tenant((copy.key.tenant, copy.charged) for copy in servable)
+        held = sums_by_tenant(servable)
         for tenant, guarantee in guarantees_within(state.limits.tenants, state.capacity_wanted).items():
             if tenant != claimant.key.tenant:
                 kept = guarantee.at_most(held.get(tenant, NO_BYTES))

@@ -14,7 +14,7 @@ from math import inf
 from cache.eviction import CannotFit
 from cache.history import History
 from cache.transitions import StoryLine
-from cache.types import NO_BYTES, Bytes, CopyState, ModelKey, WantedModel
+from cache.types import NO_BYTES, Bytes, CopyState, ModelKey, Shared, WantedModel
 from cache.views import CopyView
 
 STORY_LINES_MAX = 16
@@ -52,11 +52,13 @@ class Copy:
         "load_time_s",
         "model",
         "needed",
+        "needed_shared",
         "pinned",
         "pins",
         "protected_until_s",
         "ran_out",
         "return_time_s",
+        "shared",
         "since_s",
         "size",
         "state",
@@ -85,6 +87,10 @@ class Copy:
         self.needed: Bytes = NO_BYTES
         self.size: Bytes = NO_BYTES
         self.charged: Bytes = NO_BYTES
+        self.needed_shared: Shared = ()
+        """The parts among `needed` that other copies may hold already."""
+        self.shared: Shared = ()
+        """The parts among `charged` that the ledger counts once for all their holders."""
         self.ran_out = False
         """A load of it found no memory and was tried again."""
         # demand: who waits, and whether the load goes on when nobody does
@@ -149,6 +155,7 @@ class Copy:
                 state=self.state,
                 size=self.size,
                 charged=self.charged,
+                shared=self.shared,
                 since_s=self.since_s,
                 last_used_s=self.last_used_s,
                 pins=self.pins,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cache.types import Bytes, Failure, ModelKey, WantedModel
+from cache.types import Bytes, Failure, ModelKey, Shared, WantedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,8 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The artifact is on disk and prepared; `size` is the adapter's estimate of the loaded copy.
+    """The artifact is on disk and prepared; `size` is the adapter's estimate of the loaded copy, `shared` the parts of
+    it that other copies on this pod may hold already.
 
     `estimate_knows`: it follows from the artifact, so that a declared size is checked against it. Not so where
     somebody's code decides at its load what it takes.
@@ -51,6 +52,7 @@ class Fetched:
     copy_id: int
     size: Bytes
     estimate_knows: bool = True
+    shared: Shared = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +65,13 @@ class FetchFailed:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The copy is loaded and warm; `size` is what it was measured to take."""
+    """The copy is loaded and warm; `size` is what it was measured to take, `shared` the parts of it that other copies
+    may hold, too. `remark` is for `explain`."""
 
     copy_id: int
     size: Bytes
+    remark: str = ""
+    shared: Shared = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +122,11 @@ class UnloadFailed:
 
 @dataclass(frozen=True, slots=True)
 class Resized:
-    """A loaded copy was measured again (arenas grow with the largest batch seen)."""
+    """A loaded copy was measured again (arenas grow with the largest batch seen); as in Loaded."""
 
     copy_id: int
     size: Bytes
+    shared: Shared = ()
 
 
 @dataclass(frozen=True, slots=True)

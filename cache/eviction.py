@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop
 
 from cache.policies.base import Score
+from cache.sharing import NOBODY, Holders
 from cache.tenancy import Claimant
-from cache.types import NO_BYTES, Bytes, CopyState, ModelKey
+from cache.types import NO_BYTES, Bytes, CopyState, ModelKey, Shared
 from cache.views import CopyView
 
 
@@ -76,10 +77,13 @@ def plan_eviction(
     *,
     override_residency: bool,
     claimant: Claimant | None = None,
+    holders: Holders = NOBODY,
+    kept: Shared = (),
 ) -> Evict | CannotFit:
     """Choose all victims that free `missing`, or say why that is impossible now. `score_of`: what a policy finds.
 
     `claimant`: for which tenant, where tenants have guarantees; None: they have none, or it is for no tenant.
+    `holders`: of the parts that copies share; `kept`: those that whoever this is for will hold, so nobody frees them.
     """
     # The cheap part of the order; `_leaving_order` settles the rest among equals.
     evictable: list[_Scored] = []
@@ -103,11 +107,11 @@ def plan_eviction(
             evictable.append((own_last, copy.comes_back, is_young, copy.priority, score_of(copy), len(views)))
             views.append(copy)
 
-    choice = _choose(_leaving_order(evictable, views), missing, now_s, claimant)
+    choice = _choose(_leaving_order(evictable, views), missing, now_s, claimant, holders, kept)
     if choice.missing and choice.guaranteed:
         # What a guarantee leaves over may go in one large copy where in this order only a small one could.
         largest_first = sorted(choice.leaving_order, key=lambda leaving: -leaving[2].charged.total_bytes)
-        second = _choose(largest_first, missing, now_s, claimant)
+        second = _choose(largest_first, missing, now_s, claimant, holders, kept)
         choice = choice if second.missing else second
     if not choice.missing:
         return Evict(tuple(choice.victims))
@@ -140,11 +144,20 @@ class _Choice:
     """All that were looked at, where there is a claimant."""
 
 
-def _choose(order: Iterable[_Leaving], missing: Bytes, now_s: float, claimant: Claimant | None) -> _Choice:
+def _choose(
+    order: Iterable[_Leaving],
+    missing: Bytes,
+    now_s: float,
+    claimant: Claimant | None,
+    holders: Holders,
+    kept: Shared,
+) -> _Choice:
     """Take copies in this order until nothing is missing. One that was passed over stays so: what its tenant may
     spare only shrinks."""
     choice = _Choice(missing)
     spare = {} if claimant is None else dict(claimant.spare)
+    holders = holders.copy()
+    chosen: list[tuple[Victim, CopyView]] = []
     for leaving in order:
         if not choice.missing:
             break
@@ -159,8 +172,16 @@ def _choose(order: Iterable[_Leaving], missing: Bytes, now_s: float, claimant: C
             continue
         if copy.key.tenant in spare:
             spare[copy.key.tenant] -= copy.charged
-        choice.victims.append(Victim(copy.copy_id, copy.key, copy.charged, score, now_s - copy.last_used_s, is_young))
-        choice.missing = choice.missing.missing_from(copy.charged)
+        # One of several holders of a part may free little now, and let a later one free all of it.
+        freed = holders.freed_by(copy, kept)
+        holders.leaves(copy.shared)
+        chosen.append((Victim(copy.copy_id, copy.key, freed, score, now_s - copy.last_used_s, is_young), copy))
+        choice.missing = choice.missing.missing_from(freed)
+    for victim, copy in chosen:
+        if any(victim.freed[place] > 0 for place, _ in missing) or holders.frees_any(copy.shared, kept):
+            choice.victims.append(victim)
+        else:
+            choice.passed_over.append(victim.freed)  # others still hold all that it could have freed
     return choice
 
 

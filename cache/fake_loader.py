@@ -25,7 +25,7 @@ from cache.events import (
     Want,
 )
 from cache.machine import CacheMachine
-from cache.types import Bytes, Failure, FailureKind, ModelKey, Refusal, RefusalKind, WantedModel
+from cache.types import Bytes, Failure, FailureKind, ModelKey, Refusal, RefusalKind, Shared, WantedModel
 
 CANCELLED = Failure(FailureKind.TRANSIENT, "the load was cancelled")
 
@@ -37,6 +37,8 @@ class FakeLoader:
     machine: CacheMachine
     size_of: Callable[[ModelKey], Bytes]
     """What a copy is estimated and measured to take, unless an answer says otherwise."""
+    shared_of: Callable[[ModelKey], Shared] = lambda key: ()
+    """The parts of that which other copies may hold, too."""
     now_s: float = 0.0
     fetching: dict[int, ModelKey] = field(default_factory=dict)
     loading: dict[int, ModelKey] = field(default_factory=dict)
@@ -95,20 +97,25 @@ class FakeLoader:
                 case WakeAt(at_s):
                     self.wake_at_s = at_s
 
-    def finish_fetch(self, copy_id: int, size: Bytes | None = None) -> None:
+    def finish_fetch(self, copy_id: int, size: Bytes | None = None, shared: Shared | None = None) -> None:
         """The fetch succeeds."""
         key = self.fetching.pop(copy_id)
-        self.send(Fetched(copy_id, self.size_of(key) if size is None else size))
+        self.send(Fetched(copy_id, self.size_of(key) if size is None else size, shared=self._shared(key, size, shared)))
 
     def fail_fetch(self, copy_id: int, failure: Failure = CANCELLED) -> None:
         """The fetch fails."""
         del self.fetching[copy_id]
         self.send(FetchFailed(copy_id, failure))
 
-    def finish_load(self, copy_id: int, size: Bytes | None = None) -> None:
+    def finish_load(self, copy_id: int, size: Bytes | None = None, shared: Shared | None = None) -> None:
         """The load succeeds."""
         key = self.loaded[copy_id] = self.loading.pop(copy_id)
-        self.send(Loaded(copy_id, self.size_of(key) if size is None else size))
+        self.send(Loaded(copy_id, self.size_of(key) if size is None else size, shared=self._shared(key, size, shared)))
+
+    def _shared(self, key: ModelKey, size: Bytes | None, shared: Shared | None) -> Shared:
+        if shared is not None:
+            return shared
+        return self.shared_of(key) if size is None else ()
 
     def fail_load(self, copy_id: int, failure: Failure = CANCELLED) -> None:
         """The load fails."""

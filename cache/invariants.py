@@ -6,10 +6,11 @@ Each block names the promise. O(everything), so never on the request path.
 from __future__ import annotations
 
 from cache.claims import serves_by_turns
+from cache.sharing import counted_once
 from cache.state import PodState
 from cache.timers import Alarm
 from cache.transitions import CHARGED, ENDING, LEAVING, PENDING
-from cache.types import Bytes, CopyState
+from cache.types import CopyState
 
 _RUNNING = (CopyState.FETCHING, CopyState.LOADING, *ENDING)
 
@@ -33,14 +34,14 @@ def _check_bytes(state: PodState) -> None:
     )
     for copy in state.copies.values():
         assert copy.charged == state.ledger.charged(copy.copy_id), f"{copy.key}: copy and ledger disagree"
+        assert copy.shared == state.ledger.shared(copy.copy_id), f"{copy.key}: copy and ledger disagree about parts"
         assert copy.state in CHARGED or not copy.charged, f"{copy.key}: holds bytes while {copy.state.value}"
         indebted = copy.copy_id in state.debtors
         if copy.state in (CopyState.SERVABLE, CopyState.SETTLING, CopyState.RETIRING):
             assert bool(copy.debt) == indebted, f"{copy.key}: debt {copy.debt}, known as a debtor: {indebted}"
         if copy.state is CopyState.LOADING:
             assert copy.charged == copy.needed, f"{copy.key}: loads without its reservation"
-    total = sum(copy.charged.total_bytes for copy in state.copies.values())
-    assert total == state.ledger.used.total_bytes, "the ledger charges someone who is gone"
+    assert counted_once(state.copies.values()) == state.ledger.used, "the ledger charges someone who is gone"
 
 
 def _check_indexes(state: PodState) -> None:
@@ -130,7 +131,7 @@ def _check_tenants(state: PodState) -> None:
     for tenant, share in state.limits.tenants.items():
         own = [copy for copy in state.copies.values() if copy.key.tenant == tenant]
         staying = [copy for copy in own if copy.state not in LEAVING]
-        if share.beyond_limit(Bytes.sum(copy.charged for copy in staying)):
+        if share.beyond_limit(counted_once(staying)):
             idle = [copy for copy in staying if copy.state is CopyState.SERVABLE and not copy.pins and not copy.pinned]
             assert not any(copy.charged[place] > 0 for copy in idle for place, _ in share.limit), (
                 f"tenant {tenant} is above its limit and keeps idle copies"

@@ -64,13 +64,14 @@ from cache.invariants import check_invariants
 from cache.limits import CacheLimits
 from cache.policies import policy_named
 from cache.policies.base import EvictionPolicy
+from cache.sharing import bytes_of
 from cache.shrinking import is_over_limit, plan_returns, plan_shrinking
 from cache.space import Claim
 from cache.state import PodState
 from cache.thrash import Thrashing, choose_turns
 from cache.timers import Alarm
 from cache.transitions import ENDING, Cause, InvalidTransition
-from cache.types import Bytes, CopyState, Failure, FailureKind, ModelKey, Refusal, RefusalKind, WantedModel
+from cache.types import Bytes, CopyState, Failure, FailureKind, ModelKey, Refusal, RefusalKind, Shared, WantedModel
 from cache.views import CopyView, Explanation, QueueEntry, Usage
 
 EVICTED_FOR = "evicted for "
@@ -316,7 +317,7 @@ class CacheMachine:
     def _on_fetched(self, event: Fetched) -> None:
         state = self._state
         copy = state.required(event.copy_id, event, CopyState.FETCHING, CopyState.CANCELLING_FETCH)
-        _check_size(event.size)
+        _check_size(event.size, event.shared)
         copy.fetch_time_s = state.now_s - copy.since_s
         state.move(copy, Cause.FETCHED)
         if copy.state is CopyState.GONE:
@@ -324,6 +325,8 @@ class CacheMachine:
         copy.needed = state.profiles.size(copy.key) or first_reservation(
             event.size, copy.model.size_hint, state.limits.capacity, estimate_knows=event.estimate_knows
         )
+        shared = event.shared if state.profiles.size(copy.key) is None else state.profiles.shared(copy.key)
+        copy.needed_shared = shared if bytes_of(shared) <= copy.needed else ()
         copy.size = copy.needed
         copy.changed()
         if copy.needed.missing_from(state.limits.capacity):
@@ -338,16 +341,18 @@ class CacheMachine:
     def _on_loaded(self, event: Loaded) -> None:
         state = self._state
         copy = state.required(event.copy_id, event, CopyState.LOADING, CopyState.CANCELLING_LOAD, CopyState.OVERDUE)
-        _check_size(event.size)
+        _check_size(event.size, event.shared)
         copy.load_time_s = copy.fetch_time_s + state.now_s - copy.since_s
         if copy.key not in state.retired:  # what is retired was forgotten, and stays so
             state.profiles.loaded(copy.key, copy.fetch_time_s, state.now_s - copy.since_s)
             copy.return_time_s = state.profiles.return_time_s(copy.key)
-            state.profiles.measured(copy.key, event.size)
+            state.profiles.measured(copy.key, event.size, event.shared)
             state.thrash.loaded(copy.key, copy.wanted_s, state.now_s - copy.since_s, state.now_s)
+        if event.remark:
+            state.note(copy.key, copy.copy_id, event.remark)
         if copy.state is not CopyState.OVERDUE:  # what loads too late goes on backing off
             state.failures.forget(copy.key)
-        state.resize(copy, event.size)
+        state.resize(copy, event.size, event.shared)
         if copy.state in (CopyState.CANCELLING_LOAD, CopyState.OVERDUE):
             why = "was cancelled" if copy.state is CopyState.CANCELLING_LOAD else "took too long"
             state.move(copy, Cause.LOADED)
@@ -374,7 +379,7 @@ class CacheMachine:
         copy.ran_out = True
         # No more than fits the pod at all: the framework's want of memory does not make the model too big for good.
         copy.needed = copy.size = event.needed.at_least(copy.needed).at_most(state.limits.capacity)
-        state.profiles.measured(copy.key, copy.needed)
+        state.profiles.measured(copy.key, copy.needed, copy.needed_shared)
         state.move(copy, Cause.OUT_OF_MEMORY)
         state.note(copy.key, copy.copy_id, f"{event.message}; tried once more with {copy.needed} reserved")
 
@@ -414,13 +419,13 @@ class CacheMachine:
     def _on_resized(self, event: Resized) -> None:
         state = self._state
         copy = state.copies.get(event.copy_id)
-        _check_size(event.size)
+        _check_size(event.size, event.shared)
         # A measurement may be late: the copy was measured, and its unload began before the event arrived.
         if copy is None or copy.state not in (CopyState.SERVABLE, CopyState.RETIRING, CopyState.SETTLING):
             return
         if copy.key not in state.retired:
-            state.profiles.measured(copy.key, event.size)
-        state.resize(copy, event.size)
+            state.profiles.measured(copy.key, event.size, event.shared)
+        state.resize(copy, event.size, event.shared)
         if copy.pinned:
             self._grant_pin(copy)
 
@@ -667,7 +672,7 @@ class CacheMachine:
             state.crossed(copy, claim.key.tenant)
         for copy_id in plan.start:
             copy = state.copies[copy_id]
-            state.charge(copy, copy.needed)
+            state.charge(copy, copy.needed, copy.needed_shared)
             state.move(copy, Cause.RESERVED)
             self._out.append(StartLoad(copy.key, copy_id, copy.needed))
 
@@ -767,6 +772,12 @@ class CacheMachine:
         check_invariants(self._state)
 
 
-def _check_size(size: Bytes) -> None:
+def _check_size(size: Bytes, shared: Shared = ()) -> None:
     if any(count < 0 for _, count in size):
         raise ValueError(f"A size of {size} was reported; every component must be zero or more bytes.")
+    if any(part.count_bytes <= 0 for part in shared) or len({part.content for part in shared}) < len(shared):
+        raise ValueError(
+            f"Shared parts {shared} were reported; each content must be named once, with bytes above zero."
+        )
+    if not bytes_of(shared) <= size:
+        raise ValueError(f"Shared parts of {bytes_of(shared)} were reported of a copy that takes {size}.")

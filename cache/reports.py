@@ -6,10 +6,11 @@ from math import inf
 
 from cache.claims import rank, serves_by_turns
 from cache.copies import Copy
+from cache.sharing import bytes_of, own_bytes
 from cache.state import PodState
 from cache.tenancy import NO_SHARE, guarantees_within, sums_by_tenant
 from cache.transitions import PENDING
-from cache.types import NO_BYTES, Bytes, CopyState, ModelKey
+from cache.types import NO_BYTES, Bytes, CopyState, ModelKey, SharedPart
 from cache.views import Explanation, QueueEntry, TenantUse, Usage
 
 
@@ -26,26 +27,36 @@ def usage(state: PodState) -> Usage:
         used=state.ledger.used,
         free=state.ledger.free,
         overdraft=Bytes.sum(copy.debt for copy in state.debtors.values()),
-        bytes_by_state={
-            copy_state: Bytes.sum(copy.charged for copy in members.values())
-            for copy_state, members in state.by_state.items()
-            if members
-        },
+        bytes_by_state=_bytes_by_state(state),
         tenants=_tenants(state),
         pinned_bytes_by_tenant=pinned,
         copies_by_state={copy_state: len(members) for copy_state, members in state.by_state.items() if members},
         waiters=len(state.waiters),
         oldest_use_s=min((copy.last_used_s for copy in servable), default=None),
+        shared_bytes_saved=sum(copy.charged.total_bytes for copy in copies) - state.ledger.used.total_bytes,
         evictions_total=state.evictions_total,
         thrashing=state.thrash.picture(state.now_s),
         thrashing_episodes=state.thrash.episodes,
     )
 
 
+def _bytes_by_state(state: PodState) -> dict[CopyState, Bytes]:
+    """What copies share counts once: for the first state in which somebody holds it, residents first."""
+    counted: set[SharedPart] = set()
+    amounts: dict[CopyState, Bytes] = {}
+    for copy_state in sorted(CopyState, key=lambda each: each is not CopyState.SERVABLE):
+        members = state.by_state[copy_state].values()
+        if members:
+            parts = {part for copy in members for part in copy.shared} - counted
+            counted |= parts
+            amounts[copy_state] = Bytes.sum(own_bytes(copy) for copy in members) + bytes_of(parts)
+    return amounts
+
+
 def _tenants(state: PodState) -> dict[str, TenantUse]:
     shares = state.limits.tenants
     guarantees = guarantees_within(shares, state.capacity_wanted)
-    held = sums_by_tenant((copy.key.tenant, copy.charged) for copy in state.copies.values())
+    held = sums_by_tenant(state.copies.values())
     return {
         tenant: TenantUse(
             held.get(tenant, NO_BYTES), guarantees.get(tenant, NO_BYTES), shares.get(tenant, NO_SHARE).limit

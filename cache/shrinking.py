@@ -10,7 +10,7 @@ Pure: the answer is a value.
 
 from __future__ import annotations
 
-from cache.claims import tally_of
+from cache.claims import coming, holders_staying, tally_of
 from cache.eviction import CannotFit, Evict, Victim, plan_eviction
 from cache.state import PodState
 from cache.types import NO_BYTES, Bytes, CopyState
@@ -19,14 +19,21 @@ from cache.views import CopyView
 
 def plan_shrinking(state: PodState) -> tuple[Victim, ...]:
     """The copies to unload now, so that what is held fits the capacity that is wanted."""
-    coming = Bytes.sum(copy.charged for copy in state.by_state[CopyState.UNLOADING].values())
-    excess = (state.ledger.used - coming).missing_from(state.capacity_wanted)
+    excess = (state.ledger.used - coming(state)).missing_from(state.capacity_wanted)
     if not excess:
         return ()
     views = [copy.view() for copy in state.by_state[CopyState.SERVABLE].values()]
     if state.limits.tenants:
         sparing = tally_of(state).claimant("", NO_BYTES)  # no tenant's doing: what is guaranteed goes last
-        plan = plan_eviction(views, excess, state.now_s, state.score_of(), override_residency=True, claimant=sparing)
+        plan = plan_eviction(
+            views,
+            excess,
+            state.now_s,
+            state.score_of(),
+            override_residency=True,
+            claimant=sparing,
+            holders=holders_staying(state),
+        )
         if isinstance(plan, Evict):
             return plan.victims
     return _as_many_as_may(state, views, excess)
@@ -53,10 +60,19 @@ def is_over_limit(state: PodState) -> bool:
 
 
 def _as_many_as_may(state: PodState, views: list[CopyView], excess: Bytes) -> tuple[Victim, ...]:
-    plan = plan_eviction(views, excess, state.now_s, state.score_of(), override_residency=True)
+    plan = plan_eviction(
+        views, excess, state.now_s, state.score_of(), override_residency=True, holders=holders_staying(state)
+    )
     if isinstance(plan, CannotFit):
         attainable = excess.at_most(plan.evictable)
         if not attainable.shortage():
             return ()
-        plan = plan_eviction(views, attainable.shortage(), state.now_s, state.score_of(), override_residency=True)
+        plan = plan_eviction(
+            views,
+            attainable.shortage(),
+            state.now_s,
+            state.score_of(),
+            override_residency=True,
+            holders=holders_staying(state),
+        )
     return () if isinstance(plan, CannotFit) else plan.victims

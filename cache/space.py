@@ -19,8 +19,9 @@ from dataclasses import dataclass, replace
 
 from cache.eviction import CannotFit, Evict, Victim, plan_eviction
 from cache.policies.base import Score
+from cache.sharing import NOBODY, Holders
 from cache.tenancy import TenantTally
-from cache.types import Bytes, ModelKey
+from cache.types import Bytes, ModelKey, Shared
 from cache.views import CopyView
 
 
@@ -35,6 +36,8 @@ class Claim:
     """A load takes a load slot; a loaded copy that grew does not."""
     may_evict: bool = True
     override_residency: bool = False
+    shared: Shared = ()
+    """The parts of `needed` that other copies may hold already: then they cost nothing more."""
     held_back: bool = False
     """It may start from what is free, but waits for its turn to have others evicted (`cache.thrash`); until then it
     holds no place."""
@@ -71,16 +74,18 @@ def plan_space(
     now_s: float,
     score_of: Score,
     tally: TenantTally | None = None,
+    holders: Holders = NOBODY,
 ) -> SpacePlan:
     """Go down the line of `claims`. `residents` is looked at only when something must be evicted.
 
     `coming`: bytes of copies that are being unloaded. `slots`: loads that may start or hold a claim now. `tally`: of
-    the tenants, where they have shares; changed.
+    the tenants, where they have shares; changed. `holders`: of shared parts, by copies that are not being unloaded.
     """
     start: list[int] = []
     unload: list[tuple[Victim, Claim]] = []
     blocked: list[tuple[Claim, CannotFit]] = []
     owed_to_nobody = free + coming
+    here, promised = holders.copy(), holders.copy()  # parts that are held now; and those that will be, as planned
     evictable: dict[int, CopyView] | None = None
 
     def copies_for(claim: Claim) -> dict[int, CopyView]:
@@ -101,32 +106,37 @@ def plan_space(
             score_of,
             override_residency=claim.override_residency,
             claimant=None if tally is None else tally.claimant(claim.key.tenant, claim.needed),
+            holders=promised,
+            kept=claim.shared,
         )
 
     for claim in claims:
         if claim.takes_slot and slots == 0:
             break
         tenant = claim.key.tenant
+        needed_now = here.needed(claim.needed, claim.shared)
+        needed = promised.needed(claim.needed, claim.shared)
+        tenants = claim.needed if tally is None else tally.lacking(tenant, claim.needed, claim.shared)
         if claim.held_back and (
-            claim.needed.missing_from(free)
-            or claim.needed.missing_from(owed_to_nobody)
-            or (tally is not None and tally.must_wait(tenant, claim.needed))
+            needed_now.missing_from(free)
+            or needed.missing_from(owed_to_nobody)
+            or (tally is not None and tally.must_wait(tenant, tenants))
         ):
             continue
         victims: tuple[Victim, ...] = ()
         # First the tenant's own limit. What that blocks takes no slot, and holds no bytes back. A loaded copy that
         # grew has its bytes already.
-        if tally is not None and claim.takes_slot and (over := tally.beyond_limit(tenant, claim.needed)):
+        if tally is not None and claim.takes_slot and (over := tally.beyond_limit(tenant, tenants)):
             own = [copy for copy in copies_for(claim).values() if copy.key.tenant == tenant]
             plan = planned(claim, own, over)
             if isinstance(plan, CannotFit):
                 blocked.append((claim, replace(plan, limited_tenant=tenant)))
-                tally.claimed(tenant, claim.needed, starts=False)
+                tally.claimed(tenant, tenants, starts=False)
                 continue
             victims = plan.victims
         slots -= claim.takes_slot
         freed = Bytes.sum(victim.freed for victim in victims)
-        if missing := claim.needed.missing_from(owed_to_nobody + freed):
+        if missing := needed.missing_from(owed_to_nobody + freed):
             gone = {victim.copy_id for victim in victims}
             others = [copy for copy in copies_for(claim).values() if copy.copy_id not in gone]
             plan = planned(claim, others, missing)
@@ -135,19 +145,22 @@ def plan_space(
                 victims = ()
             else:
                 victims += plan.victims
-        starts = not victims and (not missing) and not claim.needed.missing_from(free)
+        starts = not victims and (not missing) and not needed_now.missing_from(free)
         if tally is not None:
-            starts = starts and not tally.must_wait(tenant, claim.needed)
-            tally.claimed(tenant, claim.needed, starts=starts)
+            starts = starts and not tally.must_wait(tenant, tenants)
+            tally.claimed(tenant, tenants, starts=starts)
         if starts:
             start.append(claim.copy_id)
-            free -= claim.needed
+            free -= needed_now
+            here.joins(claim.shared)
         for victim in victims:
             assert evictable is not None
+            promised.leaves(evictable[victim.copy_id].shared)
             unload.append((victim, claim))
             owed_to_nobody += victim.freed
             del evictable[victim.copy_id]
             if tally is not None:
                 tally.leaves(victim.key.tenant, victim.freed)
-        owed_to_nobody -= claim.needed
+        promised.joins(claim.shared)
+        owed_to_nobody -= needed
     return SpacePlan(tuple(start), tuple(unload), tuple(blocked))

@@ -18,11 +18,12 @@ from cache.ledger import Ledger
 from cache.limits import CacheLimits
 from cache.policies.base import EvictionMemory, EvictionPolicy, Score, Situation
 from cache.profiles import Profiles
+from cache.sharing import bytes_of, counted_once
 from cache.tenancy import Crossing, guarantees_within
 from cache.thrash import ThrashWatch
 from cache.timers import Timers
 from cache.transitions import CHARGED, PENDING, Cause, InvalidTransition, StoryLine, next_state
-from cache.types import NO_BYTES, Bytes, CopyState, ModelKey, WantedModel
+from cache.types import NO_BYTES, Bytes, CopyState, ModelKey, Shared, WantedModel
 from cache.views import Note
 
 DEPARTED_STORIES_MAX = 256
@@ -120,25 +121,32 @@ class PodState:
         else:
             self.by_state[state][copy_id] = copy
 
-    def charge(self, copy: Copy, size: Bytes) -> None:
-        """The ledger holds exactly `size` for this copy from now on."""
-        if copy.charged != size:
-            self.ledger.charge(copy.copy_id, size)
+    def charge(self, copy: Copy, size: Bytes, shared: Shared = ()) -> None:
+        """The ledger holds exactly `size` for this copy from now on, these shared parts in it."""
+        if copy.charged != size or copy.shared != shared:
+            self.ledger.charge(copy.copy_id, size, shared)
             copy.charged = size
+            copy.shared = shared
             copy.changed()
             self.replan = True
 
-    def resize(self, copy: Copy, size: Bytes) -> None:
-        """A loaded copy takes `size`; what cannot be charged now is a debt."""
+    def resize(self, copy: Copy, size: Bytes, shared: Shared = ()) -> None:
+        """A loaded copy takes `size`, these shared parts in it; what cannot be charged now is a debt."""
         copy.size = size
         copy.changed()
-        self.charge(copy, copy.charged.at_most(size))
+        room = self.ledger.room_for(copy.copy_id, shared)
+        if shared and not room >= NO_BYTES:
+            # Not even the parts fit, which nobody else holds yet: what can be charged counts as the copy's own.
+            shared = ()
+            room = self.ledger.room_for(copy.copy_id, ())
+        parts = bytes_of(shared)
+        self.charge(copy, parts + (size - parts).at_most(room).shortage(), shared)
         self.pay_debt(copy)
 
     def pay_debt(self, copy: Copy) -> None:
         """Charge as much of what the copy takes as is free; the copy stays a debtor while some is left."""
         if debt := copy.debt:
-            self.charge(copy, copy.charged + debt.at_most(self.ledger.free.shortage()))
+            self.charge(copy, copy.charged + debt.at_most(self.ledger.free.shortage()), copy.shared)
         if not copy.debt:
             self.debtors.pop(copy.copy_id, None)
         elif copy.copy_id not in self.debtors:
@@ -167,7 +175,7 @@ class PodState:
             return
         guarantee = guarantees_within(self.limits.tenants, self.capacity_wanted).get(tenant, NO_BYTES)
         servable = self.by_state[CopyState.SERVABLE].values()
-        left = Bytes.sum(each.charged for each in servable if each.key.tenant == tenant)
+        left = counted_once(each for each in servable if each.key.tenant == tenant)
         self.crossings.append(Crossing(copy.key, for_tenant, copy.charged, left, guarantee))
 
     def required(self, copy_id: int, event: object, *states: CopyState) -> Copy:

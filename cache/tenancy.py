@@ -25,10 +25,12 @@ guarantees shrink with the capacity.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from cache.types import NO_BYTES, Bytes, ModelKey
+from cache.sharing import Holding, bytes_of, counted_once
+from cache.types import NO_BYTES, Bytes, ModelKey, Shared, SharedPart
 from cache.views import CopyView
 
 
@@ -102,7 +104,7 @@ class Claimant:
 class TenantTally:
     """What the tenants hold, while one plan is made."""
 
-    __slots__ = ("_guarantees", "_now", "_planned", "_shares", "_spare")
+    __slots__ = ("_guarantees", "_now", "_parts", "_planned", "_shares", "_spare")
 
     def __init__(
         self,
@@ -112,13 +114,24 @@ class TenantTally:
         held: Mapping[str, Bytes],
         leaving: Mapping[str, Bytes],
         servable: Mapping[str, Bytes],
+        parts: Mapping[str, Collection[SharedPart]],
     ) -> None:
-        """`held`: all bytes charged to each tenant; `leaving` and `servable`: those of its copies in such states."""
+        """`held`: all bytes charged to each tenant; `leaving` and `servable`: those of its copies in such states.
+
+        A part that several of a tenant's copies share counts once for it, and once for each tenant. `parts`: those
+        that each tenant holds.
+        """
         self._shares = shares
+        self._parts = parts
         self._guarantees = guarantees
         self._now = dict(held)
         self._planned = {tenant: amount - leaving.get(tenant, NO_BYTES) for tenant, amount in held.items()}
         self._spare = {tenant: servable.get(tenant, NO_BYTES) - amount for tenant, amount in guarantees.items()}
+
+    def lacking(self, tenant: str, needed: Bytes, parts: Shared) -> Bytes:
+        """What the tenant would hold more, since it holds some of these parts already."""
+        held = self._parts.get(tenant, ())
+        return needed - bytes_of(part for part in parts if part in held)
 
     def beyond_limit(self, tenant: str, needed: Bytes) -> Bytes:
         """What the tenant's own copies must free before it may hold `needed` more."""
@@ -167,9 +180,17 @@ class Crossing:
         return all(self.left[place] >= self.guarantee[place] for place, count in self.freed if count > 0)
 
 
-def sums_by_tenant(charges: Iterable[tuple[str, Bytes]]) -> dict[str, Bytes]:
-    """What each tenant holds in all."""
-    by_tenant: dict[str, list[Bytes]] = {}
-    for tenant, charged in charges:
-        by_tenant.setdefault(tenant, []).append(charged)
-    return {tenant: Bytes.sum(each) for tenant, each in by_tenant.items()}
+class Charged(Holding, Protocol):
+    """A copy, or a picture of one."""
+
+    @property
+    def key(self) -> ModelKey:
+        """Whose model it is a copy of."""
+
+
+def sums_by_tenant(copies: Iterable[Charged]) -> dict[str, Bytes]:
+    """What each tenant holds in all; what several of its copies share counts once."""
+    by_tenant: dict[str, list[Charged]] = {}
+    for copy in copies:
+        by_tenant.setdefault(copy.key.tenant, []).append(copy)
+    return {tenant: counted_once(each) for tenant, each in by_tenant.items()}

@@ -151,6 +151,18 @@ class Bytes:
 NO_BYTES = Bytes()
 
 
+class SharedPart(NamedTuple):
+    """Bytes of a copy that other copies with the same content share with it (`cache.sharing`)."""
+
+    content: str
+    place: Place
+    count_bytes: int
+
+
+Shared = tuple[SharedPart, ...]
+"""The parts of one copy; each content once."""
+
+
 class CopyState(Enum):
     """Where a copy is in its life. The moves between states are one table: `cache.transitions`."""
 

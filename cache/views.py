@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cache.history import NEVER_USED, Uses
 from cache.thrash import Thrashing
-from cache.types import NO_BYTES, Bytes, CopyState, ModelKey
+from cache.types import NO_BYTES, Bytes, CopyState, ModelKey, Shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,8 @@ class CopyView:
     return_time_s: float = 0.0
     """What bringing it back would take, from the tier below."""
     uses: Uses = NEVER_USED
+    shared: Shared = ()
+    """The parts of `charged` that other copies may hold as well."""
     comes_back: bool = False
     """Of those that may leave it is the last: its leaving would only cause another load."""
 
@@ -78,6 +80,8 @@ class Usage:
     waiters: int
     oldest_use_s: float | None
     """When the longest unused servable copy was last used: now - this is the pod's eviction age."""
+    shared_bytes_saved: int
+    """What copies that share content would take more, if each had its own."""
     evictions_total: int
     """Copies unloaded to make room, since the start."""
     thrashing: Thrashing | None = None

@@ -28,6 +28,7 @@ from cache.fake_loader import FakeLoader
 from cache.limits import CacheLimits
 from cache.machine import CacheMachine
 from cache.policies.lru import last_use_s
+from cache.sharing import bytes_of
 from cache.space import Claim, plan_space
 from cache.tenancy import TenantShare
 from cache.types import (
@@ -39,6 +40,8 @@ from cache.types import (
     ModelKey,
     Place,
     RefusalKind,
+    Shared,
+    SharedPart,
     WantedModel,
 )
 from cache.views import CopyView
@@ -56,6 +59,14 @@ SHARES = {
     "blue": TenantShare(guarantee=Bytes.of(CPU, 30), limit=Bytes.of(CPU, 60)),
     "red": TenantShare(guarantee=Bytes.from_mapping({CPU: 25, GPU: 20})),
 }
+PARTS = (SharedPart("backbone", CPU, 30), SharedPart("tokens", CPU, 8), SharedPart("table", GPU, 15))
+SHARED = st.lists(st.sampled_from(PARTS), unique=True, max_size=3).map(tuple)
+
+
+def with_parts(size: Bytes, shared: Shared) -> Bytes:
+    return size.at_least(bytes_of(shared))
+
+
 FAILURES = st.builds(Failure, st.sampled_from(FailureKind), st.just("it failed"))
 
 
@@ -155,9 +166,13 @@ class CacheUnderStress(RuleBasedStateMachine):
             self.loader.served[self.next_waiter_id] = copy.copy_id
 
     @precondition(lambda self: self.loader.fetching)
-    @rule(data=st.data(), size=st.none() | SIZES)
-    def finish_fetch(self, data: st.DataObject, size: Bytes | None) -> None:
-        self.loader.finish_fetch(self._pick(data, self.loader.fetching), size)
+    @rule(data=st.data(), size=st.none() | SIZES, shared=SHARED)
+    def finish_fetch(self, data: st.DataObject, size: Bytes | None, shared: Shared) -> None:
+        copy_id = self._pick(data, self.loader.fetching)
+        if size is None:
+            self.loader.finish_fetch(copy_id)
+        else:
+            self.loader.finish_fetch(copy_id, with_parts(size, shared), shared)
 
     @precondition(lambda self: self.loader.fetching)
     @rule(data=st.data(), failure=FAILURES)
@@ -165,9 +180,13 @@ class CacheUnderStress(RuleBasedStateMachine):
         self.loader.fail_fetch(self._pick(data, self.loader.fetching), failure)
 
     @precondition(lambda self: self.loader.loading)
-    @rule(data=st.data(), size=st.none() | SIZES)
-    def finish_load(self, data: st.DataObject, size: Bytes | None) -> None:
-        self.loader.finish_load(self._pick(data, self.loader.loading), size)
+    @rule(data=st.data(), size=st.none() | SIZES, shared=SHARED)
+    def finish_load(self, data: st.DataObject, size: Bytes | None, shared: Shared) -> None:
+        copy_id = self._pick(data, self.loader.loading)
+        if size is None:
+            self.loader.finish_load(copy_id)
+        else:
+            self.loader.finish_load(copy_id, with_parts(size, shared), shared)
 
     @precondition(lambda self: self.loader.loading)
     @rule(data=st.data(), failure=FAILURES)
@@ -204,9 +223,9 @@ class CacheUnderStress(RuleBasedStateMachine):
             self.loader.fail_unload(copy_id)
 
     @precondition(lambda self: self.loader.loaded)
-    @rule(data=st.data(), size=SIZES)
-    def resize(self, data: st.DataObject, size: Bytes) -> None:
-        self.loader.send(Resized(self._pick(data, self.loader.loaded), size))
+    @rule(data=st.data(), size=SIZES, shared=SHARED)
+    def resize(self, data: st.DataObject, size: Bytes, shared: Shared) -> None:
+        self.loader.send(Resized(self._pick(data, self.loader.loaded), with_parts(size, shared), shared))
 
     @precondition(lambda self: self.loader.loaded)
     @rule(data=st.data())
