@@ -325,8 +325,7 @@ class CacheMachine:
         copy.needed = state.profiles.size(copy.key) or first_reservation(
             event.size, copy.model.size_hint, state.limits.capacity, estimate_knows=event.estimate_knows
         )
-        shared = event.shared if state.profiles.size(copy.key) is None else state.profiles.shared(copy.key)
-        copy.needed_shared = shared if bytes_of(shared) <= copy.needed else ()
+        copy.needed_shared = event.shared if bytes_of(event.shared) <= copy.needed else ()
         copy.size = copy.needed
         copy.changed()
         if copy.needed.missing_from(state.limits.capacity):
@@ -346,7 +345,7 @@ class CacheMachine:
         if copy.key not in state.retired:  # what is retired was forgotten, and stays so
             state.profiles.loaded(copy.key, copy.fetch_time_s, state.now_s - copy.since_s)
             copy.return_time_s = state.profiles.return_time_s(copy.key)
-            state.profiles.measured(copy.key, event.size, event.shared)
+            state.profiles.measured(copy.key, event.size)
             state.thrash.loaded(copy.key, copy.wanted_s, state.now_s - copy.since_s, state.now_s)
         if event.remark:
             state.note(copy.key, copy.copy_id, event.remark)
@@ -379,7 +378,7 @@ class CacheMachine:
         copy.ran_out = True
         # No more than fits the pod at all: the framework's want of memory does not make the model too big for good.
         copy.needed = copy.size = event.needed.at_least(copy.needed).at_most(state.limits.capacity)
-        state.profiles.measured(copy.key, copy.needed, copy.needed_shared)
+        state.profiles.measured(copy.key, copy.needed)
         state.move(copy, Cause.OUT_OF_MEMORY)
         state.note(copy.key, copy.copy_id, f"{event.message}; tried once more with {copy.needed} reserved")
 
@@ -424,7 +423,7 @@ class CacheMachine:
         if copy is None or copy.state not in (CopyState.SERVABLE, CopyState.RETIRING, CopyState.SETTLING):
             return
         if copy.key not in state.retired:
-            state.profiles.measured(copy.key, event.size, event.shared)
+            state.profiles.measured(copy.key, event.size)
         state.resize(copy, event.size, event.shared)
         if copy.pinned:
             self._grant_pin(copy)

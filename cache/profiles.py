@@ -9,7 +9,7 @@ from __future__ import annotations
 from cachetools import LRUCache
 
 from cache.limits import CacheLimits
-from cache.types import Bytes, ModelKey, Shared
+from cache.types import Bytes, ModelKey
 
 
 class Profiles:
@@ -18,7 +18,6 @@ class Profiles:
     def __init__(self, limits: CacheLimits) -> None:
         self._limits = limits
         self._sizes: LRUCache[ModelKey, Bytes] = LRUCache(maxsize=limits.models_remembered_max)
-        self._shared: LRUCache[ModelKey, Shared] = LRUCache(maxsize=limits.models_remembered_max)
         self._load_times_s: LRUCache[ModelKey, float] = LRUCache(maxsize=limits.models_remembered_max)
         self._return_times_s: LRUCache[ModelKey, float] = LRUCache(maxsize=limits.models_remembered_max)
 
@@ -30,17 +29,9 @@ class Profiles:
         """Predicted seconds of fetch and load together; the default for a model never loaded here."""
         return self._load_times_s.get(key, self._limits.load_time_default_s)
 
-    def shared(self, key: ModelKey) -> Shared:
-        """The parts of that size that other copies may hold, too."""
-        return self._shared.get(key, ())
-
-    def measured(self, key: ModelKey, size: Bytes, shared: Shared = ()) -> None:
+    def measured(self, key: ModelKey, size: Bytes) -> None:
         """A loaded copy was measured."""
         self._sizes[key] = size
-        if shared:
-            self._shared[key] = shared
-        else:
-            self._shared.pop(key, None)
 
     def return_time_s(self, key: ModelKey) -> float:
         """Predicted seconds that bringing the model back takes, from the tier below; 0 while nothing is known.
@@ -65,6 +56,5 @@ class Profiles:
     def forget(self, key: ModelKey) -> None:
         """The model was retired."""
         self._sizes.pop(key, None)
-        self._shared.pop(key, None)
         self._load_times_s.pop(key, None)
         self._return_times_s.pop(key, None)

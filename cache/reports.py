@@ -33,7 +33,7 @@ def usage(state: PodState) -> Usage:
         copies_by_state={copy_state: len(members) for copy_state, members in state.by_state.items() if members},
         waiters=len(state.waiters),
         oldest_use_s=min((copy.last_used_s for copy in servable), default=None),
-        shared_bytes_saved=sum(copy.charged.total_bytes for copy in copies) - state.ledger.used.total_bytes,
+        saved_by_sharing=Bytes.sum(copy.charged for copy in copies) - state.ledger.used,
         evictions_total=state.evictions_total,
         thrashing=state.thrash.picture(state.now_s),
         thrashing_episodes=state.thrash.episodes,

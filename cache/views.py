@@ -80,7 +80,7 @@ class Usage:
     waiters: int
     oldest_use_s: float | None
     """When the longest unused servable copy was last used: now - this is the pod's eviction age."""
-    shared_bytes_saved: int
+    saved_by_sharing: Bytes
     """What copies that share content would take more, if each had its own."""
     evictions_total: int
     """Copies unloaded to make room, since the start."""

@@ -211,6 +211,7 @@ class PodView:
                 resident_bytes=sum(in_state.get(state, 0) for state in _RESIDENT),
                 reserved_bytes=sum(in_state.get(state, 0) for state in _RESERVED),
                 unloading_bytes=in_state.get(CopyState.UNLOADING, 0),
+                saved_bytes=usage.saved_by_sharing[place],
             )
         disk = self._artifacts.use()
         yield TierReport(

@@ -58,7 +58,7 @@ def test_twenty_fine_tunes_take_one_backbone() -> None:
     assert resident(loader) == set(tunes)
     usage = loader.machine.usage()
     assert usage.used == of(200)
-    assert usage.shared_bytes_saved == 1900
+    assert usage.saved_by_sharing == of(1900)
     assert Bytes.sum(usage.bytes_by_state.values()) == usage.used
 
 
