@@ -44,12 +44,23 @@ from cache.events import (
 )
 from cache.failures import FailureRecord
 from cache.machine import EVICTED_FOR, CacheMachine
-from cache.types import Bytes, CopyState, Failure, FailureKind, ModelKey, Place, Refusal, WantedModel
+from cache.types import (
+    Bytes,
+    CopyState,
+    Failure,
+    FailureKind,
+    ModelKey,
+    Place,
+    Refusal,
+    Shared,
+    SharedPart,
+    WantedModel,
+)
 from mesh.heap import HeapTrimmer
 from mesh.measured_load import MeasuredLoad, load_and_measure, load_isolated_and_measure
-from mesh.resident import Resident
+from mesh.resident import LARGER_FACTOR, SMALL_REQUEST_BYTES, Resident
 from mesh.settings import Settings
-from mesh.sizing import reserved_after_running_out, workspace_after_running_out
+from mesh.sizing import reserved_after_running_out, workspace_after_running_out, wrong_declaration
 from mesh.staging import ALWAYS_ISOLATED, REMEMBERED_MAX, Staged
 from mesh.telemetry import Telemetry
 from mesh.threads import InThread, in_thread
@@ -115,8 +126,8 @@ class Stages(Protocol):
     def content_on_disk(self, record: ModelRecord) -> str | None:
         """The content that a fetch of this model would find on this disk, perhaps from before a restart."""
 
-    def measured(self, staged: Staged, size: Size, load_s: float) -> None:
-        """What a copy was measured to take, and how long its load took once the artifact was on the disk."""
+    def measured(self, staged: Staged, size: Size, load_s: float, run_s: float) -> None:
+        """What a copy was measured to take, how long its load took once the artifact was on the disk, and a run."""
 
     def has_loaded(self, staged: Staged) -> bool:
         """Whether this very content was loaded before."""
@@ -380,9 +391,9 @@ class Loading:
         except Exception as error:  # every failure of a fetch becomes the cache's event
             return FetchFailed(copy_id, self._failure(key, "fetch", self.format_of(key), error))
         self._staged[copy_id] = staged
-        return Fetched(
-            copy_id, self._bytes(staged.estimate), estimate_knows=staged.adapter.format not in ALWAYS_ISOLATED
-        )
+        expected = self._bytes(staged.estimate) + self._runs_bytes(staged.options.device, staged.workspace_bytes)
+        knows = staged.adapter.format not in ALWAYS_ISOLATED
+        return Fetched(copy_id, expected, estimate_knows=knows, shared=_shared_parts(staged.estimate))
 
     # Load ---------------------------------------------------------------------------------------------------
 
@@ -419,7 +430,7 @@ class Loading:
             return LoadFailed(copy_id, failure)
         self._telemetry.load_stage(format_name, "load", loaded.load_s)
         self._telemetry.load_stage(format_name, "warm_up", loaded.warm_up_s)
-        self._staging.measured(staged, loaded.size, loaded.load_s + loaded.warm_up_s)
+        self._staging.measured(staged, loaded.size, loaded.load_s + loaded.warm_up_s, loaded.run_s)
         self._run_times_s[staged.artifact.content_hash] = loaded.run_s
         self._metadata[key] = loaded.model.metadata
         self._residents[copy_id] = resident
@@ -429,7 +440,10 @@ class Loading:
         self.counts.loads += 1
         self.mean_load_s += _LOAD_MEAN_WEIGHT * (loaded.load_s + loaded.warm_up_s - self.mean_load_s)
         asyncio.get_running_loop().call_soon(self._on_loaded, key)
-        return Loaded(copy_id, self._bytes(loaded.size))
+        remark = wrong_declaration(resident.declared_bytes, loaded.size.total_bytes)
+        if remark:
+            log.info("%s: %s", key, remark)
+        return Loaded(copy_id, self._bytes_with_runs(resident), remark, _shared_parts(resident.size))
 
     def _load_ran_out(self, key: ModelKey, copy_id: int, staged: Staged, why: str) -> LoadOutOfMemory:
         reserved = self._cache.copy(copy_id).needed
@@ -463,14 +477,14 @@ class Loading:
 
     def resized(self, resident: Resident, *, size: Size | None = None, workspace_bytes: int | None = None) -> None:
         """A copy was measured anew, or its runs were. The ledger hears of it where that changes what it counts."""
-        before = self._bytes_with_runs(resident)
+        before = self._bytes_with_runs(resident), resident.size.shared
         if size is not None:
             resident.size = size
         if workspace_bytes is not None:
             resident.workspace_bytes = workspace_bytes
-        after = self._bytes_with_runs(resident)
+        after = self._bytes_with_runs(resident), resident.size.shared
         if after != before and resident.copy.copy_id in self._residents:
-            self.send(Resized(resident.copy.copy_id, after))
+            self.send(Resized(resident.copy.copy_id, after[0], _shared_parts(resident.size)))
 
     async def _load_once(self, key: ModelKey, copy_id: int, staged: Staged, timeout_s: float) -> MeasuredLoad:
         if staged.isolated:
@@ -495,6 +509,10 @@ class Loading:
             turn=asyncio.Semaphore(1) if staged.isolated else None,
             pin=self._pin,
             unpin=self._unpin,
+            loadable=staged.loadable,
+            workspace_bytes=staged.workspace_bytes,
+            request_bytes_measured=staged.request_bytes,
+            request_bytes_max=max(SMALL_REQUEST_BYTES, int(LARGER_FACTOR * staged.request_bytes)),
         )
 
     async def _load_here(self, key: ModelKey, copy_id: int, staged: Staged, timeout_s: float) -> MeasuredLoad:
@@ -603,8 +621,10 @@ class Loading:
         return HOST_MEMORY if device.kind == "cpu" else Place("device", str(device))
 
     def _bytes_with_runs(self, resident: Resident) -> Bytes:
-        workspace = Bytes.of(self._place_of(resident.device), resident.workspace_bytes)
-        return self._bytes(resident.size) + workspace
+        return self._bytes(resident.size) + self._runs_bytes(resident.device, resident.workspace_bytes)
+
+    def _runs_bytes(self, device: Device, workspace_bytes: int) -> Bytes:
+        return Bytes.of(self._place_of(device), workspace_bytes)
 
     def _bytes(self, size: Size) -> Bytes:
         components = {HOST_MEMORY: size.host_bytes + size.mapped_bytes}
@@ -626,6 +646,10 @@ class Loading:
         self.counts.load_failures += 1
         log.warning("%s of %s failed (%s): %s", stage, key, kind.value, message)
         return Failure(kind, message)
+
+
+def _shared_parts(size: Size) -> Shared:
+    return tuple(SharedPart(content, HOST_MEMORY, count_bytes) for content, count_bytes in size.shared)
 
 
 def _unload_all(models: Iterable[LoadedModel]) -> None:

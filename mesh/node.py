@@ -52,6 +52,7 @@ from mesh.endpoint.v2 import V2Endpoint
 from mesh.explaining import Explaining
 from mesh.flight_recorder import FlightRecorder, read_last_flight
 from mesh.generations import Generations, key_of
+from mesh.known_sizes import Known, KnownSizes
 from mesh.loading import HOST_MEMORY, Loading, Stages
 from mesh.memory_watch import MemoryWatch
 from mesh.models import Models
@@ -64,6 +65,7 @@ from mesh.routing.pool_side import Condition, PoolSide, address_to_advertise
 from mesh.running import Runner, Runs
 from mesh.serving import Serving
 from mesh.settings import Settings
+from mesh.size_watch import SizeWatch
 from mesh.staging import Staging, never
 from mesh.status import StatusView
 from mesh.telemetry import Telemetry
@@ -73,6 +75,7 @@ from mesh.wire import messages
 from mesh.world import World
 from placement.constraints import NO_CONSTRAINTS, Constraints, parse_constraints
 from placement.policy.snapshot import ModelName
+from placement.profiles import ProfileStore
 from placement.records import ModelRecord
 from placement.registry import Registry
 from placement.store.base import KeyValueStore
@@ -143,8 +146,19 @@ class Node:
         self.recorder = FlightRecorder(settings.data_dir, name, world.incarnation) if settings.is_pooled else None
         self.pool = self._pool_side(name) if settings.is_pooled else None
         must_isolate = never if self.pool is None else self.pool.must_isolate
+        self.profiles = ProfileStore(store, clock=world.wall_clock)
+        self.known_sizes = KnownSizes(self.profiles)
         self.staging: Stages = (
-            Staging(self.artifacts, settings, self.telemetry, device, world.clock, must_isolate, self.parking)
+            Staging(
+                self.artifacts,
+                settings,
+                self.telemetry,
+                device,
+                world.clock,
+                must_isolate,
+                self.parking,
+                self.known_sizes,
+            )
             if world.staging is None
             else world.staging(must_isolate, self.parking)
         )
@@ -158,6 +172,15 @@ class Node:
             on_loaded=self.generations.loaded,
             hooks=None if self.pool is None else self.pool.hooks,
             ran_out=lambda place, wanted_bytes, why: self.memory_watch.ran_out(place, wanted_bytes, why),
+            clock=world.clock,
+            in_thread=world.in_thread,
+        )
+        self.size_watch = SizeWatch(
+            self.loading,
+            int(settings.capacity),
+            measured=lambda resident: self.known_sizes.measured_again(
+                resident.loadable, Known(resident.size, resident.workspace_bytes, resident.request_bytes_measured)
+            ),
             clock=world.clock,
             in_thread=world.in_thread,
         )
@@ -371,6 +394,8 @@ class Node:
         self.registry.on_change(self._on_change)
         self.parking.start()
         self.memory_watch.start()
+        if self._world.staging is None:  # simulated models take what they say
+            self.size_watch.start()
         await self.transport.start()
         grpc = [address.address for address in self.transport.addresses]
         self.pod.addresses = tuple(f"grpc://{address}" for address in grpc)
@@ -425,6 +450,7 @@ class Node:
             "stopping: finishing %d calls within %g s", self.transport.calls_in_flight, self._settings.stop_grace_s
         )
         await self.memory_watch.close()
+        await self.size_watch.close()
         await self.parking.close()
         await self.models.close()
         await self.transport.stop(self._settings.stop_grace_s)
@@ -441,6 +467,7 @@ class Node:
             log.warning("a thread that fetches or prepares did not end within %g s and is left", _LAST_FILES_S)
         if self.pool is not None:
             await self.pool.close()
+        await self.profiles.close()
         await self.registry.close()
         await self._store.close()
         if self.recorder is not None:

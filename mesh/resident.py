@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cache.copies import Copy
+from mesh.known_sizes import NOTHING, Loadable
 from mesh.telemetry import RequestMeter
 from runtime_adapters.artifacts.fetch import Artifact
 from runtime_adapters.base import Device, LoadedModel, Promotable, Size, Tensors
@@ -63,6 +64,8 @@ class Resident:
     recorder_slot: int = 0
     cold_size: Size | None = None
     """What it took before it was promoted (`mesh.promoting`); None if it never was."""
+    loadable: Loadable = NOTHING
+    """By which its sizes are known."""
     workspace_bytes: int = 0
     """What a run takes beside it, as far as that was measured; counted with the copy."""
     request_bytes_measured: int = 0

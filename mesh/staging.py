@@ -19,6 +19,7 @@ from cachetools import LRUCache
 
 from cache.types import ModelKey
 from mesh.generations import key_of
+from mesh.known_sizes import NOTHING, Known, KnownSizes, Loadable, runtime_of
 from mesh.parking import DiskListener, Unheard
 from mesh.settings import Settings
 from mesh.telemetry import Telemetry
@@ -54,6 +55,13 @@ class Staged:
     estimate: Size = _NO_SIZE
     run_s: float | None = None
     """What a run took when this content was loaded here before; None: it was not."""
+    loadable: Loadable = NOTHING
+    """By which its sizes are known."""
+    workspace_bytes: int = 0
+    request_bytes: int = 0
+    """What runs are known to take beside the copy, and for how large requests."""
+    fetch_s: float = 0.0
+    """From its storage to being prepared; 0: it was here."""
 
 
 def never(key: ModelKey) -> bool:
@@ -73,6 +81,7 @@ class Staging:
         clock: Callable[[], float] = time.monotonic,
         must_isolate: Callable[[ModelKey], bool] = never,
         disk_listener: DiskListener | None = None,
+        known_sizes: KnownSizes | None = None,
     ) -> None:
         """`must_isolate`: whether a model may only run in a process of its own, whatever its spec says.
 
@@ -85,9 +94,9 @@ class Staging:
         self._clock = clock
         self._must_isolate = must_isolate
         self._disk_listener = disk_listener or Unheard()
+        self._known_sizes = known_sizes or KnownSizes()
         self._found: LRUCache[ModelKey, Staged] = LRUCache(maxsize=REMEMBERED_MAX)
         self._formats: LRUCache[ModelKey, str] = LRUCache(maxsize=REMEMBERED_MAX)
-        self._sizes: LRUCache[tuple[str, str, str], Size] = LRUCache(maxsize=REMEMBERED_MAX)
 
     async def stage(self, key: ModelKey, record: ModelRecord) -> Staged:
         """Fetch and prepare. Raises BadArtifact (for good) or LoadFailed (for now); nothing is held then."""
@@ -106,7 +115,7 @@ class Staging:
             format_name = format_name or await in_thread("detect", detect_format, artifact.path)
             self._formats[key] = format_name
             staged = await self._prepare(record, artifact, format_name)
-            staged = replace(staged, estimate=await self._expected_size(staged))
+            staged = replace(await self._with_expected_size(staged), fetch_s=self._clock() - began)
         except BaseException:
             self._artifacts.release(artifact)
             raise
@@ -127,14 +136,14 @@ class Staging:
         self._found.pop(key, None)
         self._formats.pop(key, None)
 
-    def measured(self, staged: Staged, size: Size, load_s: float) -> None:
+    def measured(self, staged: Staged, size: Size, load_s: float, run_s: float) -> None:
         """What a copy was measured to take: the expectation of the next one of this content."""
-        self._sizes[_profile_of(staged)] = size
+        self._known_sizes.measured(staged.loadable, size, load_s=load_s, fetch_s=staged.fetch_s, run_s=run_s)
         self._disk_listener.loaded(key_of(staged.record), load_s)
 
     def has_loaded(self, staged: Staged) -> bool:
         """Whether this very content was loaded before, as this format and in this place."""
-        return _profile_of(staged) in self._sizes
+        return self._known_sizes.here(staged.loadable) is not None
 
     def content_on_disk(self, record: ModelRecord) -> str | None:
         """The content that a fetch of this model would find on this disk, perhaps from before a restart."""
@@ -160,9 +169,10 @@ class Staging:
             except BaseException:
                 self._artifacts.release(artifact)
                 raise
-        estimate = self._sizes.get(_profile_of(found), found.estimate)
         self._disk_listener.on_disk(key, artifact.content_hash)
-        return replace(found, artifact=artifact, path=path, estimate=estimate)
+        again = replace(found, artifact=artifact, path=path, fetch_s=0.0)
+        known = self._known_sizes.here(found.loadable)
+        return again if known is None else _with_known(again, known)
 
     def _isolates(self, record: ModelRecord, format_name: str) -> bool:
         if record.spec.isolation == "process" or format_name in ALWAYS_ISOLATED:
@@ -195,7 +205,9 @@ class Staging:
             )
             self._telemetry.load_stage(format_name, "prepare", self._clock() - began)
             path = prepared or artifact.path
-        return Staged(record, artifact, path, variant, adapter, options, isolated)
+        runtime = runtime_of(format_name, variant, adapter.extra, str(options.device), options.parameters)
+        loadable = Loadable(artifact.content_hash, runtime)
+        return Staged(record, artifact, path, variant, adapter, options, isolated, loadable=loadable)
 
     async def _variant(self, adapter: RuntimeAdapter, device: Device) -> str:
         """Names a prepared form: what made it, for where. Begins with the format."""
@@ -211,19 +223,22 @@ class Staging:
         device = self._device if self._device.kind in adapter.device_kinds else CPU
         return self._artifacts.is_prepared(artifact, await self._variant(adapter, device))
 
-    async def _expected_size(self, staged: Staged) -> Size:
-        known = self._sizes.get(_profile_of(staged))
-        if known is not None:
-            return known
-        estimate = await in_thread("estimate", staged.adapter.estimate, staged.path, staged.options)
-        return estimate_isolated(staged.adapter.format, estimate) if staged.isolated else estimate
+    async def _with_expected_size(self, staged: Staged) -> Staged:
+        known = self._known_sizes.here(staged.loadable)
+        if known is None:
+            estimate = await in_thread("estimate", staged.adapter.estimate, staged.path, staged.options)
+            if staged.isolated:
+                estimate = estimate_isolated(staged.adapter.format, estimate)
+            known = await self._known_sizes.expected(staged.loadable, estimate)
+        return _with_known(staged, known)
+
+
+def _with_known(staged: Staged, known: Known) -> Staged:
+    return replace(
+        staged, estimate=known.size, workspace_bytes=known.workspace_bytes, request_bytes=known.request_bytes
+    )
 
 
 def _request_for(record: ModelRecord) -> FetchRequest:
     spec = record.spec
     return FetchRequest(spec.uri, spec.storage_key, spec.checksum, tenant=record.tenant)
-
-
-def _profile_of(staged: Staged) -> tuple[str, str, str]:
-    where = "process" if staged.isolated else str(staged.options.device)
-    return (staged.artifact.content_hash, staged.adapter.format, where)
