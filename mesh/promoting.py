@@ -17,7 +17,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from cachetools import LRUCache
@@ -200,7 +200,7 @@ class Promotions:
     async def _promote(self, resident: Resident, reserve_bytes: int, why: str) -> None:
         before = resident.size
         resident.cold_size = before
-        both = Size(host_bytes=reserve_bytes - before.mapped_bytes, mapped_bytes=before.mapped_bytes)
+        both = replace(before, host_bytes=before.host_bytes + reserve_bytes - before.total_bytes)
         self._loading.resized(resident, size=both)
         log.info("promoting %s: %s", resident.copy.key, why)
         try:

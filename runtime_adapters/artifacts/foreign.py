@@ -79,6 +79,8 @@ def _map_generic(where: str, text: str, status: int | None, said: str, code: str
         return ArtifactNotFound(
             f"{where}: the bucket does not exist{said}; check the uri and the storage key's endpoint"
         )
+    if status == 412:  # obstore has a class for it, and does not always use it
+        return ArtifactChanged(f"{where}: the object changed while it was read{said}; it is read again")
     if status == 416:
         return ArtifactChanged(f"{where}: the object is shorter than it was{said}; it is read again")
     if status is not None and status < 500 and status not in _TRANSIENT_STATUSES:

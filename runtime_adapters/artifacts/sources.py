@@ -11,6 +11,11 @@ also `settled`, an equal version at a later time means equal bytes, and nothing 
 * times count only once they are older than the clock's grain, since a second write in the same tick changes no time.
 Where a server says nothing (no ETag, no Last-Modified), the object is fetched each time.
 
+**Large objects are read in parts**, several at a time: one stream of an object store carries a tenth of what a network
+card does. They are handed on in their order, so whoever reads writes and hashes a file that only grows at its end, and
+a broken download goes on where it stopped. Each part is asked for on condition that the object is still the same one;
+so only objects with a strong ETag are read like this, and a server that does not know ranges is read in one stream.
+
 **What a request may use.** Never the process's AWS_* variables: obstore reads them for every option that is not given,
 a session token even beside explicit keys. So credentials go through a provider, or requests are unsigned, and endpoint,
 region and addressing style are always given. Proxy variables are honoured: they are the operator's network.
@@ -20,10 +25,14 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
@@ -34,8 +43,9 @@ from runtime_adapters.artifacts.errors import (
     ArtifactNotFound,
     ArtifactTooLarge,
     BadLocation,
+    FetchFailed,
 )
-from runtime_adapters.artifacts.foreign import map_foreign, raise_for_file
+from runtime_adapters.artifacts.foreign import RangeIgnored, map_foreign, raise_for_file
 from runtime_adapters.artifacts.locations import Location, SourcePolicy
 from runtime_adapters.artifacts.names import check_distinct, safe_parts, shown
 from runtime_adapters.errors import BadArtifact
@@ -45,8 +55,16 @@ if TYPE_CHECKING:
     from obstore.store import HTTPStore, S3Store
 
 _CHUNK_BYTES = 1024 * 1024
+PART_BYTES = 8 * 1024 * 1024
+"""Of a large object: at 90 MB/s a tenth of a second, twice what a store takes to begin its answer."""
+PARTS_AT_ONCE = 4
+"""For one object; each takes its bytes in memory until its turn comes. Eight downloads at a time then hold 256 MiB."""
+PARALLEL_MIN_BYTES = 2 * PART_BYTES
+"""Less than this is not worth further requests."""
 _FILE_GRAIN_S = 2.0
 """Coarsest timestamps of common file systems."""
+_LOOK_UP_S = 0.2
+"""How often a reader that waits for a part lets its caller see whether it is still wanted."""
 _HTTP_GRAIN_S = 60.0
 """Last-Modified counts seconds, on a clock that is not ours."""
 
@@ -217,9 +235,14 @@ class _StoredObjects:
         self._location = location
         self._store = store
         self._opened: tuple[RemoteObject, GetResult] | None = None
+        self._knows_ranges = True
 
     def read(self, item: RemoteObject, offset: int = 0) -> Iterator[bytes]:
         opened, self._opened = self._opened, None
+        if item.etag and self._knows_ranges and item.size_bytes - offset >= PARALLEL_MIN_BYTES:
+            whole = opened[1] if opened is not None and offset == 0 and opened[0] == item else None
+            yield from self._read_in_parts(item, offset, whole)
+            return
         try:
             if opened is not None and offset == 0 and opened[0] == item:
                 result = opened[1]
@@ -233,6 +256,52 @@ class _StoredObjects:
             yield from result.stream(min_chunk_size=1)
         except Exception as error:
             raise map_foreign(error, self._location) from None
+
+    def _read_in_parts(self, item: RemoteObject, offset: int, whole: GetResult | None) -> Iterator[bytes]:
+        """The parts in their order, while others are on their way. An empty one says that the next takes its time.
+
+        `whole`: an answer that has begun already; it gives the first part, and is left then.
+        """
+        left = threading.Event()
+        begins = iter(range(offset, item.size_bytes, PART_BYTES))
+        readers = ThreadPoolExecutor(PARTS_AT_ONCE, "artifact-part")
+        try:
+            first = islice(begins, 1 if whole is not None else 0)
+            coming = deque(readers.submit(self._part, item, begin, left, whole) for begin in first)
+            others = islice(begins, PARTS_AT_ONCE - len(coming))
+            coming.extend(readers.submit(self._part, item, begin, left) for begin in others)
+            while coming:
+                while not wait([coming[0]], timeout=_LOOK_UP_S).done:
+                    yield b""
+                yield coming.popleft().result()
+                coming.extend(readers.submit(self._part, item, begin, left) for begin in islice(begins, 1))
+        except RangeIgnored:
+            self._knows_ranges = False
+            raise
+        finally:
+            left.set()
+            readers.shutdown(wait=True, cancel_futures=True)
+
+    def _part(self, item: RemoteObject, begin: int, left: threading.Event, whole: GetResult | None = None) -> bytes:
+        """One part, whole. Ends early, with less, when nobody waits for it any more."""
+        end = min(item.size_bytes, begin + PART_BYTES)
+        part = bytearray()
+        try:
+            result = whole or self._get(item.key, if_match=item.etag, offset=begin, end=end)
+            found = self._object(item.name, item.key, result)
+            if found.version != item.version or result.range[0] != begin:
+                raise ArtifactChanged(
+                    f"uri {self._location.shown!r}: the object changed while it was read; it is read again"
+                )
+            for chunk in result.stream(min_chunk_size=1):
+                part += chunk
+                if left.is_set() or len(part) >= end - begin:
+                    break
+        except Exception as error:
+            raise map_foreign(error, self._location) from None
+        if len(part) < end - begin and not left.is_set():
+            raise FetchFailed(f"uri {self._location.shown!r}: a part came with {len(part)} of {end - begin} bytes")
+        return bytes(memoryview(part)[: end - begin])
 
     def _look_at_object(self, key: str, known: RemoteObject | None) -> RemoteObject:
         # A GET that stops at the headers, not a HEAD: signed URLs allow the one method that they were signed for.
@@ -249,7 +318,13 @@ class _StoredObjects:
         return found
 
     def _get(
-        self, key: str, *, if_match: str | None = None, if_none_match: str | None = None, offset: int = 0
+        self,
+        key: str,
+        *,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+        offset: int = 0,
+        end: int | None = None,
     ) -> GetResult:
         import obstore
 
@@ -258,7 +333,9 @@ class _StoredObjects:
             options["if_match"] = if_match
         if if_none_match:
             options["if_none_match"] = if_none_match
-        if offset:
+        if end is not None:
+            options["range"] = (offset, end)
+        elif offset:
             options["range"] = {"offset": offset}
         return obstore.get(self._store, key, options=options or None)
 

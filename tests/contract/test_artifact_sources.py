@@ -128,13 +128,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._plain(412, b"")
             return
         offset = 0
-        found = re.fullmatch(r"bytes=(\d+)-\d*", headers.get("range", ""))
-        if found and "ignore-range" not in fault:
-            offset = int(found.group(1))
+        found = re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", ""))
         content = served.content
-        self.send_response(206 if offset else 200)
-        if offset:
-            self.send_header("Content-Range", f"bytes {offset}-{len(content) - 1}/{len(content)}")
+        ranged = found is not None and "ignore-range" not in fault
+        if found is not None and ranged:
+            offset = int(found.group(1))
+            content = content[: int(found.group(2)) + 1] if found.group(2) else content
+        self.send_response(206 if ranged else 200)
+        if ranged:
+            self.send_header("Content-Range", f"bytes {offset}-{len(content) - 1}/{len(served.content)}")
         if served.etag:
             self.send_header("ETag", served.etag)
         if served.modified:
@@ -809,3 +811,59 @@ async def test_trust_follows_the_real_file_not_the_link(files: FilePlace, tmp_pa
         assert (await store.fetch(FetchRequest(trusted))).trusted
         assert not (await store.fetch(FetchRequest(f"{files.root}/trusted/link.pkl"))).trusted
         assert not (await store.fetch(FetchRequest(f"{files.root}/other/m.pkl"))).trusted
+
+
+# Large objects, in parts ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
+    part_bytes = len(BODY) // 7
+    monkeypatch.setattr(sources, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(sources, "PARALLEL_MIN_BYTES", 2 * part_bytes)
+    return part_bytes
+
+
+async def test_a_large_object_is_read_in_parts_that_follow_the_first_answer(
+    server: FaultyServer, tmp_path: Path, small_parts: int
+) -> None:
+    uri = server.put("m.bin", BODY)
+    async with opened(tmp_path) as store:
+        artifact = await store.fetch(FetchRequest(uri, checksum=sha256_of(BODY)))
+        assert content_of(artifact) == BODY
+        assert artifact.fetched_bytes == len(BODY)
+    ranges = server.ranges()
+    assert ranges[0] is None
+    begins = range(small_parts, len(BODY), small_parts)
+    assert set(ranges[1:]) == {f"bytes={begin}-{min(len(BODY), begin + small_parts) - 1}" for begin in begins}
+
+
+async def test_parts_go_on_where_a_broken_download_stopped(
+    server: FaultyServer, tmp_path: Path, small_parts: int
+) -> None:
+    uri = server.put("m.bin", BODY)
+    server.faults["/m.bin"] = ["", "", "reset", "reset", "reset", "reset", "reset", "reset"]
+    async with opened(tmp_path) as store:
+        artifact = await store.fetch(FetchRequest(uri))
+        assert content_of(artifact) == BODY
+        assert artifact.fetched_bytes < len(BODY)
+
+
+async def test_a_large_object_of_a_server_that_ignores_ranges_is_read_in_one_stream(
+    server: FaultyServer, tmp_path: Path, small_parts: int
+) -> None:
+    uri = server.put("m.bin", BODY)
+    server.faults["/m.bin"] = ["ignore-range"] * 20
+    async with opened(tmp_path) as store:
+        assert content_of(await store.fetch(FetchRequest(uri))) == BODY
+
+
+async def test_a_large_object_that_changes_between_its_parts_is_never_a_mixture(
+    server: FaultyServer, tmp_path: Path, small_parts: int
+) -> None:
+    uri = server.put("m.bin", BODY)
+    server.faults["/m.bin"] = ["", "", "change"]
+    async with opened(tmp_path) as store:
+        content = content_of(await store.fetch(FetchRequest(uri)))
+        assert content == server.files["/m.bin"].content
+        assert content != BODY
