@@ -48,6 +48,15 @@ class BoxDefaults:
     cpus: float
 
 
+@dataclass(frozen=True, slots=True)
+class BoxLimit:
+    """A setting that depends on the box, its value (bytes, or a count), and where it comes from."""
+
+    name: str
+    value: float
+    origin: str
+
+
 def box_defaults(root: Path = ROOT, affinity: int | None = None) -> BoxDefaults:
     """What the settings default to in this box."""
     memory, cpu = memory_limit(root), cpu_limit(root, affinity)

@@ -14,6 +14,7 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -36,6 +37,8 @@ from cache.tenancy import check_shares
 from cache.types import Bytes, ModelKey, Place
 from mesh.access_log import AccessLog
 from mesh.asking import Asking
+from mesh.box import this_box
+from mesh.disk_room import disk_room
 from mesh.endpoint.access import Access
 from mesh.endpoint.aliases import AliasesEndpoint, AliasSetting
 from mesh.endpoint.descriptions import Describer
@@ -64,7 +67,7 @@ from mesh.promotion import PromotionLimits
 from mesh.routing.pool_side import Condition, PoolSide, address_to_advertise
 from mesh.running import Runner, Runs
 from mesh.serving import Serving
-from mesh.settings import Settings
+from mesh.settings import Settings, box_limits
 from mesh.size_watch import SizeWatch
 from mesh.staging import Staging, never
 from mesh.status import StatusView
@@ -259,6 +262,8 @@ class Node:
             unready_reason=self.unready_reason,
             draining=lambda: self._draining,
             calls_in_flight=lambda: self.transport.calls_in_flight,
+            memory_pressure=lambda: self.memory_watch.pressure,
+            box_limits=box_limits(settings),
             clock=world.clock,
             wall_clock=world.wall_clock,
         )
@@ -390,6 +395,8 @@ class Node:
 
         Raises CannotStart, CannotListen, PlacementError.
         """
+        if self._world.read_memory is not None:
+            self._look_at_box()
         await self.registry.start()
         self.registry.on_change(self._on_change)
         self.parking.start()
@@ -420,6 +427,26 @@ class Node:
         if self._settings.ready_file is not None:
             _write_ready_file(self._settings.ready_file, grpc[0], http_port)
         log.info("ready: %s; %d models registered", ", ".join(self.pod.addresses), self.registry.view.model_count())
+
+    def _look_at_box(self) -> None:
+        settings, box = self._settings, this_box()
+        for limit in box_limits(settings):
+            log.info("%s %s: %s", limit.name, f"{limit.value:,.0f}", limit.origin)
+        if settings.model_threads > box.cpus:
+            log.warning("model_threads is %d, and this box has %g CPUs", settings.model_threads, box.cpus)
+        disk = shutil.disk_usage(settings.data_dir)
+        room = disk_room(
+            int(settings.disk_capacity),
+            asked_for="disk_capacity" in settings.model_fields_set,
+            used_bytes=self.artifacts.use().used_bytes,
+            free_bytes=disk.free,
+            total_bytes=disk.total,
+            where=str(settings.data_dir),
+        )
+        if room.error:
+            raise CannotStart(room.error)
+        if room.warning:
+            log.warning("%s", room.warning)
 
     async def _wait_fit(self) -> None:
         """A new pod of a running pool proves itself before it is ready: others reach it, and it can load."""

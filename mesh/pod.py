@@ -16,6 +16,7 @@ import psutil
 from cache.machine import CacheMachine
 from cache.types import CopyState
 from cache.views import Usage
+from mesh.box import BoxLimit
 from mesh.loading import Loading
 from mesh.overview import Overview
 from mesh.serving import Serving
@@ -115,6 +116,9 @@ class PodReport:
     """Empty where no tenant has a share."""
     thrashing: str = ""
     """Why the cache serves by turns, or would if it were allowed to."""
+    memory_pressure: str = ""
+    """Why it holds less than its capacity."""
+    box_limits: tuple[BoxLimit, ...] = ()
 
 
 class PodView:
@@ -131,6 +135,8 @@ class PodView:
         unready_reason: Callable[[], str],
         draining: Callable[[], bool],
         calls_in_flight: Callable[[], int],
+        memory_pressure: Callable[[], str] = str,
+        box_limits: tuple[BoxLimit, ...] = (),
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -143,6 +149,8 @@ class PodView:
         self._unready_reason = unready_reason
         self._draining = draining
         self._calls_in_flight = calls_in_flight
+        self._memory_pressure = memory_pressure
+        self._box_limits = box_limits
         self._clock = clock
         self._wall_clock = wall_clock
         self._started_at_ms = int(wall_clock() * 1e3)
@@ -189,6 +197,8 @@ class PodView:
             notices=overview.notices(),
             busy=record.busy,
             tenants=tuple(self._tenants(usage)),
+            memory_pressure=self._memory_pressure(),
+            box_limits=self._box_limits,
             thrashing="" if usage.thrashing is None else str(usage.thrashing),
         )
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ByteSize, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from mesh.box import this_box
+from mesh.box import BoxLimit, this_box
 from mesh.tenant_shares import check_parts
 from placement.errors import InvalidAddress
 from placement.store.etcd_options import EtcdOptions
@@ -407,3 +407,12 @@ def origin_of_default(name: str) -> str:
     """What a default was made from, where it depends on the box; else that it is the default."""
     box = this_box()
     return {"capacity": box.capacity_why, "infer_threads": box.workers_why}.get(name, "the default")
+
+
+def box_limits(settings: Settings) -> tuple[BoxLimit, ...]:
+    """What this pod takes of its box."""
+    names = ("capacity", "device_capacity", "disk_capacity", "infer_threads", "model_threads")
+    values = {name: getattr(settings, name) for name in names}
+    return tuple(
+        BoxLimit(name, float(value), settings.origin(name)) for name, value in values.items() if value is not None
+    )

@@ -86,9 +86,17 @@ def pod_details(pod: Any) -> list[tuple[str, str]]:
         ("oldest use", f"{show_age(pod.eviction_age_s)} ago" if pod.eviction_age_s else ""),
         ("memory", show_size(pod.rss_bytes) if pod.rss_bytes else ""),
         *((f"tenant {tenant.tenant}", show_tenant(tenant)) for tenant in pod.tenants),
+        ("memory pressure", pod.memory_pressure),
+        *((limit.name.replace("_", " "), show_limit(limit)) for limit in pod.box_limits),
         ("version", pod.version),
     ]
     return [(label, value) for label, value in lines if value]
+
+
+def show_limit(limit: Any) -> str:
+    """`13.9 GiB: 80% less 256 MiB of 17.76 GiB (...)`."""
+    value = f"{limit.value:g}" if limit.name.endswith("threads") else show_size(int(limit.value))
+    return f"{value}: {limit.origin}"
 
 
 def disk_lines(pod: Any) -> list[tuple[str, str]]:
@@ -128,6 +136,8 @@ def remarks(pods: Iterable[Any], now_s: float) -> list[str]:
             found.append(f"{pod.pod} is not ready: {pod.why_unready}")
         if pod.thrashing:
             found.append(f"{pod.pod}: {pod.thrashing}; raise --capacity, or add pods")
+        if pod.memory_pressure:
+            found.append(f"{pod.pod} holds less while memory is short: {pod.memory_pressure}")
         if pod.store_away_since_ms:
             away_s = now_s - pod.store_away_since_ms / 1000
             found.append(f"{pod.pod}: the store has not answered for {show_age(away_s)}; what is known goes on serving")

@@ -180,6 +180,8 @@ def described_pods(reports: Iterable[PodReport]) -> list[hexcomb_pb2.PodDescript
                 guarantee_bytes=tenant.guarantee_bytes,
                 limit_bytes=tenant.limit_bytes,
             )
+        for limit in report.box_limits:
+            into.box_limits.add(name=limit.name, value=limit.value, origin=limit.origin)
         for runtime in report.runtimes:
             into.runtimes.add(
                 format=runtime.format, version=runtime.version, available=runtime.available, message=runtime.message
@@ -203,4 +205,5 @@ _POD_FIELDS = (
     "loads_queued", "requests_in_flight", "requests_waiting", "hits", "misses", "loads", "load_failures", "evictions",
     "eviction_age_s", "rss_bytes", "zone", "why_unready", "reachable", "why_unreachable", "leader",
     "store_away_since_ms", "requests_per_s", "queue_delay_s", "thrashing",
+    "memory_pressure",
 )  # fmt: skip
