@@ -26,6 +26,8 @@ LOAD_BYTES_PER_S = 200e6
 """Object storage to servable, over all formats: only the order of pods depends on it."""
 DISK_BYTES_PER_S = 1e9
 
+NOWHERE: frozenset[str] = frozenset()
+
 
 class FactsGatherer:
     """Facts as of one picture of the pool. Cheap to make: what costs is computed when it is asked for first."""
@@ -49,8 +51,9 @@ class FactsGatherer:
         name = ModelName(record.tenant, record.id)
         size_bytes = self._known_size(name) or self._declared_bytes(spec) or self.guessed_bytes()
         rule = self._constraints.rule(spec.format or "", spec.labels)
-        parked = [each for each in self._view.parked.get(name, ()) if each.disk == record.generation]
-        measured_s = _measured_s(parked)
+        parked = self._view.parked.get(name, ())
+        on_disk = [each for each in parked if each.disk == record.generation] if parked else ()
+        measured_s = _measured_s(on_disk) if on_disk else 0.0
         return ModelFacts(
             name,
             record.generation,
@@ -64,7 +67,7 @@ class FactsGatherer:
             labels_preferred=rule.preferred,
             load_s=max(LOAD_FIRST_S, measured_s) + size_bytes / LOAD_BYTES_PER_S,
             disk_load_s=measured_s or LOAD_FIRST_S + size_bytes / DISK_BYTES_PER_S,
-            on_disk=frozenset(each.pod for each in parked),
+            on_disk=frozenset(each.pod for each in on_disk) if on_disk else NOWHERE,
         )
 
     def _declared_bytes(self, spec: ModelSpec) -> int:
