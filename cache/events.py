@@ -86,7 +86,7 @@ class LoadFailed:
 class LoadOutOfMemory:
     """The framework found no memory for the load, and nothing of it remains; `needed` is what to reserve instead.
 
-    Tried once more with those bytes; a second time it is a transient failure with this message.
+    Tried once more with those bytes; a second time the pod is FULL, for the reason that the message says.
     """
 
     copy_id: int

@@ -373,11 +373,13 @@ class CacheMachine:
         copy = state.required(event.copy_id, event, CopyState.LOADING, CopyState.CANCELLING_LOAD, CopyState.OVERDUE)
         _check_size(event.needed)
         if copy.state is not CopyState.LOADING or copy.ran_out:
-            self._on_failure(copy, Cause.LOAD_FAILED, Failure(FailureKind.TRANSIENT, event.message))
+            if copy.state is CopyState.LOADING:
+                self._fail(copy, RefusalKind.FULL, event.message)
+            state.move(copy, Cause.LOAD_FAILED)
             return
         copy.ran_out = True
-        # No more than fits the pod at all: the framework's want of memory does not make the model too big for good.
-        copy.needed = copy.size = event.needed.at_least(copy.needed).at_most(state.limits.capacity)
+        # No more than the pod may hold now: want of memory does not make a model too big.
+        copy.needed = copy.size = event.needed.at_most(state.capacity_wanted).at_least(copy.needed)
         state.profiles.measured(copy.key, copy.needed)
         state.move(copy, Cause.OUT_OF_MEMORY)
         state.note(copy.key, copy.copy_id, f"{event.message}; tried once more with {copy.needed} reserved")

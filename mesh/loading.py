@@ -57,7 +57,7 @@ from cache.types import (
     WantedModel,
 )
 from mesh.heap import HeapTrimmer
-from mesh.measured_load import MeasuredLoad, load_and_measure, load_isolated_and_measure
+from mesh.measured_load import MeasuredLoad, ReadMemory, load_and_measure, load_isolated_and_measure
 from mesh.resident import LARGER_FACTOR, SMALL_REQUEST_BYTES, Resident
 from mesh.settings import Settings
 from mesh.sizing import reserved_after_running_out, workspace_after_running_out, wrong_declaration
@@ -68,7 +68,15 @@ from placement.records import ModelRecord
 from runtime_adapters import errors as adapter_errors
 from runtime_adapters.artifacts.fetch import Artifact
 from runtime_adapters.base import Device, LoadedModel, ModelMetadata, Size
-from runtime_adapters.errors import AdapterError, BadArtifact, LoadCrashed, MissingRuntime, ModelCrashed, OutOfMemory
+from runtime_adapters.errors import (
+    AdapterError,
+    BadArtifact,
+    LoadCrashed,
+    MissingRuntime,
+    ModelCrashed,
+    NoRoom,
+    OutOfMemory,
+)
 from runtime_adapters.isolation import Cancellation, IsolatedModel
 from runtime_adapters.memory import trim
 from runtime_adapters.validation import InputChecker
@@ -81,6 +89,16 @@ HOST_MEMORY = Place("device", "cpu")
 
 async def _no_wait(key: ModelKey) -> None:
     """Nothing to wait for."""
+
+
+class RanOut(Protocol):
+    """Hears that what the ledger holds in a place is `missing_bytes` more than there is."""
+
+    def __call__(self, place: Place, missing_bytes: int, message: str, *, counted: bool) -> None: ...
+
+
+def _nobody_hears(place: Place, missing_bytes: int, message: str, *, counted: bool) -> None:
+    """For a loader by itself."""
 
 
 class Refused(Exception):
@@ -170,12 +188,14 @@ class Loading:
         record_of: Callable[[ModelKey], ModelRecord | None],
         on_loaded: Callable[[ModelKey], None],
         hooks: PoolHooks | None = None,
-        ran_out: Callable[[Place, int, str], None] = lambda place, wanted_bytes, why: None,
+        ran_out: RanOut = _nobody_hears,
+        read_memory: ReadMemory | None = None,
         clock: Callable[[], float] = time.monotonic,
         in_thread: InThread = in_thread,
     ) -> None:
-        """`ran_out` hears where a framework found no memory, and for how much. `clock` is the event loop's;
-        `in_thread` runs what blocks."""
+        """`ran_out` hears where there was no memory, and how much was missing. `read_memory`: asked before loads of
+        some size whether the box has room; None: nobody is asked. `clock` is the event loop's; `in_thread` runs what
+        blocks."""
         self._cache = cache
         self._staging = staging
         self._settings = settings
@@ -185,6 +205,9 @@ class Loading:
         self._on_loaded = on_loaded
         self._hooks = hooks or PoolHooks()
         self._ran_out = ran_out
+        self._read_memory = read_memory
+        self._loading_bytes: dict[int, int] = {}
+        """Host bytes of the loads that run now, by copy."""
         self._clock = clock
         self._in_thread = in_thread
         self._residents: dict[int, Resident] = {}
@@ -423,7 +446,7 @@ class Loading:
             return LoadFailed(copy_id, Failure(FailureKind.TRANSIENT, "cancelled: nobody waits for it any more"))
         except OutOfMemory as error:
             self._staged[copy_id] = staged  # held: the cache makes room, and has it loaded once more
-            return self._load_ran_out(key, copy_id, staged, str(error))
+            return self._load_ran_out(key, copy_id, staged, error)
         except Exception as error:  # every failure of a load becomes the cache's event
             self._staging.release(staged.artifact)
             failure = self._failure(key, "load", format_name, error)
@@ -445,13 +468,16 @@ class Loading:
             log.info("%s: %s", key, remark)
         return Loaded(copy_id, self._bytes_with_runs(resident), remark, _shared_parts(resident.size))
 
-    def _load_ran_out(self, key: ModelKey, copy_id: int, staged: Staged, why: str) -> LoadOutOfMemory:
+    def _load_ran_out(self, key: ModelKey, copy_id: int, staged: Staged, error: OutOfMemory) -> LoadOutOfMemory:
         reserved = self._cache.copy(copy_id).needed
-        message = f"no memory for a load of {key} with {reserved} reserved: {why}"
+        message = f"no memory for a load of {key} with {reserved} reserved: {error}"
         log.warning("%s", message)
         self._telemetry.out_of_memory.labels(staged.adapter.format, "load").inc()
         place = self._place_of(staged.options.device)
-        self._ran_out(place, reserved[place], message)
+        if isinstance(error, NoRoom):  # its size is right, the capacity is not
+            self._ran_out(place, error.missing_bytes, message, counted=True)
+            return LoadOutOfMemory(copy_id, reserved, message)
+        self._ran_out(place, 0, message, counted=False)
         return LoadOutOfMemory(copy_id, reserved_after_running_out(reserved), message)
 
     async def make_room(self, resident: Resident, request_bytes: int, why: str) -> None:
@@ -465,7 +491,7 @@ class Loading:
             resident.size.total_bytes, request_bytes, self._cache.usage().capacity[place]
         )
         self.resized(resident, workspace_bytes=max(resident.workspace_bytes, workspace_bytes))
-        self._ran_out(place, workspace_bytes, message)
+        self._ran_out(place, workspace_bytes, message, counted=False)
         leaving = [
             task
             for copy_id, task in self._running.items()
@@ -487,9 +513,16 @@ class Loading:
             self.send(Resized(resident.copy.copy_id, after[0], _shared_parts(resident.size)))
 
     async def _load_once(self, key: ModelKey, copy_id: int, staged: Staged, timeout_s: float) -> MeasuredLoad:
-        if staged.isolated:
-            return await self._load_isolated(key, staged, timeout_s)
-        return await self._load_here(key, copy_id, staged, timeout_s)
+        self._loading_bytes[copy_id] = staged.estimate.host_bytes
+        try:
+            if staged.isolated:
+                return await self._load_isolated(key, copy_id, staged, timeout_s)
+            return await self._load_here(key, copy_id, staged, timeout_s)
+        finally:
+            del self._loading_bytes[copy_id]
+
+    def _beside(self, copy_id: int) -> int:
+        return sum(count for other_id, count in self._loading_bytes.items() if other_id != copy_id)
 
     def _resident(self, key: ModelKey, copy_id: int, staged: Staged, loaded: MeasuredLoad) -> Resident:
         format_name = staged.adapter.format
@@ -518,7 +551,7 @@ class Loading:
     async def _load_here(self, key: ModelKey, copy_id: int, staged: Staged, timeout_s: float) -> MeasuredLoad:
         ends_s = self._clock() + timeout_s
         staged = replace(staged, run_s=self._run_times_s.get(staged.artifact.content_hash))
-        thread = self._in_thread("load", load_and_measure, staged)
+        thread = self._in_thread("load", load_and_measure, staged, self._read_memory, self._beside(copy_id))
         cancelled = False
         try:
             done, _ = await asyncio.wait([thread], timeout=timeout_s)
@@ -537,9 +570,18 @@ class Loading:
         await self._free_late_result(thread)
         raise error
 
-    async def _load_isolated(self, key: ModelKey, staged: Staged, timeout_s: float) -> MeasuredLoad:
+    async def _load_isolated(self, key: ModelKey, copy_id: int, staged: Staged, timeout_s: float) -> MeasuredLoad:
         cancellation = Cancellation()
-        thread = self._in_thread("load", load_isolated_and_measure, staged, timeout_s, self._settings, cancellation)
+        thread = self._in_thread(
+            "load",
+            load_isolated_and_measure,
+            staged,
+            timeout_s,
+            self._settings,
+            cancellation,
+            self._read_memory,
+            self._beside(copy_id),
+        )
         try:
             return await asyncio.shield(thread)
         except (LoadCrashed, ModelCrashed):  # the latter: in its warm-up

@@ -6,14 +6,17 @@ Everything here blocks. Deliberately absent: when to load, and what happens to t
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from mesh.pressure import PressureLimits, missing_room
 from mesh.settings import Settings
 from mesh.staging import Staged
 from runtime_adapters.base import LoadedModel, Size
-from runtime_adapters.errors import OutOfMemory
+from runtime_adapters.errors import NoRoom, OutOfMemory
 from runtime_adapters.isolation import Cancellation, load_isolated
-from runtime_adapters.memory import MEASURED_MIN_BYTES, MemoryProbe, corrected_size
+from runtime_adapters.memory import MEASURED_MIN_BYTES, MemoryProbe, corrected_size, trim
+from runtime_adapters.memory_reading import MemoryReading
 
 SLOW_RUN_S = 0.01
 """A first run longer than this needs no second one to tell that the model belongs on a worker thread."""
@@ -30,8 +33,15 @@ class MeasuredLoad:
     warm_up_s: float
 
 
-def load_and_measure(staged: Staged) -> MeasuredLoad:
-    """Raises AdapterError; nothing of the model remains then."""
+ReadMemory = Callable[[], MemoryReading]
+CHECKED_MIN_BYTES = 1 << 20
+"""A load of less cannot bring a box from well to danger, and a reading costs as much as such a load."""
+_PRESSURE_LIMITS = PressureLimits()
+
+
+def load_and_measure(staged: Staged, read_memory: ReadMemory | None = None, beside_bytes: int = 0) -> MeasuredLoad:
+    """`beside_bytes`: of loads that run at the same time. Raises AdapterError; nothing of the model remains then."""
+    _check_room(staged, read_memory, beside_bytes)
     model: LoadedModel | None = None
     try:
         # What is too small to be measured is not worth the milliseconds of a trim.
@@ -54,9 +64,31 @@ def load_and_measure(staged: Staged) -> MeasuredLoad:
         raise
 
 
+def _check_room(staged: Staged, read_memory: ReadMemory | None, beside_bytes: int) -> None:
+    """A look at the box before each load of some size: between two looks of the memory watch, dozens may come.
+
+    Raises NoRoom while the kernel would not yet kill.
+    """
+    if read_memory is None or staged.estimate.host_bytes < CHECKED_MIN_BYTES:
+        return
+    needed_bytes = staged.estimate.host_bytes + beside_bytes
+    missing_bytes, why = missing_room(read_memory(), needed_bytes, _PRESSURE_LIMITS)
+    if missing_bytes:
+        trim()  # what malloc has kept is the cheapest to give back
+        missing_bytes, why = missing_room(read_memory(), needed_bytes, _PRESSURE_LIMITS)
+    if missing_bytes:
+        raise NoRoom(why, missing_bytes)
+
+
 def load_isolated_and_measure(
-    staged: Staged, timeout_s: float, settings: Settings, cancellation: Cancellation
+    staged: Staged,
+    timeout_s: float,
+    settings: Settings,
+    cancellation: Cancellation,
+    read_memory: ReadMemory | None = None,
+    beside_bytes: int = 0,
 ) -> MeasuredLoad:
+    _check_room(staged, read_memory, beside_bytes)
     began = time.perf_counter()
     model = load_isolated(
         staged.adapter.format,

@@ -82,15 +82,22 @@ class MemoryWatch:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    def ran_out(self, place: Place, wanted_bytes: int, message: str) -> None:
-        """A framework found no memory for so many bytes there."""
+    def ran_out(self, place: Place, missing_bytes: int, message: str, *, counted: bool) -> None:
+        """What is held there now is `missing_bytes` more than there is. `counted`: the kernel says so, and not only a
+        framework."""
         state = self._states.get(place)
         if state is None or self._read is None:
             return
-        now_s, used_bytes = self._clock(), self._used()[place]
-        self._adopt(
-            {place: after_running_out(state, used_bytes, wanted_bytes, message, now_s=now_s, limits=self._limits)}
+        after = after_running_out(
+            state,
+            self._used()[place],
+            missing_bytes,
+            message,
+            counted=counted,
+            now_s=self._clock(),
+            limits=self._limits,
         )
+        self._adopt({place: after})
 
     async def _watch(self, read: Callable[[], MemoryReading]) -> None:
         while True:

@@ -174,7 +174,8 @@ class Node:
             record_of=self._record_of,
             on_loaded=self.generations.loaded,
             hooks=None if self.pool is None else self.pool.hooks,
-            ran_out=lambda place, wanted_bytes, why: self.memory_watch.ran_out(place, wanted_bytes, why),
+            read_memory=world.read_memory if settings.memory_watch_s else None,
+            ran_out=self._ran_out,
             clock=world.clock,
             in_thread=world.in_thread,
         )
@@ -369,6 +370,9 @@ class Node:
 
     def _record_of(self, key: ModelKey) -> ModelRecord | None:
         return self.generations.record_of(key, self.registry.model(key.tenant, key.model_id))
+
+    def _ran_out(self, place: Place, missing_bytes: int, message: str, *, counted: bool) -> None:
+        self.memory_watch.ran_out(place, missing_bytes, message, counted=counted)
 
     def _on_change(self, changes: Changes) -> None:
         for change in changes.models:

@@ -11,7 +11,7 @@ no longer true. Then the pod holds less for a while. Three things lower its capa
 * **reclaim that hurts**: near the limit, pages that were taken come back soon (refaults), requests wait for the disk
   (major faults) or for memory (stalls), for several readings in a row. A copy less is quicker than all of them from
   disk: by a tenth, and once more while it goes on.
-* **a framework found no memory**: what is held now, less what was wanted, is what there is.
+* **there was no memory** for a load or a run: what the ledger held then, less what was missing, is what there is.
 
 It comes back in steps, each after a calm while, and only while the room for the step is really there. Entering and
 leaving have thresholds of their own, so that one copy more or less does not swing it.
@@ -111,8 +111,7 @@ def after_reading(
     limits: PressureLimits,
 ) -> Pressure:
     """The state after one more reading, `elapsed_s` after the one before. `used_bytes`: what the ledger holds."""
-    share_bytes = int(limits.danger_share * now.limit_bytes)
-    danger_bytes = max(limits.danger_bytes, min(limits.danger_bytes_max, share_bytes))
+    danger_bytes = danger_bytes_of(now.limit_bytes, limits)
     least_bytes = min(state.capacity_bytes, int(limits.least_share * state.full_bytes))
     safe_bytes = int(limits.safe_factor * danger_bytes)
     # 1. Danger goes before everything, and stays until the distance is safe.
@@ -142,17 +141,42 @@ def after_reading(
     return _back(state, room_bytes, now_s, limits)
 
 
-def after_running_out(
-    state: Pressure, used_bytes: int, wanted_bytes: int, message: str, *, now_s: float, limits: PressureLimits
-) -> Pressure:
-    """The state after a framework found no memory for `wanted_bytes` more than the `used_bytes` that are held.
+def danger_bytes_of(limit_bytes: int, limits: PressureLimits) -> int:
+    """Less left than this is danger."""
+    return max(limits.danger_bytes, min(limits.danger_bytes_max, int(limits.danger_share * limit_bytes)))
 
-    One report in `lower_every_s` counts: whoever sends a request that no pod could run must not empty this one.
+
+def missing_room(reading: MemoryReading, needed_bytes: int, limits: PressureLimits) -> tuple[int, str]:
+    """Bytes by which a load of so many would lead into danger, and the sentence for it; (0, "") when it would not."""
+    left_bytes = reading.headroom_bytes - danger_bytes_of(reading.limit_bytes, limits)
+    if needed_bytes <= left_bytes:
+        return 0, ""
+    why = (
+        f"it takes {_mib(needed_bytes)}, and {_mib(max(0, left_bytes))} of {_mib(reading.limit_bytes)} can be used "
+        f"without danger ({reading.source})"
+    )
+    return needed_bytes - left_bytes, why
+
+
+def after_running_out(
+    state: Pressure,
+    used_bytes: int,
+    missing_bytes: int,
+    message: str,
+    *,
+    counted: bool,
+    now_s: float,
+    limits: PressureLimits,
+) -> Pressure:
+    """The state after there was no memory for the `used_bytes` that the ledger holds: `missing_bytes` too few.
+
+    Where the kernel's own figures say so (`counted`) it holds at once. Of what frameworks say, one report in
+    `lower_every_s` does: whoever sends a request that no pod could run must not empty this one.
     """
-    if now_s - state.lowered_at_s < limits.lower_every_s:
+    if not counted and now_s - state.lowered_at_s < limits.lower_every_s:
         return state
     least_bytes = min(state.capacity_bytes, int(limits.least_share * state.full_bytes))
-    capacity_bytes = max(least_bytes, min(state.capacity_bytes, used_bytes - wanted_bytes))
+    capacity_bytes = max(least_bytes, min(state.capacity_bytes, used_bytes - missing_bytes))
     return replace(_left_calm(state, Level.REDUCED, message, now_s, capacity_bytes), lowered_at_s=now_s)
 
 

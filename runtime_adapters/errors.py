@@ -38,6 +38,14 @@ class OutOfMemory(AdapterError):
     """The framework found no memory for a load or a run in this process. Nothing of it remains."""
 
 
+class NoRoom(OutOfMemory):
+    """A load was not begun: the box has `missing_bytes` too few left for it."""
+
+    def __init__(self, message: str, missing_bytes: int) -> None:
+        super().__init__(message)
+        self.missing_bytes = missing_bytes
+
+
 class LoadFailed(AdapterError):
     """The load failed for a reason that may pass (a dead worker process, a full disk). Transient."""
 

@@ -99,14 +99,15 @@ def test_a_load_without_memory_is_tried_once_more_with_more_bytes_and_others_lea
     assert resident(loader) == {"idle-too", "hungry"}
 
 
-def test_a_second_time_without_memory_is_a_transient_failure(pod: Build, model: Model) -> None:
+def test_a_second_time_without_memory_the_pod_is_full_for_a_while(pod: Build, model: Model) -> None:
     loader = pod()
     loader.want(1, model("hungry"))
     (copy_id,) = loader.fetching
     loader.finish_fetch(copy_id)
     loader.run_out(copy_id, Bytes.of(CPU, 45))
     loader.run_out(copy_id, Bytes.of(CPU, 60))
-    assert loader.refused[1].kind is RefusalKind.LOAD_FAILED_TRANSIENT
+    assert loader.refused[1].kind is RefusalKind.FULL
+    assert loader.refused[1].retry_after_s
     assert "no memory" in loader.refused[1].message
     assert used_bytes(loader) == 0
 

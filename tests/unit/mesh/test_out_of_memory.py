@@ -63,18 +63,22 @@ async def test_the_second_time_without_memory_is_told_and_the_pod_lives_on(pod: 
     pod.adapter.on("load", runs_out(2))
     with pytest.raises(Refused) as refused:
         await pod.load(hungry)
-    assert refused.value.refusal.kind is RefusalKind.LOAD_FAILED_TRANSIENT
+    assert refused.value.refusal.kind is RefusalKind.FULL
     assert "no memory" in refused.value.refusal.message
     await pod.load(other)
     assert pod.charged_bytes() == 200_000
 
 
 async def test_whoever_watches_the_memory_hears_where_and_how_much_was_missing(pod: Pod) -> None:
-    heard: list[tuple[Place, int]] = []
-    pod.loading._ran_out = lambda place, wanted_bytes, why: heard.append((place, wanted_bytes))
+    heard: list[tuple[Place, int, bool]] = []
+
+    def hear(place: Place, missing_bytes: int, message: str, *, counted: bool) -> None:
+        heard.append((place, missing_bytes, counted))
+
+    pod.loading._ran_out = hear
     pod.adapter.on("load", runs_out(1))
     await pod.load(pod.register("hungry", BIG))
-    assert heard == [(HOST_MEMORY, 200_000)]
+    assert heard == [(HOST_MEMORY, 0, False)]
 
 
 async def test_a_run_without_memory_makes_its_copy_count_for_more_and_waits_until_others_have_left(
@@ -99,6 +103,49 @@ async def test_a_client_s_huge_requests_never_make_a_model_too_big_for_the_pod(p
     resident.let_go()
     assert pod.is_servable(model)
     assert resident.copy.state is CopyState.SERVABLE
+
+
+@pytest.fixture
+async def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pod]:
+    """A pod that may hold 500 MiB in a box that has 150 for it, beside the 41 that are danger."""
+    pod = Pod(tmp_path, capacity_bytes=500 * MIB)
+    monkeypatch.setattr("mesh.staging.adapter_for", lambda name: pod.adapter)
+
+    def read() -> MemoryReading:
+        held_bytes = sum(resident.size.host_bytes for resident in pod.loading.every_resident())
+        return replace(QUIET, unreclaimable_bytes=GIB - 191 * MIB + held_bytes)
+
+    watch = MemoryWatch(
+        pod.cache.usage().capacity,
+        HOST_MEMORY,
+        read=read,
+        used=lambda: pod.cache.usage().used,
+        change_capacity=pod.loading.send,
+    )
+    pod.loading._read_memory = read
+    pod.loading._ran_out = watch.ran_out
+    yield pod
+    pod.check_at_rest()
+    await pod.loading.close(LONG_S)
+    await pod.artifacts.close()
+
+
+async def test_loads_that_would_lead_into_danger_are_not_begun_and_idle_copies_leave_for_them(box: Pod) -> None:
+    models = [box.register(f"m{number}", FakeSpec(size_bytes=40 * MIB)) for number in range(8)]
+    for model in models:
+        await box.load(model)
+        assert box.charged_bytes() <= 150 * MIB
+    assert box.adapter.count("load") == 8, "none was begun in vain"
+    assert box.cache.usage().capacity.total_bytes < 160 * MIB, "what the box has is known now"
+
+
+async def test_a_load_that_finds_no_room_even_so_is_refused_as_full(box: Pod) -> None:
+    with pytest.raises(Refused) as refused:
+        await box.load(box.register("large", FakeSpec(size_bytes=200 * MIB)))
+    assert refused.value.refusal.kind is RefusalKind.FULL
+    assert "without danger" in refused.value.refusal.message
+    await box.load(box.register("small", FakeSpec(size_bytes=40 * MIB)))
+    assert box.adapter.count("load", "large") == 0
 
 
 # -- the watch ---------------------------------------------------------------------------------------------------------
@@ -160,7 +207,7 @@ async def test_near_the_kernel_s_limit_loads_pause_and_the_reason_is_shown(caplo
 
 async def test_a_device_without_memory_lowers_that_device_s_capacity_alone() -> None:
     watched = Watched()
-    watched.watch.ran_out(GPU, 20 * MIB, "CUDA out of memory")
+    watched.watch.ran_out(GPU, 20 * MIB, "CUDA out of memory", counted=False)
     (asked,) = watched.asked
     assert asked.capacity == Bytes.from_mapping({HOST_MEMORY: 500 * MIB, GPU: 40 * MIB})
     assert not asked.loads_paused

@@ -6,7 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from mesh.pressure import Level, Pressure, PressureLimits, after_a_while, after_reading, after_running_out, calm
+from mesh.pressure import (
+    Level,
+    Pressure,
+    PressureLimits,
+    after_a_while,
+    after_reading,
+    after_running_out,
+    calm,
+    missing_room,
+)
 from runtime_adapters.memory_reading import MemoryReading
 
 MIB = 1 << 20
@@ -168,7 +177,9 @@ def test_in_a_large_box_danger_is_no_share_of_it() -> None:
 
 
 def test_a_framework_without_memory_shows_what_there_is() -> None:
-    state = after_running_out(calm(FULL_BYTES), 300 * MIB, 50 * MIB, "no memory for a run", now_s=1.0, limits=LIMITS)
+    state = after_running_out(
+        calm(FULL_BYTES), 300 * MIB, 50 * MIB, "no memory for a run", counted=False, now_s=1.0, limits=LIMITS
+    )
     assert state.capacity_bytes == 250 * MIB
     assert state.why == "no memory for a run"
 
@@ -177,14 +188,40 @@ def test_one_such_report_counts_in_a_while_so_that_no_client_can_empty_the_pod()
     state = calm(FULL_BYTES)
     for number in range(100):
         now_s = 1.0 + number * 0.01
-        state = after_running_out(state, state.capacity_bytes, 50 * MIB, "no memory", now_s=now_s, limits=LIMITS)
+        state = after_running_out(
+            state, state.capacity_bytes, 50 * MIB, "no memory", counted=False, now_s=now_s, limits=LIMITS
+        )
     assert state.capacity_bytes == FULL_BYTES - 50 * MIB
+
+
+def test_what_the_kernel_counts_holds_at_once_and_each_time() -> None:
+    state = calm(FULL_BYTES)
+    for _ in range(3):
+        state = after_running_out(
+            state, state.capacity_bytes, 50 * MIB, "no room", counted=True, now_s=1.0, limits=LIMITS
+        )
+    assert state.capacity_bytes == FULL_BYTES - 150 * MIB
+
+
+def test_a_load_has_room_where_it_leaves_the_box_out_of_danger() -> None:
+    danger_bytes = int(LIMITS.danger_share * GIB)
+    left_bytes = 600 * MIB - danger_bytes + 24 * MIB  # of a GiB with 400 MiB in use
+    assert missing_room(QUIET, left_bytes, LIMITS) == (0, "")
+    missing_bytes, why = missing_room(QUIET, left_bytes + MIB, LIMITS)
+    assert missing_bytes == MIB
+    assert "memory.max" in why
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_a_device_without_readings_comes_back_with_time(share: float) -> None:
     state = after_running_out(
-        calm(FULL_BYTES), int(FULL_BYTES * share), 10 * MIB, "CUDA out of memory", now_s=0.0, limits=LIMITS
+        calm(FULL_BYTES),
+        int(FULL_BYTES * share),
+        10 * MIB,
+        "CUDA out of memory",
+        counted=False,
+        now_s=0.0,
+        limits=LIMITS,
     )
     for second in range(1_000):
         state = after_a_while(state, now_s=float(second), limits=LIMITS)
