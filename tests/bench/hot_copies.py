@@ -1,10 +1,10 @@
 """Copies that were promoted: how fast they run against the framework's own session, and how soon a pod promotes one.
 
 The baseline is `onnxruntime.InferenceSession` on the user's own file, as its documentation creates it, with as many
-threads as a pod gives a run (one). Sessions of both kinds are made in turn, several of each, and run in turn: where a
-session's weights come to lie in memory changes its runs by 10 %, and a busy machine is then busy for both. What is
-compared is the CPU time of the calling thread, which has the whole run to itself: what others take of the core is left
-out.
+threads as a pod gives a run (one). Sessions of both kinds are made in turn, several of each, and run in random turns:
+where a session's weights come to lie in memory changes its runs by 10 %, and a busy machine is then busy for both. What
+is compared is the CPU time of the calling thread, which has the whole run to itself: what others take of the core is
+left out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ BAR = 1.05
 """Of the default session's run."""
 _MODELS = ("onnx-6mb", "onnx-25mb", "onnx-100mb")
 _ROWS = (1, 8, 32)
-_INSTANCES = 4
+_INSTANCES = 6
 _PROMOTED_WITHIN_S = 60.0
 
 
@@ -77,11 +78,14 @@ def _run_times(bench: Reporter, model: BenchModel) -> None:
 
 
 def _in_turn(kinds: dict[str, list[Callable[[], Any]]], rounds: int) -> dict[str, list[float]]:
-    """CPU milliseconds of each run, all instances of all kinds in turn, forwards and backwards."""
-    turns = [(kind, run) for number in range(_INSTANCES) for kind, runs in kinds.items() for run in runs[number:][:1]]
+    """CPU milliseconds of each run: rounds of all instances of all kinds, each in an order of its own, since what ran
+    before decides what the caches hold."""
+    order = Random(1)
+    turns = [(kind, run) for kind, runs in kinds.items() for run in runs]
     times_ms: dict[str, list[float]] = {kind: [] for kind in kinds}
     for number in range(rounds + 2):
-        for kind, run in turns if number % 2 else reversed(turns):
+        order.shuffle(turns)
+        for kind, run in turns:
             began = time.thread_time()
             run()
             if number >= 2:
