@@ -178,7 +178,7 @@ async def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     pod = Pod(tmp_path, 10 * MB)
     monkeypatch.setattr("mesh.staging.adapter_for", lambda name: pod.adapter)
     # The fake's runs are instant: what a promotion saves is not to be found out from them.
-    monkeypatch.setattr("mesh.promoting._quickest_run_s", lambda model: 1.0 if not model.is_hot else 0.5)
+    monkeypatch.setattr("mesh.promoting._quickest_run_s", lambda model, rows: 1.0 if not model.is_hot else 0.5)
     yield pod
     await pod.loading.close(1.0)
     await pod.artifacts.close()
