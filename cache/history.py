@@ -19,6 +19,7 @@ model share one history. Deliberately absent: clocks, and who is resident.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import frexp, inf
 
@@ -35,8 +36,14 @@ BUCKETS = 22
 GAPS_KEPT = 6
 """A timer shows after three; more than six only delays noticing that its period has changed."""
 
-FADING = 0.97
-"""What one gap weighs once the next has been seen: about 30 gaps are remembered."""
+FADING = 0.99
+"""What one gap weighs once the next has been seen: about a hundred gaps are remembered."""
+
+BLUR = 0.2
+"""Of a gap's weight, to each bucket beside its own: few gaps would else say that others cannot be."""
+
+JOINED_WEIGHT = 0.3
+"""Of the newest load, in the mean of what those who joined loads have waited."""
 
 POOLED_FADING = 0.999
 """The same for the gaps of all models together."""
@@ -81,7 +88,7 @@ class WaitTable:
         return longer, self.area[bucket] + (wait_s - _EDGES_S[bucket]) * (before + longer) * 0.5
 
 
-def wait_table(masses: tuple[float, ...], never: float) -> WaitTable:
+def wait_table(masses: Sequence[float], never: float) -> WaitTable:
     """The table of a histogram with this mass in each bucket, and this mass of gaps that never end."""
     longer = [never]
     for mass in reversed(masses):
@@ -108,11 +115,24 @@ class Uses:
     gaps_s: tuple[float, ...] = ()
     """The last gaps, oldest first."""
     waits: WaitTable = _NO_GAPS
+    joined_s: float = 0.0
+    """What requests that joined a load of this model have waited beside the one that caused it, in all; usual sum."""
     inflation: float = 0.0
     """GDSF's clock at the last use (`cache.policies.gdsf`)."""
 
 
 NEVER_USED = Uses()
+
+
+@dataclass(slots=True)
+class PrefetchCounts:
+    """What became of copies that were brought in before anybody asked."""
+
+    begun: int = 0
+    used: int = 0
+    """Somebody asked for the copy, or for its load, before it left."""
+    wasted: int = 0
+    """Nobody did."""
 
 
 class Histories:
@@ -121,7 +141,9 @@ class Histories:
     def __init__(self, models_max: int) -> None:
         self.inflation = 0.0
         """GDSF's clock now; each use takes it down."""
+        self.prefetches = PrefetchCounts()
         self._by_model: LRUCache[tuple[str, str], History] = LRUCache(maxsize=models_max)
+        self._made = 0
         self._pooled = [_Histogram(POOLED_FADING) for _ in range(_POOLS)]
 
     def of(self, model: WantedModel) -> History:
@@ -129,7 +151,9 @@ class Histories:
         name = model.key[:2]
         history = self._by_model.get(name)
         if history is None:
-            history = self._by_model[name] = History(self)
+            self._made += 1
+            history = self._by_model[name] = History(self, self._made)
+        history.model = model
         return history
 
     def known(self, key: ModelKey) -> History | None:
@@ -145,25 +169,43 @@ class Histories:
 
 
 class History:
-    """One model's uses. Changed by `record` alone."""
+    """One model's uses. Changed by `record` and `loaded` alone."""
 
-    __slots__ = ("_all", "_frequency", "_gaps_s", "_histogram", "_inflation", "_last_s", "_picture", "gaps_seen")
+    __slots__ = (
+        "_all",
+        "_frequency",
+        "_gaps_s",
+        "_histogram",
+        "_inflation",
+        "_joined_s",
+        "_last_s",
+        "gaps_seen",
+        "model",
+        "number",
+        "pictured",
+    )
 
-    def __init__(self, histories: Histories) -> None:
+    def __init__(self, histories: Histories, number: int) -> None:
         self._all = histories
+        self.number = number
+        """Names it in alarms."""
+        self.model: WantedModel | None = None
+        """As it was wanted last."""
+        self._joined_s = 0.0
         self._last_s = -inf
         self._frequency = 0.0
         self._gaps_s: tuple[float, ...] = ()
         self._histogram: _Histogram | None = None
         self._inflation = 0.0
-        self._picture: Uses | None = None
+        self.pictured: Uses | None = None
+        """The picture, while it is up to date."""
         self.gaps_seen = 0
 
     def record(self, now_s: float) -> float:
         """The model is used now. The answer is the time before which further uses need not be recorded."""
         gap_s = now_s - self._last_s
         if gap_s >= GAP_MIN_S:
-            self._picture = None
+            self.pictured = None
             if self.gaps_seen or self._last_s > -inf:
                 self._note_gap(gap_s)
                 self._frequency = 1.0 + self._frequency * 0.5 ** (gap_s / FREQUENCY_HALF_LIFE_S)
@@ -172,6 +214,15 @@ class History:
             self._last_s = now_s
             self._inflation = self._all.inflation
         return self._last_s + GAP_MIN_S
+
+    def loaded(self, joined_s: float) -> None:
+        """A load has ended, for which those who joined it have waited so long in all."""
+        self._joined_s += JOINED_WEIGHT * (joined_s - self._joined_s)
+        self.pictured = None
+
+    def used_after_prefetch(self) -> None:
+        """Somebody asked for what was brought in beforehand."""
+        self._all.prefetches.used += 1
 
     def _note_gap(self, gap_s: float) -> None:
         self._all.pooled(self.gaps_seen).add(gap_s)
@@ -183,21 +234,20 @@ class History:
 
     def picture(self) -> Uses:
         """What a policy may look at; the same object until the next use is recorded."""
-        if self._picture is None:
-            own = None if self._histogram is None else self._histogram.masses()
-            pooled, pooled_total = self._all.pooled(self.gaps_seen).masses()
-            share = POOLED_WEIGHT / pooled_total if pooled_total else 0.0
-            masses = tuple(mass * share for mass in pooled)
-            if own is not None:
-                masses = tuple(mine + others for mine, others in zip(own[0], masses, strict=True))
-            self._picture = Uses(
+        if self.pictured is None:
+            masses = self._all.pooled(self.gaps_seen).masses(POOLED_WEIGHT)
+            if self._histogram is not None:
+                own = self._histogram.masses()
+                masses = [mine + others for mine, others in zip(own, masses, strict=True)]
+            self.pictured = Uses(
                 last_s=self._last_s,
                 frequency=self._frequency,
                 gaps_s=self._gaps_s,
                 waits=wait_table(masses, NEVER_WEIGHT),
+                joined_s=self._joined_s,
                 inflation=self._inflation,
             )
-        return self._picture
+        return self.pictured
 
 
 class _Histogram:
@@ -216,9 +266,14 @@ class _Histogram:
         if self._weight > _HEAVY:
             self._masses = array("d", [mass / self._weight for mass in self._masses])
             self._weight = 1.0
-        self._masses[min(BUCKETS - 1, max(0, frexp(gap_s / GAP_MIN_S)[1] - 1))] += self._weight
+        bucket = min(BUCKETS - 1, max(0, frexp(gap_s / GAP_MIN_S)[1] - 1))
+        self._masses[bucket] += (1.0 - 2.0 * BLUR) * self._weight
+        self._masses[max(0, bucket - 1)] += BLUR * self._weight
+        self._masses[min(BUCKETS - 1, bucket + 1)] += BLUR * self._weight
 
-    def masses(self) -> tuple[tuple[float, ...], float]:
-        """The mass of each bucket, where the newest gap weighs 1; and their sum."""
-        masses = tuple(mass / self._weight for mass in self._masses)
-        return masses, sum(masses)
+    def masses(self, total: float | None = None) -> list[float]:
+        """The mass of each bucket, where the newest gap weighs 1; or where all together weigh `total`."""
+        weight = self._weight
+        if total is not None:
+            weight = (sum(self._masses) or 1.0) / total
+        return [mass / weight for mass in self._masses]

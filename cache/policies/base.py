@@ -50,14 +50,17 @@ class EvictionPolicy(Protocol):
     def scorer(self, situation: Situation) -> Score:
         """The worth of copies in this situation."""
 
+    def soon(self, situation: Situation, copy: CopyView, within_s: float) -> float:
+        """The worth that a copy would have here if its next use were expected within this time."""
+
     def after_eviction(self, memory: EvictionMemory, score: float, idle_s: float) -> EvictionMemory:
         """What is remembered once a copy of this worth, idle for so long, was evicted."""
 
 
-def return_cost_s(return_time_s: float, uses_per_s: float) -> float:
-    """Seconds of waiting that a miss is expected to cost in all, when bringing the copy back takes `return_time_s`.
+def return_cost_s(copy: CopyView) -> float:
+    """Seconds of waiting that a miss is expected to cost in all: of the request that misses, and of those that join.
 
-    The request that misses waits for all of the load, and those that arrive during it (a Poisson stream) for half of
-    it on average: z + l z^2 / 2.
+    With arrivals at random at rate l and a load of z seconds that would be z + l z^2 / 2. But requests come in clumps,
+    and what joins a load is mostly of the clump that caused it; so what they have waited is measured and remembered.
     """
-    return return_time_s + 0.5 * uses_per_s * return_time_s * return_time_s
+    return copy.return_time_s + copy.uses.joined_s

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cache.policies.base import EvictionMemory, Score, Situation
+from cache.policies.base import EvictionMemory, Score, Situation, return_cost_s
 from cache.views import CopyView
 
 
 def score(copy: CopyView) -> float:
     """The worth of a copy; no part of the situation enters: the clock is the one at its last use."""
-    return copy.uses.inflation + copy.uses.frequency * copy.return_time_s / max(1, copy.charged.total_bytes)
+    return copy.uses.inflation + _per_byte(copy)
+
+
+def _per_byte(copy: CopyView) -> float:
+    return copy.uses.frequency * return_cost_s(copy) / max(1, copy.size.total_bytes)
 
 
 class GreedyDualSizeFrequency:
@@ -27,6 +31,10 @@ class GreedyDualSizeFrequency:
     def scorer(self, situation: Situation) -> Score:
         """See `EvictionPolicy`."""
         return score
+
+    def soon(self, situation: Situation, copy: CopyView, within_s: float) -> float:
+        """As if it were used now."""
+        return situation.memory.inflation + _per_byte(copy)
 
     def after_eviction(self, memory: EvictionMemory, score: float, idle_s: float) -> EvictionMemory:
         """The clock moves to the victim's worth; never back."""

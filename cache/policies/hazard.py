@@ -11,7 +11,9 @@ anyway):
 p / e is the rate of uses that lie ahead. A model with short gaps that suddenly falls silent loses its worth at once;
 one that comes every ten minutes keeps it through the tenth. T follows the ages at which copies are evicted.
 
-A timer (gaps that are all but equal) is known more exactly than buckets say: its worth is by the time that is left.
+Not done, after it was measured: to take the time that is left to a timer's next call for its wait. That is sharper
+than buckets, but a timer whose calls are sometimes left out is then given up for its whole period; prefetching such
+models (`cache.prefetch`) gains more.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ from cache.views import CopyView
 
 HORIZON_AGES = 2.0
 """The horizon in ages at eviction."""
+
+WITHIN_MIN_S = 1.0
+"""A use is never expected sooner, as far as its worth goes."""
 
 HORIZON_WEIGHT = 0.05
 """Of the newest eviction in the horizon's moving average."""
@@ -44,9 +49,13 @@ class Hazard:
             longer_now, area_now = uses.waits.at(idle_s)
             longer_then, area_then = uses.waits.at(idle_s + horizon_s)
             uses_per_s = (longer_now - longer_then) / (area_then - area_now)
-            return return_cost_s(copy.return_time_s, uses_per_s) * uses_per_s / max(1, copy.charged.total_bytes)
+            return return_cost_s(copy) * uses_per_s / max(1, copy.size.total_bytes)
 
         return score
+
+    def soon(self, situation: Situation, copy: CopyView, within_s: float) -> float:
+        """The rate of uses is one in that time."""
+        return return_cost_s(copy) / max(within_s, WITHIN_MIN_S) / max(1, copy.size.total_bytes)
 
     def after_eviction(self, memory: EvictionMemory, score: float, idle_s: float) -> EvictionMemory:
         """The horizon follows the ages of victims."""

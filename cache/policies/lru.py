@@ -24,6 +24,10 @@ class LeastRecentlyUsed:
         """See `EvictionPolicy`."""
         return last_use_s
 
+    def soon(self, situation: Situation, copy: CopyView, within_s: float) -> float:
+        """As if it were used now."""
+        return situation.now_s
+
     def after_eviction(self, memory: EvictionMemory, score: float, idle_s: float) -> EvictionMemory:
         """Nothing to remember."""
         return memory
