@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from cache.copies import Copy
-from cache.ledger import Ledger
-from cache.types import Bytes, ModelKey
+from cache.limits import CacheLimits
+from cache.types import ModelKey
+from mesh import node
 from mesh.loading import Loading
 from mesh.resident import Resident
 from mesh.routing.router import Router
 from mesh.serving import Serving
+from mesh.settings import Settings
 from mesh.simulation.scenario import draw_scenario
 from mesh.simulation.simulation import play
 from mesh.transport.base import StatusCode, TransportError
@@ -25,6 +27,7 @@ from placement.membership import Membership
 from placement.policy import load_choice
 from placement.policy.routing import Load
 from placement.publishing import Publisher
+from runtime_adapters.base import Device
 
 SEEDS = (3, 5, 6, 7, 10, 11, 12, 13, 14, 15)
 STEPS = 3_000
@@ -120,12 +123,13 @@ def test_a_request_that_nobody_answers_is_noticed(monkeypatch: pytest.MonkeyPatc
 
 
 def test_memory_that_is_sold_twice_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Ledger.__init__
+    limits_of = node.cache_limits
 
-    def doubled(self: Ledger, capacity: Bytes) -> None:
-        made(self, capacity + capacity)
+    def doubled(settings: Settings, device: Device) -> CacheLimits:
+        limits = limits_of(settings, device)
+        return replace(limits, capacity=limits.capacity + limits.capacity)
 
-    monkeypatch.setattr(Ledger, "__init__", doubled)
+    monkeypatch.setattr(node, "cache_limits", doubled)
     assert broken_promise() == "memory is never oversold"
 
 
