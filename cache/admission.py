@@ -60,10 +60,14 @@ def first_reservation(estimate: Bytes, declared: Bytes | None, capacity: Bytes, 
 
 def load_remaining_s(state: PodState, key: ModelKey, copy: Copy | None) -> float:
     """Predicted seconds until the model serves: of fetch and load, without waits for slots or space."""
+    if copy is None:
+        copy = state.parked.get(key)
     total_s = state.profiles.load_time_s(key)
     if copy is None:
         return total_s
     spent_s = copy.fetch_time_s
+    if copy.parked:
+        total_s, spent_s = state.profiles.climb_time_s(key), 0.0
     if copy.state in (CopyState.FETCHING, CopyState.LOADING):
         spent_s += state.now_s - copy.since_s
     return max(0.0, total_s - spent_s)

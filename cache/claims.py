@@ -18,7 +18,7 @@ from cache.space import Claim, SpacePlan, load_order, plan_space
 from cache.state import PodState
 from cache.tenancy import NO_SHARE, TenantTally, guarantees_within, sums_by_tenant
 from cache.thrash import IDLE_S, Gathering
-from cache.transitions import LEAVING
+from cache.transitions import KEPT
 from cache.types import NO_BYTES, Bytes, CopyState, RefusalKind, SharedPart
 
 
@@ -61,7 +61,9 @@ def line_of_claims(state: PodState) -> list[Claim]:
             copy.key,
             copy.needed,
             shared=copy.needed_shared,
-            may_evict=copy.foreground or (state.limits.background_may_evict and not by_turns),
+            may_evict=copy.foreground
+            or ((state.limits.background_may_evict or copy.expected_at_s is not None) and not by_turns),
+            worth_below=_worth_of_prefetch(state, copy),
             override_residency=copy.foreground and state.now_s >= _override_at_s(state, copy),
             held_back=by_turns and copy.foreground and copy.copy_id not in in_turn,
         )
@@ -69,6 +71,14 @@ def line_of_claims(state: PodState) -> list[Claim]:
         for copy in sorted(waiting.values(), key=lambda copy: (copy.copy_id not in in_turn, rank(copy)))
     ]
     return debts + loads
+
+
+def _worth_of_prefetch(state: PodState, copy: Copy) -> float:
+    """What copies that leave for this one must be worth less than: infinite unless it is brought in for a later use."""
+    if copy.foreground or copy.expected_at_s is None:
+        return inf
+    situation = state.situation()
+    return state.policy.soon(situation, copy.view(), max(0.0, copy.expected_at_s - state.now_s))
 
 
 def serves_by_turns(state: PodState) -> bool:
@@ -123,18 +133,22 @@ def holders_staying(state: PodState) -> Holders:
     if not state.ledger.holders:
         return NOBODY
     holders = Holders(state.ledger.holders)
-    for copy in state.by_state[CopyState.UNLOADING].values():
+    for copy in _leaving_their_places(state):
         holders.leaves(copy.shared)
     return holders
 
 
+def _leaving_their_places(state: PodState) -> list[Copy]:
+    return [copy for each in (CopyState.UNLOADING, CopyState.PARKING) for copy in state.by_state[each].values()]
+
+
 def coming(state: PodState) -> Bytes:
-    """Bytes that will be free once what is being unloaded has left."""
-    unloading = state.by_state[CopyState.UNLOADING].values()
-    amount = counted_once(unloading)
+    """Bytes that will be free once what is being unloaded, or parked, has left its place."""
+    leaving = _leaving_their_places(state)
+    amount = counted_once(leaving) - Bytes.sum(copy.parked for copy in state.by_state[CopyState.PARKING].values())
     if state.ledger.holders:
         staying = holders_staying(state)
-        parts = {part for copy in unloading for part in copy.shared}
+        parts = {part for copy in leaving for part in copy.shared}
         amount -= bytes_of(part for part in parts if not staying.frees_any((part,)))
     return amount
 
@@ -153,8 +167,8 @@ def tally_of(state: PodState) -> TenantTally:
         state.limits.tenants,
         guarantees_within(state.limits.tenants, state.capacity_wanted),
         held=held(state.copies.values()),
-        leaving=held(copy for each in LEAVING for copy in state.by_state[each].values()),
-        servable=held(state.by_state[CopyState.SERVABLE].values()),
+        leaving=held(_leaving_their_places(state)),
+        servable=held(copy for each in KEPT for copy in state.by_state[each].values()),
         parts=parts,
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cache.types import Bytes, ModelKey, Refusal
+from cache.types import Bytes, ModelKey, Refusal, WantedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,27 @@ class StartUnload:
     key: ModelKey
     copy_id: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartPark:
+    """Move the copy from its device into RAM; nobody holds it. Answer Parked or ParkFailed. `reason` is a sentence."""
+
+    key: ModelKey
+    copy_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartReturn:
+    """Bring a parked copy back onto its device; answer Loaded or LoadFailed (then nothing of it remains anywhere).
+
+    `reserved` is set aside for it beside what it holds in RAM.
+    """
+
+    key: ModelKey
+    copy_id: int
+    reserved: Bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +88,21 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefetch:
+    """This model is expected to be wanted then, and is not here. Whoever knows that it is still wanted on this pod
+    answers with a background Want that carries `expected_at_s`; anybody may do nothing instead."""
+
+    model: WantedModel
+    expected_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class WakeAt:
     """Send a Tick at this time. An earlier WakeAt that has not fired yet is replaced by this one."""
 
     at_s: float
 
 
-Command = StartFetch | StartLoad | StartUnload | CancelLoad | Serve | Refuse | WakeAt
+Command = (
+    StartFetch | StartLoad | StartUnload | StartPark | StartReturn | CancelLoad | Serve | Refuse | Prefetch | WakeAt
+)

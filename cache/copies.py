@@ -42,6 +42,7 @@ class Copy:
         "charged",
         "closing_reason",
         "copy_id",
+        "expected_at_s",
         "fetch_time_s",
         "foreground_waiters",
         "history",
@@ -53,11 +54,15 @@ class Copy:
         "model",
         "needed",
         "needed_shared",
+        "parked",
+        "parks",
         "pinned",
         "pins",
+        "prefetched",
         "protected_until_s",
         "ran_out",
         "return_time_s",
+        "returns",
         "shared",
         "since_s",
         "size",
@@ -83,6 +88,10 @@ class Copy:
         self.history_due_s = -inf
         """A use from then on is recorded; one before it belongs to the one before."""
         self.return_time_s = 0.0
+        self.prefetched = False
+        """It was brought in before anybody asked, and nobody has asked so far."""
+        self.expected_at_s: float | None = None
+        """What it is brought in for, if nobody waits for it."""
         # bytes: what it will reserve, what it is known to take, what the ledger holds for it
         self.needed: Bytes = NO_BYTES
         self.size: Bytes = NO_BYTES
@@ -105,6 +114,12 @@ class Copy:
         # once loaded
         self.fetch_time_s = 0.0
         self.load_time_s = 0.0
+        self.parks: Bytes | None = None
+        """What it would take parked; None: it cannot be parked."""
+        self.parked: Bytes = NO_BYTES
+        """What the ledger holds for it in the host tier: parked, on its way there, or on its way back."""
+        self.returns: Bytes = NO_BYTES
+        """While it is parked: what it will need on its device."""
         self.pinned = False
         self.protected_until_s = 0.0
         self.closing_reason = ""
@@ -117,7 +132,7 @@ class Copy:
         self.last_used_s = now_s
         self.cached_view = None
         if now_s >= self.history_due_s:
-            self.history_due_s = self.history.record(now_s)
+            self.joined(now_s)
 
     def hold(self, now_s: float) -> None:
         """Like `pin`, for what is no use of its own: the run of a request that has its pin, or that waited."""
@@ -126,9 +141,11 @@ class Copy:
         self.cached_view = None
 
     def joined(self, now_s: float) -> None:
-        """A request wants the copy, which is still on its way in: a use, too."""
-        if now_s >= self.history_due_s:
-            self.history_due_s = self.history.record(now_s)
+        """A request wants the copy, be it still on its way in: a use."""
+        self.history_due_s = self.history.record(now_s)
+        if self.prefetched:
+            self.prefetched = False
+            self.history.used_after_prefetch()
 
     @property
     def foreground(self) -> bool:
@@ -147,7 +164,7 @@ class Copy:
     def view(self) -> CopyView:
         """A picture, kept until the next change: idle copies are asked for theirs at each eviction."""
         view = self.cached_view
-        uses = self.history.picture()
+        uses = self.history.pictured or self.history.picture()
         if view is None or view.uses is not uses:  # another copy of the model may have been used
             view = self.cached_view = CopyView(
                 copy_id=self.copy_id,

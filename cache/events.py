@@ -5,6 +5,7 @@ which answers each command exactly once:
 
     StartFetch -> Fetched | FetchFailed           StartLoad -> Loaded | LoadFailed | LoadOutOfMemory
                                                   (LoadOverdue may come before either)
+    StartPark -> Parked | ParkFailed              StartReturn -> Loaded | LoadFailed (LoadOverdue before either)
     StartUnload -> Unloaded | UnloadFailed        CancelLoad -> no answer of its own: the running StartFetch or
                                                   StartLoad answers, perhaps with a failure, perhaps not
 
@@ -24,13 +25,15 @@ class Want:
     """Someone waits for a servable copy. Answered by exactly one Serve or Refuse with this `waiter_id`.
 
     `deadline_s` is absolute, in the caller's clock. `background`: nobody's request waits (a prefetch, an
-    ensureLoaded); it comes after all requests, and evicts only if the limits allow.
+    ensureLoaded); it comes after all requests, and evicts only if the limits allow. `expected_at_s`: a prefetch for a
+    use that is expected then; it may evict what is worth less than such a copy.
     """
 
     waiter_id: int
     model: WantedModel
     deadline_s: float | None = None
     background: bool = False
+    expected_at_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +69,30 @@ class FetchFailed:
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """The copy is loaded and warm; `size` is what it was measured to take, `shared` the parts of it that other copies
-    may hold, too. `remark` is for `explain`."""
+    may hold, too. `remark` is for `explain`. `parks`: what it would take parked in RAM; None: it cannot be parked.
+    """
 
     copy_id: int
     size: Bytes
     remark: str = ""
     shared: Shared = ()
+    parks: Bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """The copy lies in RAM and has left its device; `size` is what it was measured to take there."""
+
+    copy_id: int
+    size: Bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ParkFailed:
+    """The copy could not be parked; it is unloaded instead."""
+
+    copy_id: int
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +224,8 @@ Event = (
     | Fetched
     | FetchFailed
     | Loaded
+    | Parked
+    | ParkFailed
     | LoadFailed
     | LoadOutOfMemory
     | LoadOverdue

@@ -6,8 +6,8 @@ decided here, once for every policy: servable, held by nobody, not pinned, and p
 is overridden. Nor does a copy that its tenant's guarantee holds go for another tenant (`cache.tenancy`).
 
 Scoring every copy is O(N) with a heap on top. Evictions are rare beside requests, and each costs milliseconds, so
-the cleverness of constant-time schemes is not needed. The greedy choice is deliberately not pruned afterwards (a
-later, larger victim might make an earlier, smaller one needless): pruning would keep the worst-scored copies.
+the cleverness of constant-time schemes is not needed. Victims that a later, larger one made needless stay: they are the
+next to go, but until then they serve, and the bytes that they would free are not missing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop
+from math import inf
 
 from cache.policies.base import Score
 from cache.sharing import NOBODY, Holders
@@ -57,15 +58,18 @@ class CannotFit:
     """When the first of the young copies loses its protection."""
     guaranteed: Bytes = NO_BYTES
     """Idle, but other tenants are guaranteed to keep them."""
+    dearer: Bytes = NO_BYTES
+    """Idle, but worth more than what a prefetch would bring in."""
     limited_tenant: str = ""
     """The tenant whose own limit is in the way: only its copies were looked at."""
 
     def __str__(self) -> str:
         whose = f" of tenant {self.limited_tenant}, which is at its limit" if self.limited_tenant else ""
         guaranteed = f", guaranteed to other tenants: {self.guaranteed}" if self.guaranteed else ""
+        dearer = f", worth more than a prefetch: {self.dearer}" if self.dearer else ""
         return (
             f"{self.missing} more are needed{whose}; evictable: {self.evictable}, in use: {self.in_use}, "
-            f"pinned: {self.pinned}, loaded a moment ago: {self.young}{guaranteed}"
+            f"pinned: {self.pinned}, loaded a moment ago: {self.young}{guaranteed}{dearer}"
         )
 
 
@@ -76,14 +80,18 @@ def plan_eviction(
     score_of: Score,
     *,
     override_residency: bool,
+    worth_below: float = inf,
     claimant: Claimant | None = None,
     holders: Holders = NOBODY,
     kept: Shared = (),
+    among: CopyState = CopyState.SERVABLE,
 ) -> Evict | CannotFit:
-    """Choose all victims that free `missing`, or say why that is impossible now. `score_of`: what a policy finds.
+    """Choose all victims that free `missing`, or say why that is impossible now. `score_of`: what a policy finds;
+    what is worth `worth_below` or more stays.
 
     `claimant`: for which tenant, where tenants have guarantees; None: they have none, or it is for no tenant.
     `holders`: of the parts that copies share; `kept`: those that whoever this is for will hold, so nobody frees them.
+    `among`: copies in other states stay.
     """
     # The cheap part of the order; `_leaving_order` settles the rest among equals.
     evictable: list[_Scored] = []
@@ -92,9 +100,9 @@ def plan_eviction(
     in_use: list[Bytes] = []
     pinned: list[Bytes] = []
     young: list[CopyView] = []
-    servable = CopyState.SERVABLE
+    dearer: list[Bytes] = []
     for copy in copies:
-        if copy.state is not servable:
+        if copy.state is not among:
             continue
         if copy.pins:
             in_use.append(copy.charged)
@@ -102,9 +110,11 @@ def plan_eviction(
             pinned.append(copy.charged)
         elif (is_young := now_s < copy.protected_until_s) and not override_residency:
             young.append(copy)
+        elif (score := score_of(copy)) >= worth_below:
+            dearer.append(copy.charged)
         else:
             own_last = copy.key.tenant == last_of
-            evictable.append((own_last, copy.comes_back, is_young, copy.priority, score_of(copy), len(views)))
+            evictable.append((own_last, copy.comes_back, is_young, copy.priority, score, len(views)))
             views.append(copy)
 
     choice = _choose(_leaving_order(evictable, views), missing, now_s, claimant, holders, kept)
@@ -114,7 +124,7 @@ def plan_eviction(
         second = _choose(largest_first, missing, now_s, claimant, holders, kept)
         choice = choice if second.missing else second
     if not choice.missing:
-        return Evict(tuple(choice.victims))
+        return Evict(_needed(choice.victims, missing) if holders is NOBODY else tuple(choice.victims))
     return CannotFit(
         missing=missing,
         evictable=Bytes.sum([*(victim.freed for victim in choice.victims), *choice.passed_over]),
@@ -123,7 +133,23 @@ def plan_eviction(
         young=Bytes.sum(copy.charged for copy in young),
         retry_at_s=min((copy.protected_until_s for copy in young), default=None),
         guaranteed=Bytes.sum(choice.guaranteed),
+        dearer=Bytes.sum(dearer),
     )
+
+
+def _needed(victims: list[Victim], missing: Bytes) -> tuple[Victim, ...]:
+    """Those without which it does not fit. The last of them may have been large enough to spare some before it: the
+    one that would have left last is spared first."""
+    if len(victims) < 2:
+        return tuple(victims)
+    spare = Bytes.sum(victim.freed for victim in victims) - missing
+    needed = [victims[-1]]
+    for victim in reversed(victims[:-1]):
+        if victim.freed <= spare:
+            spare -= victim.freed
+        else:
+            needed.append(victim)
+    return tuple(reversed(needed))
 
 
 _Scored = tuple[bool, bool, bool, int, float, int]

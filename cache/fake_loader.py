@@ -10,7 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from cache.commands import CancelLoad, Command, Refuse, Serve, StartFetch, StartLoad, StartUnload, WakeAt
+from cache.commands import (
+    CancelLoad,
+    Command,
+    Prefetch,
+    Refuse,
+    Serve,
+    StartFetch,
+    StartLoad,
+    StartPark,
+    StartReturn,
+    StartUnload,
+    WakeAt,
+)
 from cache.events import (
     Event,
     Fetched,
@@ -19,6 +31,8 @@ from cache.events import (
     LoadFailed,
     LoadOutOfMemory,
     LoadOverdue,
+    Parked,
+    ParkFailed,
     Tick,
     Unloaded,
     UnloadFailed,
@@ -39,16 +53,22 @@ class FakeLoader:
     """What a copy is estimated and measured to take, unless an answer says otherwise."""
     shared_of: Callable[[ModelKey], Shared] = lambda key: ()
     """The parts of that which other copies may hold, too."""
+    parks_of: Callable[[ModelKey], Bytes | None] = lambda key: None
+    """What a copy takes parked; None: it cannot be."""
     now_s: float = 0.0
     fetching: dict[int, ModelKey] = field(default_factory=dict)
     loading: dict[int, ModelKey] = field(default_factory=dict)
     unloading: dict[int, ModelKey] = field(default_factory=dict)
     loaded: dict[int, ModelKey] = field(default_factory=dict)
+    parking: dict[int, ModelKey] = field(default_factory=dict)
+    parked: dict[int, ModelKey] = field(default_factory=dict)
     cancelled: set[int] = field(default_factory=set)
     waiting: set[int] = field(default_factory=set)
     served: dict[int, int] = field(default_factory=dict)
     """waiter -> the copy that is pinned for it."""
     refused: dict[int, Refusal] = field(default_factory=dict)
+    prefetches: list[Prefetch] = field(default_factory=list)
+    """What the machine thinks worth bringing in; nothing is done about it unless a test does."""
     wake_at_s: float | None = None
     log: list[Command] = field(default_factory=list)
 
@@ -80,10 +100,17 @@ class FakeLoader:
                     assert copy_id not in self.loaded, f"copy {copy_id} is loaded twice"
                     self.loading[copy_id] = key
                 case StartUnload(key, copy_id):
-                    assert copy_id in self.loaded, f"{key}: nothing to unload"
+                    assert copy_id in self.loaded or copy_id in self.parked, f"{key}: nothing to unload"
                     assert copy_id not in self.unloading, f"{key} is being unloaded twice"
                     assert copy_id not in self.served.values(), f"{key} is unloaded while in use"
                     self.unloading[copy_id] = key
+                case StartPark(key, copy_id):
+                    assert copy_id in self.loaded, f"{key}: nothing to park"
+                    assert copy_id not in self.served.values(), f"{key} is parked while in use"
+                    self.parking[copy_id] = self.loaded.pop(copy_id)
+                case StartReturn(key, copy_id):
+                    assert copy_id in self.parked, f"{key}: nothing is parked"
+                    self.loading[copy_id] = self.parked.pop(copy_id)
                 case CancelLoad(copy_id):
                     assert copy_id in self.fetching or copy_id in self.loading, f"copy {copy_id} is not on its way"
                     self.cancelled.add(copy_id)
@@ -94,6 +121,8 @@ class FakeLoader:
                 case Refuse(waiter_id, refusal):
                     self.waiting.remove(waiter_id)
                     self.refused[waiter_id] = refusal
+                case Prefetch():
+                    self.prefetches.append(command)
                 case WakeAt(at_s):
                     self.wake_at_s = at_s
 
@@ -110,7 +139,14 @@ class FakeLoader:
     def finish_load(self, copy_id: int, size: Bytes | None = None, shared: Shared | None = None) -> None:
         """The load succeeds."""
         key = self.loaded[copy_id] = self.loading.pop(copy_id)
-        self.send(Loaded(copy_id, self.size_of(key) if size is None else size, shared=self._shared(key, size, shared)))
+        self.send(
+            Loaded(
+                copy_id,
+                self.size_of(key) if size is None else size,
+                shared=self._shared(key, size, shared),
+                parks=self.parks_of(key),
+            )
+        )
 
     def _shared(self, key: ModelKey, size: Bytes | None, shared: Shared | None) -> Shared:
         if shared is not None:
@@ -132,10 +168,23 @@ class FakeLoader:
         assert copy_id in self.loading
         self.send(LoadOverdue(copy_id, failure))
 
+    def finish_park(self, copy_id: int, size: Bytes | None = None) -> None:
+        """The copy lies in RAM."""
+        key = self.parked[copy_id] = self.parking.pop(copy_id)
+        measured = self.parks_of(key) if size is None else size
+        assert measured is not None
+        self.send(Parked(copy_id, measured))
+
+    def fail_park(self, copy_id: int, message: str = "there is no pinned memory") -> None:
+        """The copy stays where it is, to be unloaded."""
+        self.loaded[copy_id] = self.parking.pop(copy_id)
+        self.send(ParkFailed(copy_id, message))
+
     def finish_unload(self, copy_id: int) -> None:
         """The runtime confirms."""
         del self.unloading[copy_id]
-        del self.loaded[copy_id]
+        self.loaded.pop(copy_id, None)
+        self.parked.pop(copy_id, None)
         self.send(Unloaded(copy_id))
 
     def fail_unload(self, copy_id: int, message: str = "the runtime did not answer") -> None:
@@ -150,7 +199,9 @@ class FakeLoader:
 
     def run(self) -> None:
         """Answer all that runs, with success, oldest first, until nothing runs."""
-        while self.fetching or self.loading or self.unloading:
+        while self.fetching or self.loading or self.unloading or self.parking:
+            for copy_id in list(self.parking):
+                self.finish_park(copy_id)
             for copy_id in list(self.unloading):
                 self.finish_unload(copy_id)
             for copy_id in list(self.loading):

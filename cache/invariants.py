@@ -6,10 +6,10 @@ Each block names the promise. O(everything), so never on the request path.
 from __future__ import annotations
 
 from cache.claims import serves_by_turns
-from cache.sharing import counted_once
+from cache.sharing import counted_once, own_bytes
 from cache.state import PodState
 from cache.timers import Alarm
-from cache.transitions import CHARGED, ENDING, LEAVING, PENDING
+from cache.transitions import CHARGED, ENDING, KEPT, LEAVING, PENDING
 from cache.types import CopyState
 
 _RUNNING = (CopyState.FETCHING, CopyState.LOADING, *ENDING)
@@ -35,12 +35,12 @@ def _check_bytes(state: PodState) -> None:
     for copy in state.copies.values():
         assert copy.charged == state.ledger.charged(copy.copy_id), f"{copy.key}: copy and ledger disagree"
         assert copy.shared == state.ledger.shared(copy.copy_id), f"{copy.key}: copy and ledger disagree about parts"
-        assert copy.state in CHARGED or not copy.charged, f"{copy.key}: holds bytes while {copy.state.value}"
+        assert copy.state in CHARGED or copy.charged == copy.parked, f"{copy.key}: holds bytes while {copy.state.value}"
         indebted = copy.copy_id in state.debtors
         if copy.state in (CopyState.SERVABLE, CopyState.SETTLING, CopyState.RETIRING):
             assert bool(copy.debt) == indebted, f"{copy.key}: debt {copy.debt}, known as a debtor: {indebted}"
         if copy.state is CopyState.LOADING:
-            assert copy.charged == copy.needed, f"{copy.key}: loads without its reservation"
+            assert copy.charged == copy.needed + copy.parked, f"{copy.key}: loads without its reservation"
     assert counted_once(state.copies.values()) == state.ledger.used, "the ledger charges someone who is gone"
 
 
@@ -55,6 +55,12 @@ def _check_indexes(state: PodState) -> None:
         seen = copy.view()
         copy.changed()
         assert copy.view() == seen, f"{copy.key}: its view was out of date"
+        on_its_way_back = copy.state in (CopyState.WAITING_FOR_SPACE, *_RUNNING[1:]) and bool(copy.parked)
+        out = (CopyState.PARKING, CopyState.PARKED, CopyState.UNLOADING, CopyState.STUCK)
+        holds_host = copy.state in out or on_its_way_back
+        assert not copy.parked or holds_host, f"{copy.key}: counted in the host tier while {copy.state.value}"
+        assert (state.parked.get(copy.key) is copy) == (copy.state is CopyState.PARKED), f"{copy.key}: parked"
+    assert all(copy.copy_id in state.copies for copy in state.parked.values()), "a ghost is parked"
     assert sum(map(len, by_state.values())) == len(state.copies), "a copy is listed twice, or after it left"
     assert len(state.current) >= len(state.servable)
     assert all(copy.copy_id in state.copies for copy in state.current.values()), "newcomers would join a ghost"
@@ -105,11 +111,11 @@ def _check_progress(state: PodState) -> None:
     members = state.by_state
     if members[CopyState.QUEUED]:
         full = len(members[CopyState.FETCHING]) + len(members[CopyState.CANCELLING_FETCH])
-        ending = any(members[each] for each in ENDING)
+        ending = any(members[each] for each in (*ENDING, CopyState.PARKING))
         assert full >= state.limits.fetches_concurrent_max or ending, "a fetch could start"
     for copy_state in (CopyState.WAITING_FOR_SPACE, CopyState.SETTLING):
         if members[copy_state]:
-            running = (CopyState.LOADING, CopyState.CANCELLING_LOAD, CopyState.UNLOADING)
+            running = (CopyState.LOADING, CopyState.CANCELLING_LOAD, CopyState.PARKING, CopyState.UNLOADING)
             claims = [*members[CopyState.WAITING_FOR_SPACE].values(), *state.debtors.values()]
             paused = state.loads_paused and copy_state is CopyState.WAITING_FOR_SPACE
             by_turns = serves_by_turns(state) and state.timers.is_set(Alarm("turn", 0))
@@ -131,8 +137,8 @@ def _check_tenants(state: PodState) -> None:
     for tenant, share in state.limits.tenants.items():
         own = [copy for copy in state.copies.values() if copy.key.tenant == tenant]
         staying = [copy for copy in own if copy.state not in LEAVING]
-        if share.beyond_limit(counted_once(staying)):
-            idle = [copy for copy in staying if copy.state is CopyState.SERVABLE and not copy.pins and not copy.pinned]
-            assert not any(copy.charged[place] > 0 for copy in idle for place, _ in share.limit), (
+        if over := share.beyond_limit(counted_once(staying)):
+            idle = [copy for copy in staying if copy.state in KEPT and not copy.pins and not copy.pinned]
+            assert not any(own_bytes(copy)[place] > 0 for copy in idle for place, _ in over), (
                 f"tenant {tenant} is above its limit and keeps idle copies"
             )

@@ -59,6 +59,12 @@ class CacheLimits:
     background_may_evict: bool = False
     """May a background load evict copies that are past their residency? Off: a guess must not cost a sure thing."""
 
+    prefetch: bool = False
+    """Bring in models before their next use where that can be told (`cache.prefetch`)."""
+
+    prefetches_pending_max: int = 4
+    """Prefetches on their way in at once; further ones are dropped. They take load slots that requests may need."""
+
     failure_backoff_base_s: float = 1.0
     """First pause after a transient failure; doubles with each one."""
 

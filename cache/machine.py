@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from heapq import nsmallest
+from math import inf
 from typing import assert_never
 
 from cache import reports
@@ -33,7 +34,19 @@ from cache.claims import (
     serves_by_turns,
     verdict,
 )
-from cache.commands import CancelLoad, Command, Refuse, Serve, StartFetch, StartLoad, StartUnload, WakeAt
+from cache.commands import (
+    CancelLoad,
+    Command,
+    Prefetch,
+    Refuse,
+    Serve,
+    StartFetch,
+    StartLoad,
+    StartPark,
+    StartReturn,
+    StartUnload,
+    WakeAt,
+)
 from cache.copies import Copy, Waiter
 from cache.events import (
     Cancel,
@@ -49,6 +62,8 @@ from cache.events import (
     LoadFailed,
     LoadOutOfMemory,
     LoadOverdue,
+    Parked,
+    ParkFailed,
     Resized,
     Retire,
     SetPinned,
@@ -62,16 +77,29 @@ from cache.eviction import CannotFit, Victim
 from cache.failures import FailureRecord
 from cache.invariants import check_invariants
 from cache.limits import CacheLimits
+from cache.parking import choose_return, parks_now, plan_headroom
 from cache.policies import policy_named
 from cache.policies.base import EvictionPolicy
+from cache.prefetch import expected_use
 from cache.sharing import bytes_of
 from cache.shrinking import is_over_limit, plan_returns, plan_shrinking
 from cache.space import Claim
-from cache.state import PodState
+from cache.state import Foreseen, PodState
 from cache.thrash import Thrashing, choose_turns
 from cache.timers import Alarm
-from cache.transitions import ENDING, Cause, InvalidTransition
-from cache.types import Bytes, CopyState, Failure, FailureKind, ModelKey, Refusal, RefusalKind, Shared, WantedModel
+from cache.transitions import ENDING, PENDING, Cause, InvalidTransition
+from cache.types import (
+    NO_BYTES,
+    Bytes,
+    CopyState,
+    Failure,
+    FailureKind,
+    ModelKey,
+    Refusal,
+    RefusalKind,
+    Shared,
+    WantedModel,
+)
 from cache.views import CopyView, Explanation, QueueEntry, Usage
 
 EVICTED_FOR = "evicted for "
@@ -154,6 +182,10 @@ class CacheMachine:
                 self._on_fetch_failed(event)
             case Loaded():
                 self._on_loaded(event)
+            case Parked():
+                self._on_parked(event)
+            case ParkFailed():
+                self._on_park_failed(event)
             case LoadFailed():
                 self._on_load_failed(event)
             case LoadOutOfMemory():
@@ -183,6 +215,8 @@ class CacheMachine:
                 copy = self._servable.get(event.key)
                 if copy is not None:
                     self._close(copy, "an operator asked for it")
+                elif (copy := self._state.parked.get(event.key)) is not None:
+                    self._unload(copy, "an operator asked for it")
             case Tick():
                 self._wake_at_s = None  # it has fired, be it a little early
             case CapacityChanged():
@@ -209,6 +243,11 @@ class CacheMachine:
             self._follow_limits()
             self._pay_debts()
             self._start_fetches()
+            self._start_loads()
+            self._keep_headroom()
+        if (best := choose_return(state)) is not None:
+            self._call_up(best)
+            state.replan = False
             self._start_loads()
         if self._wake_at_s is not None and self._wake_at_s <= state.now_s:
             self._wake_at_s = None
@@ -255,11 +294,19 @@ class CacheMachine:
             if want.background:
                 return
 
-        if copy is None:
+        if copy is None and (parked := state.parked.get(key)) is not None:
+            copy = parked
+            self._call_up(copy)
+            self._describe(copy, want.model)
+        elif copy is None:
             copy = state.add_copy(want.model)
+            if want.expected_at_s is not None:
+                copy.expected_at_s = want.expected_at_s
+                copy.prefetched = True
+                state.histories.prefetches.begun += 1
         else:
             self._describe(copy, want.model)
-        if not want.background:
+        if not want.background and state.now_s >= copy.history_due_s:
             copy.joined(state.now_s)
         rank_before = rank(copy)
         copy.urgent_s = min(copy.urgent_s, deadline_s, state.now_s + state.limits.patience_s)
@@ -302,7 +349,7 @@ class CacheMachine:
         most of its cost is spent, and the next request finds it."""
         match copy.state:
             case CopyState.QUEUED | CopyState.WAITING_FOR_SPACE:
-                self._state.move(copy, Cause.DROPPED)
+                self._drop(copy)
             case CopyState.FETCHING:
                 self._state.move(copy, Cause.CANCELLED)
                 self._out.append(CancelLoad(copy.copy_id, reason))
@@ -341,8 +388,14 @@ class CacheMachine:
         state = self._state
         copy = state.required(event.copy_id, event, CopyState.LOADING, CopyState.CANCELLING_LOAD, CopyState.OVERDUE)
         _check_size(event.size, event.shared)
-        copy.load_time_s = copy.fetch_time_s + state.now_s - copy.since_s
-        if copy.key not in state.retired:  # what is retired was forgotten, and stays so
+        took_s = state.now_s - copy.since_s
+        copy.parks = event.parks if self._can_park(event.parks) else None
+        if copy.parked:
+            if copy.key not in state.retired:
+                state.profiles.climbed(copy.key, took_s)
+                copy.return_time_s = took_s
+        elif copy.key not in state.retired:  # what is retired was forgotten, and stays so
+            copy.load_time_s = copy.fetch_time_s + took_s
             state.profiles.loaded(copy.key, copy.fetch_time_s, state.now_s - copy.since_s)
             copy.return_time_s = state.profiles.return_time_s(copy.key)
             state.profiles.measured(copy.key, event.size)
@@ -351,6 +404,7 @@ class CacheMachine:
             state.note(copy.key, copy.copy_id, event.remark)
         if copy.state is not CopyState.OVERDUE:  # what loads too late goes on backing off
             state.failures.forget(copy.key)
+        copy.parked = NO_BYTES
         state.resize(copy, event.size, event.shared)
         if copy.state in (CopyState.CANCELLING_LOAD, CopyState.OVERDUE):
             why = "was cancelled" if copy.state is CopyState.CANCELLING_LOAD else "took too long"
@@ -372,7 +426,7 @@ class CacheMachine:
         state = self._state
         copy = state.required(event.copy_id, event, CopyState.LOADING, CopyState.CANCELLING_LOAD, CopyState.OVERDUE)
         _check_size(event.needed)
-        if copy.state is not CopyState.LOADING or copy.ran_out:
+        if copy.state is not CopyState.LOADING or copy.ran_out or copy.parked:
             if copy.state is CopyState.LOADING:
                 self._fail(copy, RefusalKind.FULL, event.message)
             state.move(copy, Cause.LOAD_FAILED)
@@ -448,8 +502,11 @@ class CacheMachine:
         state.profiles.forget(key)
         state.thrash.forget(key)
         state.retired[key] = True
+        self._drop_foreseen(key)
         copy = state.current.get(key)
         if copy is None:
+            if key in state.parked:
+                self._unload(state.parked[key], "the model was unregistered or superseded")
             return
         message = f"Model {key} was unregistered or superseded while it was being loaded; resolve its name again."
         self._refuse_all(copy, Refusal(RefusalKind.GONE, message))
@@ -457,6 +514,8 @@ class CacheMachine:
             self._close(copy, "the model was unregistered or superseded")
         else:
             self._abandon(copy, "the model was unregistered or superseded", and_loading=True)
+            if key in state.parked:
+                self._unload(state.parked[key], "the model was unregistered or superseded")
 
     # -- serving and leaving --------------------------------------------------------------------------------------
 
@@ -469,12 +528,18 @@ class CacheMachine:
         copy.last_used_s = state.now_s
         copy.protected_until_s = state.now_s + residency_s
         copy.kept = False
+        self._learn_joining(copy)
         for waiter in sorted(copy.waiters.values(), key=lambda each: (each.deadline_s, each.wanted_s, each.waiter_id)):
             self._dismiss(waiter)
             copy.hold(state.now_s)
             self._out.append(Serve(waiter.waiter_id, copy.copy_id))
         self._grant_pin(copy)
         self._watch_idleness(copy)
+
+    def _learn_joining(self, copy: Copy) -> None:
+        waits_s = [self._state.now_s - waiter.wanted_s for waiter in copy.waiters.values() if not waiter.background]
+        if waits_s:
+            copy.history.loaded(sum(waits_s) - max(waits_s))
 
     def _grant_pin(self, copy: Copy) -> None:
         """Pin or release as the spec says, within what its tenant may pin."""
@@ -519,9 +584,120 @@ class CacheMachine:
 
     def _unload(self, copy: Copy, reason: str) -> None:
         copy.pinned = False
+        self._foresee(copy)
         self._state.timers.cancel(Alarm("idle", copy.copy_id))
         self._state.move(copy, Cause.UNLOAD)
         self._out.append(StartUnload(copy.key, copy.copy_id, reason))
+
+    # -- bringing in beforehand -----------------------------------------------------------------------------------
+
+    def _foresee(self, copy: Copy) -> None:
+        """This copy leaves. If the next use of its model can be told, it is brought back in time."""
+        state = self._state
+        if not state.limits.prefetch or copy.key in state.retired:
+            return
+        expected = expected_use(copy.history.picture(), copy.return_time_s)
+        if expected is not None and expected.begin_s > state.now_s:
+            state.expected[copy.history.number] = Foreseen(copy.model, expected.at_s)
+            state.timers.set(Alarm("prefetch", copy.history.number), expected.begin_s)
+
+    def _drop_foreseen(self, key: ModelKey) -> None:
+        state = self._state
+        history = state.histories.known(key)
+        if history is not None and history.number in state.expected and state.expected[history.number].model.key == key:
+            del state.expected[history.number]
+            state.timers.cancel(Alarm("prefetch", history.number))
+
+    def _prefetch(self, model: WantedModel, expected_at_s: float) -> None:
+        """Say that the model is worth bringing in, unless it is here, must not be, or enough are on their way."""
+        state, key = self._state, model.key
+        failure = state.failures.get(key, state.now_s)
+        if (
+            state.draining
+            or key in state.current
+            or key in state.retired
+            or (failure is not None and failure.retry_at_s > state.now_s)
+        ):
+            return
+        pending = sum(copy.prefetched for pending in PENDING for copy in state.by_state[pending].values())
+        if pending < state.limits.prefetches_pending_max:
+            self._out.append(Prefetch(model, expected_at_s))
+
+    # -- the host tier --------------------------------------------------------------------------------------------
+
+    def _can_park(self, parks: Bytes | None) -> bool:
+        return parks is not None and bool(parks) and not parks.missing_from(self._state.limits.capacity)
+
+    def _park(self, copy: Copy, reason: str) -> None:
+        """Nobody holds it, and there is room for it in RAM."""
+        assert copy.parks is not None
+        state = self._state
+        copy.pinned = False
+        state.timers.cancel(Alarm("idle", copy.copy_id))
+        state.parkings_total += 1
+        copy.returns = copy.size
+        copy.parked = copy.parks
+        state.charge(copy, copy.charged + copy.parked, copy.shared)
+        state.move(copy, Cause.PARK)
+        self._out.append(StartPark(copy.key, copy.copy_id, reason))
+
+    def _on_parked(self, event: Parked) -> None:
+        state = self._state
+        copy = state.required(event.copy_id, event, CopyState.PARKING)
+        _check_size(event.size)
+        copy.parked = event.size
+        state.resize(copy, event.size)
+        copy.return_time_s = state.profiles.return_time_s(copy.key)
+        state.move(copy, Cause.PARKED)
+        if copy.debt or not copy.parked or copy.key in state.retired:
+            self._unload(copy, "what it takes parked does not fit" if copy.debt else "nobody wants it parked")
+            return
+        newcomer = state.current.get(copy.key)
+        if newcomer is not None:  # wanted again while it was on its way down
+            self._call_up(copy)
+            self._hand_over(newcomer, copy)
+
+    def _on_park_failed(self, event: ParkFailed) -> None:
+        state = self._state
+        copy = state.required(event.copy_id, event, CopyState.PARKING)
+        state.note(copy.key, copy.copy_id, f"it could not be parked: {event.message}")
+        copy.parked = NO_BYTES
+        state.charge(copy, copy.charged.at_most(copy.size), copy.shared)
+        state.move(copy, Cause.PARK_FAILED)
+        self._out.append(StartUnload(copy.key, copy.copy_id, f"it could not be parked: {event.message}"))
+
+    def _call_up(self, copy: Copy) -> None:
+        """A parked copy is wanted on its device."""
+        state = self._state
+        copy.needed, copy.needed_shared, copy.size = copy.returns, (), copy.parked
+        copy.wanted_s, copy.urgent_s, copy.kept = state.now_s, inf, False
+        copy.fetch_time_s = 0.0
+        state.move(copy, Cause.WANTED)
+
+    def _hand_over(self, newcomer: Copy, copy: Copy) -> None:
+        """Who waits for a copy that was not begun waits for this one of the same model."""
+        state = self._state
+        copy.model, copy.wanted_s, copy.urgent_s = newcomer.model, newcomer.wanted_s, newcomer.urgent_s
+        copy.kept = newcomer.kept
+        for waiter in newcomer.waiters.values():
+            state.waiters[waiter.waiter_id] = copy.waiters[waiter.waiter_id] = replace(waiter, copy_id=copy.copy_id)
+        copy.foreground_waiters, newcomer.foreground_waiters = newcomer.foreground_waiters, 0
+        newcomer.waiters.clear()
+        newcomer.kept = False
+        copy.changed()
+        state.move(newcomer, Cause.DROPPED)
+
+    def _drop(self, copy: Copy) -> None:
+        """Nothing has been done for it yet on its device."""
+        self._state.move(copy, Cause.PUT_BACK if copy.parked else Cause.DROPPED)
+
+    def _keep_headroom(self) -> None:
+        """What is parked and worth least leaves before its room is needed."""
+        state = self._state
+        for victim in plan_headroom(state):
+            copy = state.copies[victim.copy_id]
+            self._unload(copy, f"room for others that may be parked: unused for {victim.idle_s:.1f} s")
+            state.crossed(copy, victim.freed, "")
 
     # -- answering ------------------------------------------------------------------------------------------------
 
@@ -561,6 +737,9 @@ class CacheMachine:
                 copy = state.copies.get(alarm.subject_id)
                 if copy is not None and copy.state is CopyState.SERVABLE:
                     self._on_maybe_idle(copy)
+            case "prefetch":
+                foreseen = state.expected.pop(alarm.subject_id)
+                self._prefetch(foreseen.model, foreseen.at_s)
             case "unload again":
                 copy = state.copies[alarm.subject_id]
                 state.move(copy, Cause.UNLOAD_AGAIN)
@@ -603,7 +782,9 @@ class CacheMachine:
         if not queued or slots <= 0:
             return
         # A cancelled fetch or load of the same model still runs: two at once would write the same files.
-        busy = {copy.key for copy_state in ENDING for copy in by_state[copy_state].values()}
+        # And what is being parked will soon be there to return.
+        running_states = (*ENDING, CopyState.PARKING)
+        busy = {copy.key for copy_state in running_states for copy in by_state[copy_state].values()}
         startable = [copy for copy in queued.values() if copy.key not in busy]
         for copy in nsmallest(slots, startable, key=rank):
             state.move(copy, Cause.FETCH_SLOT)
@@ -627,12 +808,15 @@ class CacheMachine:
             limit = self._state.limits.tenants[copy.key.tenant].limit
             self._evict(copy, victim, f"{EVICTED_FOR}the limit of tenant {copy.key.tenant}, {limit}")
 
-    def _evict(self, copy: Copy, victim: Victim, reason: str) -> None:
+    def _evict(self, copy: Copy, victim: Victim, reason: str, *, park: bool = False) -> None:
         state = self._state
         state.evicted(victim.score, victim.idle_s)
         state.thrash.evicted(copy.key, state.now_s - copy.since_s, copy.load_time_s - copy.fetch_time_s, state.now_s)
-        self._state.note(copy.key, copy.copy_id, reason)
-        self._unload(copy, reason)
+        state.note(copy.key, copy.copy_id, reason)
+        if park:
+            self._park(copy, reason)
+        else:
+            self._unload(copy, reason)
 
     def _pay_debts(self) -> None:
         for copy in sorted(self._state.debtors.values(), key=lambda each: each.copy_id):
@@ -669,13 +853,14 @@ class CacheMachine:
             reason = f"{EVICTED_FOR}{claim.key}, which needs {claim.needed}: idle for {victim.idle_s:.1f} s"
             if victim.young:
                 reason += ", loaded a moment ago, but the request has waited too long"
-            self._evict(copy, victim, reason)
-            state.crossed(copy, claim.key.tenant)
+            self._evict(copy, victim, reason, park=parks_now(state, copy))
+            state.crossed(copy, victim.freed, claim.key.tenant)
         for copy_id in plan.start:
             copy = state.copies[copy_id]
-            state.charge(copy, copy.needed, copy.needed_shared)
+            state.charge(copy, copy.needed + copy.parked, copy.needed_shared)
             state.move(copy, Cause.RESERVED)
-            self._out.append(StartLoad(copy.key, copy_id, copy.needed))
+            start = StartReturn if copy.parked else StartLoad
+            self._out.append(start(copy.key, copy_id, copy.needed))
 
     def _give_turns(self) -> None:
         """While the pod thrashes: say which of those that wait may evict now, and when to look again."""
@@ -719,7 +904,7 @@ class CacheMachine:
             state.note(copy.key, copy.copy_id, hopeless.message)
             self._refuse_all(copy, Refusal(hopeless.kind, hopeless.message, state.limits.failure_backoff_base_s))
         if copy.state is CopyState.WAITING_FOR_SPACE:
-            state.move(copy, Cause.DROPPED)
+            self._drop(copy)
         elif copy.state is CopyState.SETTLING:
             self._unload(copy, hopeless.message)
         else:

@@ -19,6 +19,7 @@ class Profiles:
         self._limits = limits
         self._sizes: LRUCache[ModelKey, Bytes] = LRUCache(maxsize=limits.models_remembered_max)
         self._load_times_s: LRUCache[ModelKey, float] = LRUCache(maxsize=limits.models_remembered_max)
+        self._climb_times_s: LRUCache[ModelKey, float] = LRUCache(maxsize=limits.models_remembered_max)
         self._return_times_s: LRUCache[ModelKey, float] = LRUCache(maxsize=limits.models_remembered_max)
 
     def size(self, key: ModelKey) -> Bytes | None:
@@ -41,6 +42,14 @@ class Profiles:
         """
         return self._return_times_s.get(key, 0.0)
 
+    def climb_time_s(self, key: ModelKey) -> float:
+        """Predicted seconds of a return from the host tier to the device; 0 while nothing is known."""
+        return self._climb_times_s.get(key, 0.0)
+
+    def climbed(self, key: ModelKey, climb_time_s: float) -> None:
+        """A parked copy was brought back onto its device."""
+        self._learn(self._climb_times_s, key, climb_time_s)
+
     def loaded(self, key: ModelKey, fetch_time_s: float, load_time_s: float) -> None:
         """A fetch and a load took this long, waiting for slots and space not included."""
         again_s = load_time_s if key not in self._load_times_s else fetch_time_s + load_time_s
@@ -58,3 +67,4 @@ class Profiles:
         self._sizes.pop(key, None)
         self._load_times_s.pop(key, None)
         self._return_times_s.pop(key, None)
+        self._climb_times_s.pop(key, None)

@@ -35,6 +35,11 @@ def usage(state: PodState) -> Usage:
         oldest_use_s=min((copy.last_used_s for copy in servable), default=None),
         saved_by_sharing=Bytes.sum(copy.charged for copy in copies) - state.ledger.used,
         evictions_total=state.evictions_total,
+        parkings_total=state.parkings_total,
+        policy=state.policy.name,
+        prefetches=state.histories.prefetches.begun,
+        prefetches_used=state.histories.prefetches.used,
+        prefetches_wasted=state.histories.prefetches.wasted,
         thrashing=state.thrash.picture(state.now_s),
         thrashing_episodes=state.thrash.episodes,
     )

@@ -36,7 +36,8 @@ def plan_shrinking(state: PodState) -> tuple[Victim, ...]:
         )
         if isinstance(plan, Evict):
             return plan.victims
-    return _as_many_as_may(state, views, excess)
+    parked = [copy.view() for copy in state.by_state[CopyState.PARKED].values()]
+    return (*_as_many_as_may(state, views, excess), *_as_many_as_may(state, parked, excess, CopyState.PARKED))
 
 
 def plan_returns(state: PodState) -> tuple[Victim, ...]:
@@ -48,8 +49,9 @@ def plan_returns(state: PodState) -> tuple[Victim, ...]:
     victims: list[Victim] = []
     for tenant in sorted(state.limits.tenants):
         if excess := tally.beyond_limit(tenant, NO_BYTES):
-            servable = state.by_state[CopyState.SERVABLE].values()
-            victims += _as_many_as_may(state, [copy.view() for copy in servable if copy.key.tenant == tenant], excess)
+            for among in (CopyState.SERVABLE, CopyState.PARKED):
+                own = [copy.view() for copy in state.by_state[among].values() if copy.key.tenant == tenant]
+                victims += _as_many_as_may(state, own, excess, among)
     return tuple(victims)
 
 
@@ -59,20 +61,25 @@ def is_over_limit(state: PodState) -> bool:
     return bool(tenants) and any(bool(tally_of(state).beyond_limit(tenant, NO_BYTES)) for tenant in tenants)
 
 
-def _as_many_as_may(state: PodState, views: list[CopyView], excess: Bytes) -> tuple[Victim, ...]:
-    plan = plan_eviction(
-        views, excess, state.now_s, state.score_of(), override_residency=True, holders=holders_staying(state)
-    )
-    if isinstance(plan, CannotFit):
-        attainable = excess.at_most(plan.evictable)
-        if not attainable.shortage():
-            return ()
-        plan = plan_eviction(
+def _as_many_as_may(
+    state: PodState, views: list[CopyView], excess: Bytes, among: CopyState = CopyState.SERVABLE
+) -> tuple[Victim, ...]:
+    if not views:
+        return ()
+
+    def planned(missing: Bytes) -> Evict | CannotFit:
+        return plan_eviction(
             views,
-            attainable.shortage(),
+            missing,
             state.now_s,
             state.score_of(),
             override_residency=True,
             holders=holders_staying(state),
+            among=among,
         )
+
+    plan = planned(excess)
+    if isinstance(plan, CannotFit):
+        attainable = excess.at_most(plan.evictable).shortage()
+        plan = planned(attainable) if attainable else plan
     return () if isinstance(plan, CannotFit) else plan.victims

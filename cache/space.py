@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from cache.eviction import CannotFit, Evict, Victim, plan_eviction
 from cache.policies.base import Score
@@ -36,6 +37,8 @@ class Claim:
     """A load takes a load slot; a loaded copy that grew does not."""
     may_evict: bool = True
     override_residency: bool = False
+    worth_below: float = inf
+    """It evicts only what the policy finds worth less than this."""
     shared: Shared = ()
     """The parts of `needed` that other copies may hold already: then they cost nothing more."""
     held_back: bool = False
@@ -105,6 +108,7 @@ def plan_space(
             now_s,
             score_of,
             override_residency=claim.override_residency,
+            worth_below=claim.worth_below,
             claimant=None if tally is None else tally.claimant(claim.key.tenant, claim.needed),
             holders=promised,
             kept=claim.shared,

@@ -8,6 +8,7 @@ handler can forget one of them.
 from __future__ import annotations
 
 from collections import deque
+from typing import NamedTuple
 
 from cachetools import LRUCache, TTLCache
 
@@ -22,7 +23,7 @@ from cache.sharing import bytes_of, counted_once
 from cache.tenancy import Crossing, guarantees_within
 from cache.thrash import ThrashWatch
 from cache.timers import Timers
-from cache.transitions import CHARGED, PENDING, Cause, InvalidTransition, StoryLine, next_state
+from cache.transitions import CHARGED, KEPT, PENDING, Cause, InvalidTransition, StoryLine, next_state
 from cache.types import NO_BYTES, Bytes, CopyState, ModelKey, Shared, WantedModel
 from cache.views import Note
 
@@ -35,6 +36,14 @@ RETIRED_KEYS_MAX = 100_000
 
 CROSSINGS_MAX = 64
 """Evictions across tenants that `validate` can look back on; it is called far more often."""
+
+
+class Foreseen(NamedTuple):
+    """A model that is to be brought in before its next use."""
+
+    model: WantedModel
+    at_s: float
+    """The next use."""
 
 
 class PodState:
@@ -55,11 +64,15 @@ class PodState:
         self.profiles = Profiles(limits)
         self.histories = Histories(limits.models_remembered_max)
         self.eviction_memory = EvictionMemory()
+        self.expected: dict[int, Foreseen] = {}
+        """Models that left and are expected back, by the number of their history."""
         self.copies: dict[int, Copy] = {}
         self.by_state: dict[CopyState, dict[int, Copy]] = {state: {} for state in CopyState}
         self.current: dict[ModelKey, Copy] = {}
         """The copy that newcomers of a model join: pending or servable."""
         self.servable: dict[ModelKey, Copy] = {}
+        self.parked: dict[ModelKey, Copy] = {}
+        """In the host tier, wanted by nobody now."""
         self.debtors: dict[int, Copy] = {}
         """Loaded copies that take more than the ledger could charge."""
         self.waiters: dict[int, Waiter] = {}
@@ -68,6 +81,7 @@ class PodState:
         )
         self.notes: deque[Note] = deque(maxlen=limits.history_max)
         self.evictions_total = 0
+        self.parkings_total = 0
         self.thrash = ThrashWatch(slots=limits.loads_concurrent_max, share=limits.thrash_load_share)
         self.crossings: deque[Crossing] = deque(maxlen=CROSSINGS_MAX)
         self.replan = False
@@ -111,10 +125,20 @@ class PodState:
         elif state not in PENDING and self.current.get(copy.key) is copy:
             del self.current[copy.key]
             self.servable.pop(copy.key, None)
-        if state not in CHARGED:
+        if state is CopyState.PARKED:
+            self.parked[copy.key] = copy
+        elif self.parked.get(copy.key) is copy:
+            del self.parked[copy.key]
+        if state is CopyState.WAITING_FOR_SPACE and copy.parked:
+            self.current[copy.key] = copy  # it comes back; what it holds in RAM it keeps until then
+        elif state not in CHARGED:
+            copy.parked = NO_BYTES
             self.charge(copy, NO_BYTES)
         if state in (CopyState.UNLOADING, CopyState.GONE):
             self.debtors.pop(copy_id, None)
+            if copy.prefetched:
+                copy.prefetched = False
+                self.histories.prefetches.wasted += 1
         if state is CopyState.GONE:
             del self.copies[copy_id]
             self._departed[copy_id] = (copy.key, tuple(copy.story))
@@ -167,16 +191,16 @@ class PodState:
         self.eviction_memory = self.policy.after_eviction(self.eviction_memory, score, idle_s)
         self.histories.inflation = self.eviction_memory.inflation
 
-    def crossed(self, copy: Copy, for_tenant: str) -> None:
+    def crossed(self, copy: Copy, freed: Bytes, for_tenant: str) -> None:
         """This copy was taken from its tenant for another; what that leaves is remembered until it was checked."""
         tenant = copy.key.tenant
         share = self.limits.tenants.get(tenant)
         if share is None or tenant == for_tenant:
             return
         guarantee = guarantees_within(self.limits.tenants, self.capacity_wanted).get(tenant, NO_BYTES)
-        servable = self.by_state[CopyState.SERVABLE].values()
-        left = counted_once(each for each in servable if each.key.tenant == tenant)
-        self.crossings.append(Crossing(copy.key, for_tenant, copy.charged, left, guarantee))
+        kept = [each for copy_state in KEPT for each in self.by_state[copy_state].values()]
+        left = counted_once(each for each in kept if each.key.tenant == tenant)
+        self.crossings.append(Crossing(copy.key, for_tenant, freed, left, guarantee))
 
     def required(self, copy_id: int, event: object, *states: CopyState) -> Copy:
         """The copy that this event names; it must be in one of these states."""

@@ -116,7 +116,8 @@ class TenantTally:
         servable: Mapping[str, Bytes],
         parts: Mapping[str, Collection[SharedPart]],
     ) -> None:
-        """`held`: all bytes charged to each tenant; `leaving` and `servable`: those of its copies in such states.
+        """`held`: all bytes charged to each tenant; `leaving`: those that come free in a moment; `servable`: those of
+        copies that are of use where they are.
 
         A part that several of a tenant's copies share counts once for it, and once for each tenant. `parts`: those
         that each tenant holds.
@@ -127,6 +128,10 @@ class TenantTally:
         self._now = dict(held)
         self._planned = {tenant: amount - leaving.get(tenant, NO_BYTES) for tenant, amount in held.items()}
         self._spare = {tenant: servable.get(tenant, NO_BYTES) - amount for tenant, amount in guarantees.items()}
+
+    def held(self, tenant: str) -> Bytes:
+        """What the tenant holds, without what is leaving."""
+        return self._planned.get(tenant, NO_BYTES)
 
     def lacking(self, tenant: str, needed: Bytes, parts: Shared) -> Bytes:
         """What the tenant would hold more, since it holds some of these parts already."""

@@ -29,6 +29,11 @@ class Cause(Enum):
     CANCELLED = "cancelled while running"
     TIMED_OUT = "the load takes too long"
     CLOSED = "closed to newcomers"
+    PARK = "makes room on its device"
+    PARKED = "parked"
+    PARK_FAILED = "it could not be parked"
+    WANTED = "wanted again"
+    PUT_BACK = "stays parked"
     UNLOAD = "unload"
     UNLOADED = "unloaded"
     UNLOAD_FAILED = "the unload failed"
@@ -58,6 +63,13 @@ TRANSITIONS: dict[tuple[CopyState, Cause], CopyState] = {
     (_S.SERVABLE, Cause.CLOSED): _S.RETIRING,
     (_S.RETIRING, Cause.UNLOAD): _S.UNLOADING,
     (_S.UNLOADING, Cause.UNLOADED): _S.GONE,
+    # down to the host tier, and up again
+    (_S.SERVABLE, Cause.PARK): _S.PARKING,
+    (_S.PARKING, Cause.PARKED): _S.PARKED,
+    (_S.PARKING, Cause.PARK_FAILED): _S.UNLOADING,
+    (_S.PARKED, Cause.WANTED): _S.WAITING_FOR_SPACE,
+    (_S.WAITING_FOR_SPACE, Cause.PUT_BACK): _S.PARKED,
+    (_S.PARKED, Cause.UNLOAD): _S.UNLOADING,
     (_S.UNLOADING, Cause.UNLOAD_FAILED): _S.STUCK,
     (_S.STUCK, Cause.UNLOAD_AGAIN): _S.UNLOADING,
     # answers to what was cancelled
@@ -76,13 +88,27 @@ PENDING = frozenset({_S.QUEUED, _S.FETCHING, _S.WAITING_FOR_SPACE, _S.LOADING, _
 ENDING = (_S.CANCELLING_FETCH, _S.CANCELLING_LOAD, _S.OVERDUE)
 """States in which a fetch or load runs that nobody waits for any more."""
 
-LEAVING = (_S.CANCELLING_LOAD, _S.OVERDUE, _S.RETIRING, _S.UNLOADING, _S.STUCK)
+LEAVING = (_S.CANCELLING_LOAD, _S.OVERDUE, _S.RETIRING, _S.PARKING, _S.UNLOADING, _S.STUCK)
 """States in which bytes are held that will come free, and that nobody will be served from again."""
 
+KEPT = (_S.SERVABLE, _S.PARKED)
+"""States in which a copy is of use where it is: what a tenant's guarantee is about."""
+
 CHARGED = frozenset(
-    {_S.LOADING, _S.CANCELLING_LOAD, _S.OVERDUE, _S.SETTLING, _S.SERVABLE, _S.RETIRING, _S.UNLOADING, _S.STUCK}
+    {
+        _S.LOADING,
+        _S.CANCELLING_LOAD,
+        _S.OVERDUE,
+        _S.SETTLING,
+        _S.SERVABLE,
+        _S.RETIRING,
+        _S.PARKING,
+        _S.PARKED,
+        _S.UNLOADING,
+        _S.STUCK,
+    }
 )
-"""States in which the ledger holds bytes for the copy."""
+"""States in which the ledger holds bytes for the copy; for one that waits parked, it does as well."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,10 @@ class Bytes:
     @property
     def total_bytes(self) -> int:
         """All components together."""
-        return sum(count for _, count in self.components)
+        components = self.components
+        if len(components) == 1:  # nearly always; each eviction asks this of each copy
+            return components[0][1]
+        return sum(count for _, count in components)
 
 
 NO_BYTES = Bytes()
@@ -180,6 +183,10 @@ class CopyState(Enum):
     """Serves whoever asks."""
     RETIRING = "retiring"
     """Serves those who hold it, admits nobody, is unloaded when the last of them lets go."""
+    PARKING = "parking"
+    """StartPark was sent: it leaves its device for the host tier; its bytes count in both until that is done."""
+    PARKED = "parked"
+    """In RAM, one copy away from its device; serves nobody."""
     UNLOADING = "unloading"
     """StartUnload was sent; its bytes count until the runtime confirms."""
     STUCK = "stuck"

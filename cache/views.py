@@ -83,7 +83,17 @@ class Usage:
     saved_by_sharing: Bytes
     """What copies that share content would take more, if each had its own."""
     evictions_total: int
-    """Copies unloaded to make room, since the start."""
+    """Copies that made room on a device, since the start."""
+    parkings_total: int
+    """Those of them that went into the host tier."""
+    policy: str = ""
+    """Who chooses them."""
+    prefetches: int = 0
+    """Copies that were to be brought in before anybody asked, since the start."""
+    prefetches_used: int = 0
+    """Of these, those that somebody asked for before they left."""
+    prefetches_wasted: int = 0
+    """Of these, those that nobody asked for."""
     thrashing: Thrashing | None = None
     """The working set exceeds the capacity."""
     thrashing_episodes: int = 0

@@ -48,7 +48,8 @@ from cache.views import CopyView
 
 CPU = Place("device", "cpu")
 GPU = Place("device", "cuda:0")
-CAPACITY = Bytes.from_mapping({CPU: 100, GPU: 40})
+HOST = Place("host")
+CAPACITY = Bytes.from_mapping({CPU: 100, GPU: 40, HOST: 60})
 KEYS = [ModelKey(tenant, f"m{number}", 1) for tenant in ("blue", "red") for number in range(5)]
 SIZES = st.builds(
     lambda cpu, gpu: Bytes.from_mapping({CPU: cpu, GPU: gpu}),
@@ -87,6 +88,7 @@ class CacheUnderStress(RuleBasedStateMachine):
         waiters=st.sampled_from([3, 100]),
         tenants=st.sampled_from([{}, {}, SHARES]),
         load_share=st.sampled_from([0.25, 0.0001]),
+        parks=st.booleans(),
     )
     def start(
         self,
@@ -98,6 +100,7 @@ class CacheUnderStress(RuleBasedStateMachine):
         waiters: int,
         tenants: dict[str, TenantShare],
         load_share: float,
+        parks: bool,
     ) -> None:
         self.tenants = tenants
         limits = CacheLimits(
@@ -115,7 +118,11 @@ class CacheUnderStress(RuleBasedStateMachine):
             thrash_load_share=load_share,
         )
         self.machine = CacheMachine(limits)
-        self.loader = FakeLoader(self.machine, lambda key: self.sizes[key])
+        self.loader = FakeLoader(
+            self.machine,
+            lambda key: self.sizes[key],
+            parks_of=lambda key: Bytes.of(HOST, self.sizes[key][CPU] // 2) if parks else None,
+        )
 
     def _pick(self, data: st.DataObject, running: Iterable[int]) -> int:
         return data.draw(st.sampled_from(sorted(running)))
@@ -222,6 +229,17 @@ class CacheUnderStress(RuleBasedStateMachine):
         else:
             self.loader.fail_unload(copy_id)
 
+    @precondition(lambda self: self.loader.parking)
+    @rule(data=st.data(), works=st.sampled_from([True, True, True, False]), larger=st.integers(-10, 30))
+    def end_park(self, data: st.DataObject, works: bool, larger: int) -> None:
+        copy_id = self._pick(data, self.loader.parking)
+        if not works:
+            self.loader.fail_park(copy_id)
+        elif larger > 0:
+            self.loader.finish_park(copy_id, Bytes.of(HOST, larger))
+        else:
+            self.loader.finish_park(copy_id)
+
     @precondition(lambda self: self.loader.loaded)
     @rule(data=st.data(), size=SIZES, shared=SHARED)
     def resize(self, data: st.DataObject, size: Bytes, shared: Shared) -> None:
@@ -263,6 +281,7 @@ class CacheUnderStress(RuleBasedStateMachine):
         loading = (CopyState.LOADING, CopyState.CANCELLING_LOAD, CopyState.OVERDUE)
         assert {i for i, state in running.items() if state in loading} == set(self.loader.loading)
         assert {i for i, state in running.items() if state is CopyState.UNLOADING} == set(self.loader.unloading)
+        assert {i for i, state in running.items() if state is CopyState.PARKING} == set(self.loader.parking)
         for view in self.machine.copies():
             assert view.pins == sum(copy_id == view.copy_id for copy_id in self.loader.served.values())
 
