@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from cachetools import LRUCache
 
-from cache.commands import CancelLoad, Command, Refuse, Serve, StartFetch, StartLoad, StartUnload, WakeAt
+from cache.commands import CancelLoad, Command, Prefetch, Refuse, Serve, StartFetch, StartLoad, StartUnload, WakeAt
 from cache.copies import Copy
 from cache.events import (
     Cancel,
@@ -161,6 +161,8 @@ class PoolHooks:
     """Awaited before a model is fetched; bounded by whoever implements it."""
     resident_changed: Callable[[Resident, bool], None] = lambda resident, here: None
     """A copy was loaded (True), or has left (False)."""
+    is_elsewhere: Callable[[ModelKey], bool] = lambda key: False
+    """Another pod serves or loads the model, so that it need not be brought in here before it is asked for."""
     crashed: Callable[[ModelKey], None] = lambda key: None
     """The process of a model's own died while it loaded the model or ran a request."""
 
@@ -370,6 +372,8 @@ class Loading:
                     if (task := self._running.get(copy_id)) is not None:
                         # Not at once: a task that is cancelled before its first step never runs, and never answers.
                         asyncio.get_running_loop().call_soon(task.cancel)
+                case Prefetch():
+                    asyncio.get_running_loop().call_soon(self._prefetch, command)
                 case WakeAt(at_s):
                     self._wake_at(at_s)
 
@@ -382,6 +386,13 @@ class Loading:
         else:
             resident.recorder[resident.recorder_slot] = 1
             waiter.set_result(resident)
+
+    def _prefetch(self, command: Prefetch) -> None:
+        """Nobody waits: whoever is served without having waited has its pin given back (`_serve`)."""
+        key = command.model.key
+        if not self._closed and self._record_of(key) is not None and not self._hooks.is_elsewhere(key):
+            want = Want(next(self._waiter_ids), command.model, background=True, expected_at_s=command.expected_at_s)
+            self.send(want)
 
     def _wake_at(self, at_s: float) -> None:
         if self._tick is not None:

@@ -114,6 +114,10 @@ class PodReport:
     busy: tuple[BusyModel, ...] = ()
     tenants: tuple[TenantReport, ...] = ()
     """Empty where no tenant has a share."""
+    eviction_policy: str = ""
+    prefetches: int = 0
+    prefetches_used: int = 0
+    prefetches_wasted: int = 0
     thrashing: str = ""
     """Why the cache serves by turns, or would if it were allowed to."""
     memory_pressure: str = ""
@@ -199,6 +203,10 @@ class PodView:
             tenants=tuple(self._tenants(usage)),
             memory_pressure=self._memory_pressure(),
             box_limits=self._box_limits,
+            eviction_policy=usage.policy,
+            prefetches=usage.prefetches,
+            prefetches_used=usage.prefetches_used,
+            prefetches_wasted=usage.prefetches_wasted,
             thrashing="" if usage.thrashing is None else str(usage.thrashing),
         )
 
@@ -283,6 +291,17 @@ class PodView:
                     amount,
                 )
         none: tuple[tuple[str, str], ...] = ()
+        for outcome, count in (
+            ("begun", report.prefetches),
+            ("used", report.prefetches_used),
+            ("wasted", report.prefetches_wasted),
+        ):
+            yield Sample(
+                "hexcomb_prefetches_total",
+                "Copies that were to be brought in before anybody asked: all; those then asked for; those that left before.",
+                (("outcome", outcome),),
+                count,
+            )
         yield Sample(
             "hexcomb_cache_thrashing",
             "1 while the models in use exceed the capacity, and loads bring back what was evicted a moment before.",

@@ -222,6 +222,11 @@ class Settings(BaseSettings):
         description="Who leaves when memory is short: `lru`, the longest unused; `gdsf`, by frequency, load time and "
         "bytes; `hazard`, by when each is to be expected again, what its load takes, and bytes.",
     )
+    prefetch: bool = Field(
+        True,
+        description="Bring models that a timer calls back before their next call. Such a load evicts only what is "
+        "worth less; what was brought in for nothing is counted. `--no-prefetch`: load on demand only.",
+    )
     thrash_control: bool = Field(
         True,
         description="While the models in use exceed the capacity, and most loads bring back what was evicted a moment "

@@ -82,7 +82,8 @@ def pod_details(pod: Any) -> list[tuple[str, str]]:
         ("queue delay", f"{pod.queue_delay_s * 1000:.1f} ms" if pod.queue_delay_s else ""),
         ("hits", f"{pod.hits:,} of {tried:,} ({pod.hits / tried:.1%})" if tried else "0"),
         ("loads", f"{pod.loads:,}, {pod.load_failures:,} failed"),
-        ("evicted", f"{pod.evictions:,}"),
+        ("evicted", f"{pod.evictions:,}, by {pod.eviction_policy}" if pod.eviction_policy else f"{pod.evictions:,}"),
+        ("prefetched", _show_prefetches(pod) if pod.prefetches else ""),
         ("oldest use", f"{show_age(pod.eviction_age_s)} ago" if pod.eviction_age_s else ""),
         ("memory", show_size(pod.rss_bytes) if pod.rss_bytes else ""),
         *((f"tenant {tenant.tenant}", show_tenant(tenant)) for tenant in pod.tenants),
@@ -113,6 +114,10 @@ def disk_lines(pod: Any) -> list[tuple[str, str]]:
             ]
             lines.append(("saved on disk", ", ".join(filter(None, saved))))
     return lines
+
+
+def _show_prefetches(pod: Any) -> str:
+    return f"{pod.prefetches:,}, {pod.prefetches_used:,} of them asked for, {pod.prefetches_wasted:,} for nothing"
 
 
 def show_tenant(tenant: Any) -> str:

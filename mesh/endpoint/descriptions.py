@@ -205,5 +205,5 @@ _POD_FIELDS = (
     "loads_queued", "requests_in_flight", "requests_waiting", "hits", "misses", "loads", "load_failures", "evictions",
     "eviction_age_s", "rss_bytes", "zone", "why_unready", "reachable", "why_unreachable", "leader",
     "store_away_since_ms", "requests_per_s", "queue_delay_s", "thrashing",
-    "memory_pressure",
+    "memory_pressure", "eviction_policy", "prefetches", "prefetches_used", "prefetches_wasted",
 )  # fmt: skip

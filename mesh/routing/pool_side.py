@@ -154,7 +154,9 @@ class PoolSide:
             attempts_max=settings.route_attempts_max,
             clock=world.clock,
         )
-        self.hooks = PoolHooks(self.publisher.changed, self._before_load, self._resident_changed, self._crashed)
+        self.hooks = PoolHooks(
+            self.publisher.changed, self._before_load, self._resident_changed, self._is_elsewhere, self._crashed
+        )
 
     def attach(self, loading: Loading) -> None:
         """The loading that the hooks are for."""
@@ -358,6 +360,10 @@ class PoolSide:
             await self.membership.record_intent(name, key.generation, "loading")
         else:
             self.membership.set_intent(name, key.generation, "loading")
+
+    def _is_elsewhere(self, key: ModelKey) -> bool:
+        copies = self.membership.view.copies.get(ModelName(key.tenant, key.model_id), ())
+        return any(copy.pod != self.name for copy in copies)
 
     def _crashed(self, key: ModelKey) -> None:
         """A model that runs apart for having killed pods ended its process, too. Other crashes are their owners'."""
