@@ -279,10 +279,9 @@ def test_a_drain_by_name_through_any_pod_costs_no_request(pool: LocalPool, files
             with Client(pool.pods[0].grpc_endpoint) as asked:
                 with pytest.raises(NotFound, match="pod-0"):
                     asked.drain_pod("nobody")
-                assert asked.drain_pod(leaving.name) is False
-                wait_until(pool, lambda: asked.pod_status(leaving.name)[0].draining, "it says that it drains")
+            # Nobody else orders the drain before: the pod may have gone when a second order comes.
             code, out, errors = hexcomb(pool, "pods", "drain", leaving.name, "--wait")
-            assert (code, out.splitlines()[-1]) == (0, f"{leaving.name}: stopped"), errors
+            assert (code, out.splitlines()) == (0, [f"{leaving.name}: draining", f"{leaving.name}: stopped"]), errors
             load.wait_for(60)
         assert load.errors() == []
     assert leaving.wait_ended(20) == 0
