@@ -276,9 +276,8 @@ def test_a_drain_by_name_through_any_pod_costs_no_request(pool: LocalPool, files
         askers = {"everywhere": lambda model: check(example, client.infer(model, example.inputs).outputs)}
         with SteadyLoad(askers, models, per_s=40, threads=6) as load:
             load.wait_for(60)
-            with Client(pool.pods[0].grpc_endpoint) as asked:
-                with pytest.raises(NotFound, match="pod-0"):
-                    asked.drain_pod("nobody")
+            with Client(pool.pods[0].grpc_endpoint) as asked, pytest.raises(NotFound, match="pod-0"):
+                asked.drain_pod("nobody")
             # Nobody else orders the drain before: the pod may have gone when a second order comes.
             code, out, errors = hexcomb(pool, "pods", "drain", leaving.name, "--wait")
             assert (code, out.splitlines()) == (0, [f"{leaving.name}: draining", f"{leaving.name}: stopped"]), errors
