@@ -214,7 +214,7 @@ def verdict(state: PodState, claim: Claim, why: CannotFit) -> Hopeless | None:
         return Hopeless(RefusalKind.FULL, message, remembered=True)
     if state.now_s >= _gives_up_at_s(state, copy):
         message = (
-            f"Model {copy.key} needs {needed} and found no room in {limits.space_wait_max_s:.1f} s: {why}. "
+            f"Model {copy.key} needs {needed} and found no room in {_space_wait_s(state, copy):.1f} s: {why}. "
             "Ask another pod, retry later, or raise --capacity."
         )
         return Hopeless(RefusalKind.FULL, message, remembered=True)
@@ -236,7 +236,12 @@ def _override_at_s(state: PodState, copy: Copy) -> float:
 
 def _gives_up_at_s(state: PodState, copy: Copy) -> float:
     since_s = state.now_s if copy.blocked_since_s is None else copy.blocked_since_s
-    return since_s + state.limits.space_wait_max_s
+    return since_s + _space_wait_s(state, copy)
+
+
+def _space_wait_s(state: PodState, copy: Copy) -> float:
+    limit_s = state.limits.space_wait_max_s
+    return min(limit_s, copy.space_wait_s) if copy.state is CopyState.WAITING_FOR_SPACE else limit_s
 
 
 def _unfreeable(state: PodState, claimant: Copy, of: str | None = None) -> Bytes:

@@ -66,6 +66,7 @@ class Copy:
         "shared",
         "since_s",
         "size",
+        "space_wait_s",
         "state",
         "story",
         "unload_failures",
@@ -111,6 +112,8 @@ class Copy:
         # standing in the line for space
         self.blocked: CannotFit | None = None
         self.blocked_since_s: float | None = None
+        self.space_wait_s = 0.0
+        """The longest that anybody lets it wait there."""
         # once loaded
         self.fetch_time_s = 0.0
         self.load_time_s = 0.0

@@ -16,6 +16,7 @@ Deliberately absent: times. `CacheMachine.handle(event, now_s)` takes them besid
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from cache.types import Bytes, Failure, ModelKey, Shared, WantedModel
 
@@ -26,7 +27,8 @@ class Want:
 
     `deadline_s` is absolute, in the caller's clock. `background`: nobody's request waits (a prefetch, an
     ensureLoaded); it comes after all requests, and evicts only if the limits allow. `expected_at_s`: a prefetch for a
-    use that is expected then; it may evict what is worth less than such a copy.
+    use that is expected then; it may evict what is worth less than such a copy. `space_wait_s`: how long it lets its
+    model wait for room, if that is less than the limit: it has waited on other pods before.
     """
 
     waiter_id: int
@@ -34,6 +36,7 @@ class Want:
     deadline_s: float | None = None
     background: bool = False
     expected_at_s: float | None = None
+    space_wait_s: float = inf
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from math import inf
 
 from cache.commands import (
     CancelLoad,
@@ -73,13 +74,19 @@ class FakeLoader:
     log: list[Command] = field(default_factory=list)
 
     def want(
-        self, waiter_id: int, model: WantedModel, deadline_s: float | None = None, *, background: bool = False
+        self,
+        waiter_id: int,
+        model: WantedModel,
+        deadline_s: float | None = None,
+        *,
+        background: bool = False,
+        space_wait_s: float = inf,
     ) -> None:
         """Someone wants this model."""
         if waiter_id in self.waiting or waiter_id in self.served or waiter_id in self.refused:
             raise AssertionError(f"waiter {waiter_id} was used before")
         self.waiting.add(waiter_id)
-        self.send(Want(waiter_id, model, deadline_s, background))
+        self.send(Want(waiter_id, model, deadline_s, background, space_wait_s=space_wait_s))
 
     def send(self, event: Event) -> list[Command]:
         """Tell the machine, and take in what it commands."""

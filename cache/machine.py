@@ -310,6 +310,7 @@ class CacheMachine:
             copy.joined(state.now_s)
         rank_before = rank(copy)
         copy.urgent_s = min(copy.urgent_s, deadline_s, state.now_s + state.limits.patience_s)
+        copy.space_wait_s = max(copy.space_wait_s, want.space_wait_s)
         if late:
             # Too late for this request; the load goes on, so that its retry finds a copy. If it did not, a load
             # time once learned could turn away every request with a shorter deadline for ever.

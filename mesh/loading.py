@@ -20,6 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from typing import Any, Protocol
 
 from cachetools import LRUCache
@@ -243,16 +244,17 @@ class Loading:
         return resident
 
     async def wait_servable(
-        self, wanted: WantedModel, deadline_s: float | None, *, background: bool = False
+        self, wanted: WantedModel, deadline_s: float | None, *, background: bool = False, space_wait_s: float = inf
     ) -> Resident:
         """Wait until the model has a copy here; it comes pinned. Raises Refused.
 
         `deadline_s` is on the loop's monotonic clock. A cancelled caller leaves the cache's queue at once.
+        `space_wait_s`: the longest wait for room, where it is less than the cache's own limit.
         """
         waiter_id = next(self._waiter_ids)
         future: asyncio.Future[Resident] = asyncio.get_running_loop().create_future()
         self._waiters[waiter_id] = future
-        self.send(Want(waiter_id, wanted, deadline_s, background))
+        self.send(Want(waiter_id, wanted, deadline_s, background, space_wait_s=space_wait_s))
         try:
             return await future
         except asyncio.CancelledError:

@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from math import inf
 
 from cache.types import Bytes, RefusalKind, WantedModel
 from mesh.access_log import AccessLog
@@ -107,12 +108,16 @@ class Serving:
             )
         return record
 
-    async def lease(self, record: ModelRecord, deadline_s: float | None, *, background: bool = False) -> Resident:
+    async def lease(
+        self, record: ModelRecord, deadline_s: float | None, *, background: bool = False, space_wait_s: float = inf
+    ) -> Resident:
         """A pinned copy of the model, loaded if need be; give it back with `let_go`. Raises Refused."""
         resident = self._loading.servable(key_of(record))
         if resident is not None:
             return resident
-        return await self._loading.wait_servable(wanted(record), deadline_s, background=background)
+        return await self._loading.wait_servable(
+            wanted(record), deadline_s, background=background, space_wait_s=space_wait_s
+        )
 
     def knows(self, tenant: str, name: str) -> bool:
         """Whether this pod has heard of a model or alias of this name."""
@@ -140,9 +145,11 @@ class Serving:
         resident: Resident | None,
         deadline_s: float | None,
         decode: Callable[[], Awaitable[Tensors]],
+        space_wait_s: float = inf,
     ) -> Answer:
-        """Run one request on a copy that `hit` gave, or on one that has to be waited for. `decode` is called once;
-        what it raises is the caller's business.
+        """Run one request on a copy that `hit` gave, or on one that has to be waited for: for room at most
+        `space_wait_s`, if that is less than the cache's limit. `decode` is called once; what it raises is the caller's
+        business.
 
         Raises UnknownModel, Refused, BadInput, ModelRaised, OutOfMemory, ModelCrashed.
         """
@@ -152,7 +159,7 @@ class Serving:
             # A malformed request must not cost a load: read it first.
             tensors = await decode()
             self.misses += 1
-            record, resident = await self._wait(record, deadline_s)
+            record, resident = await self._wait(record, deadline_s, space_wait_s)
             self._telemetry.queue_wait_seconds.observe(time.perf_counter() - began)
         else:
             self.hits += 1
@@ -184,10 +191,13 @@ class Serving:
             )
         return Answer(outputs, tensors.outputs, record, cold)
 
-    async def _wait(self, record: ModelRecord, deadline_s: float | None) -> tuple[ModelRecord, Resident]:
+    async def _wait(
+        self, record: ModelRecord, deadline_s: float | None, space_wait_s: float
+    ) -> tuple[ModelRecord, Resident]:
         for attempt in range(_TRIES_WHEN_GONE):
             try:
-                return record, await self._loading.wait_servable(wanted(record), deadline_s)
+                waiting = self._loading.wait_servable(wanted(record), deadline_s, space_wait_s=space_wait_s)
+                return record, await waiting
             except Refused as refused:
                 self._telemetry.refused.labels(refused.refusal.kind.name.lower()).inc()
                 if refused.refusal.kind is not RefusalKind.GONE or attempt + 1 == _TRIES_WHEN_GONE:
@@ -231,13 +241,13 @@ class Serving:
         """Whether `metadata` answers at once."""
         return self._loading.metadata(key_of(record)) is not None
 
-    async def metadata(self, record: ModelRecord, deadline_s: float | None) -> ModelMetadata:
+    async def metadata(self, record: ModelRecord, deadline_s: float | None, space_wait_s: float = inf) -> ModelMetadata:
         """What a client may know of a model; loads it if it was never loaded here, since only a load tells."""
         known = self._loading.metadata(key_of(record))
         if known is not None:
             return known
         self.misses += 1  # the client waits for a load, though for no prediction yet
-        resident = await self.lease(record, deadline_s)
+        resident = await self.lease(record, deadline_s, space_wait_s=space_wait_s)
         try:
             return resident.model.metadata
         finally:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
+from math import inf
 
 from mesh.endpoint.access import Access
 from mesh.resident import Resident
@@ -36,8 +37,8 @@ _COLD_TRAILER: tuple[tuple[str, str], ...] = ((COLD_METADATA, "1"),)
 _DRAINING_TRAILER = (messages.DRAINING_METADATA, "1")
 
 
-RunCurrent = Callable[[ModelRecord], Awaitable[Reply]]
-"""Answers from this pod, by the generation that it is given."""
+RunCurrent = Callable[[ModelRecord, float], Awaitable[Reply]]
+"""Answers from this pod, by the generation that it is given; a load waits for room at most so many seconds."""
 
 
 class V2Endpoint:
@@ -75,8 +76,8 @@ class V2Endpoint:
                 return self._own_word(await self._run(call, envelope, name, record, resident), hop)
             resident.let_go()
 
-        async def run_here(current: ModelRecord) -> Reply:
-            return await self._run(call, envelope, name, current, self._serving.hit(current))
+        async def run_here(current: ModelRecord, space_wait_s: float) -> Reply:
+            return await self._run(call, envelope, name, current, self._serving.hit(current), space_wait_s)
 
         return self._own_word(await self._routed(call, caller.tenant, hop, record, run_here), hop)
 
@@ -107,18 +108,24 @@ class V2Endpoint:
     ) -> Reply:
         """The answer of whoever has, or gets, the model."""
         if self._router is None:
-            return await run_here(record)
+            return await run_here(record, inf)
         registered = self._serving.registered(record) or record
 
-        async def run() -> Reply:
-            return await run_here(self._serving.current(registered))
+        async def run(space_wait_s: float) -> Reply:
+            return await run_here(self._serving.current(registered), space_wait_s)
 
         if hop is None:
             return await self._router.from_client(call, tenant, registered, run)
         return await self._router.from_pod(hop, registered, run)
 
     async def _run(
-        self, call: Call, envelope: Envelope, name: str, record: ModelRecord, resident: Resident | None
+        self,
+        call: Call,
+        envelope: Envelope,
+        name: str,
+        record: ModelRecord,
+        resident: Resident | None,
+        space_wait_s: float = inf,
     ) -> Reply:
         body = call.body
 
@@ -129,7 +136,7 @@ class V2Endpoint:
                 request = await asyncio.to_thread(decode_request, body, envelope)
             return Tensors(request.tensors, request.datatypes, request.outputs, len(body))
 
-        answer = await self._serving.infer(record, resident, call.deadline_s, decode)
+        answer = await self._serving.infer(record, resident, call.deadline_s, decode, space_wait_s)
         shown = envelope.model_name if name == envelope.model_name else answer.record.id
         encoded = encode_response(
             shown, str(answer.record.generation), envelope.request_id, answer.outputs, answer.order
@@ -143,8 +150,8 @@ class V2Endpoint:
         name = _name(call, request.name)
         record, hop = await self._resolve(call, caller.tenant, name, request.version)
 
-        async def answer(current: ModelRecord) -> Reply:
-            metadata = await self._serving.metadata(current, call.deadline_s)
+        async def answer(current: ModelRecord, space_wait_s: float = inf) -> Reply:
+            metadata = await self._serving.metadata(current, call.deadline_s, space_wait_s)
             response = inference_pb2.ModelMetadataResponse(
                 name=request.name if name == request.name else current.id,
                 versions=[str(current.generation)],

@@ -11,6 +11,7 @@ The longest way of a request is therefore one hop at a time, from the pod that i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from urllib.parse import quote, unquote
 
 from mesh.transport.base import Call, Metadata, StatusCode, TransportError
@@ -50,12 +51,15 @@ class Hop:
     """Load the model if it is not here; else only a copy that is here, or on its way, may answer."""
     insists: bool = False
     """Load it even if the store says that the first pod loads it: that pod does not."""
+    space_wait_s: float = inf
+    """How long a load may wait for room: what the request has left after pods that had none."""
 
 
 def encode_hop(hop: Hop) -> str:
     """The entry's value: ASCII."""
     from_pod, model_id = quote(hop.from_pod, safe=""), quote(hop.model_id, safe="")
-    return f"1;{from_pod};{model_id};{hop.generation};{hop.revision};{int(hop.load)};{int(hop.insists)}"
+    space_wait_ms = "" if hop.space_wait_s == inf else int(hop.space_wait_s * 1000)
+    return f"1;{from_pod};{model_id};{hop.generation};{hop.revision};{int(hop.load)};{int(hop.insists)};{space_wait_ms}"
 
 
 def hop_of(call: Call) -> Hop | None:
@@ -70,7 +74,16 @@ def hop_of(call: Call) -> Hop | None:
         version, from_pod, model_id, generation, revision, load, *more = parts
         if version != "1":
             raise ValueError(version)
-        return Hop(unquote(from_pod), unquote(model_id), int(generation), int(revision), load == "1", more[:1] == ["1"])
+        insists, space_wait_ms = more[:1] == ["1"], "".join(more[1:2])
+        return Hop(
+            unquote(from_pod),
+            unquote(model_id),
+            int(generation),
+            int(revision),
+            load == "1",
+            insists,
+            int(space_wait_ms) / 1000 if space_wait_ms else inf,
+        )
     except ValueError:
         raise TransportError(
             StatusCode.INVALID_ARGUMENT,

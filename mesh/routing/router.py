@@ -7,6 +7,8 @@ view of the pool; this module carries it out, once per try, and learns from each
 * A pod that answers "not here" is left out too; the holder it names is tried next.
 * A cold model is claimed in the store by the pod that will load it, so that a thousand requests on all pods cause one
   load. Whoever loses the claim goes to the winner and waits there. With the store away, every pod may load.
+* What a pod lets it wait for room, in vain, the pods after it have the less of: all pods together may cost it hardly
+  more than one.
 
 The client sees an error only when every pod was left out, the deadline passed, or trying again would not be right: the
 model itself refused, or two pods died over this very request (`policy.quarantine` hears of it, and the model runs in a
@@ -22,6 +24,7 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Container, Iterable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Protocol
 
 from cache.types import RefusalKind
@@ -47,8 +50,9 @@ from placement.registry import Registry
 
 log = logging.getLogger("hexcomb.routing")
 
-RunLocally = Callable[[], Awaitable[Reply]]
-"""Runs the request on this pod, loading the model if need be. Raises Refused and errors of the request itself."""
+RunLocally = Callable[[float], Awaitable[Reply]]
+"""Runs the request on this pod, loading the model if need be; the load waits for room at most so many seconds. Raises
+Refused and errors of the request itself."""
 
 ELSEWHERE_HELPS = frozenset(
     {
@@ -61,6 +65,13 @@ ELSEWHERE_HELPS = frozenset(
     }
 )
 """What one pod cannot do and another may. A deadline that is too short is so everywhere; a model that has gone, too."""
+NO_ROOM = RefusalKind.FULL.name.lower()
+"""The word of a pod that did not load a model for want of room (`hop.not_here`)."""
+SPACE_WAIT_MAX_S = 10.0
+"""What a request may lose to pods without room, all together: as much as one pod alone may take (`cache.limits`)."""
+SPACE_WAIT_MIN_S = 1.5
+"""Of which each pod that is asked has at least so much: half a second more than a request must have waited before
+copies that were loaded a moment ago may leave for it."""
 DEATHS_MAX = 2
 """Pods that may die over one request: after the first it is tried once more, after the second it is the suspect."""
 
@@ -98,9 +109,16 @@ class _Tries:
     """The store says that this pod loads the model, and it does not (any more): whoever is chosen loads it."""
     named: tuple[str, int] | None = None
     """A pod that the last one named as holding the model, and the generation to ask it for: the next try."""
+    space_wait_s: float = inf
+    """How long the next pod may have it wait for room; infinite: as long as that pod thinks right."""
     last: Exception | None = None
     deaths: list[tuple[str, str]] = field(default_factory=list)
     """(pod, incarnation) of pods that died over it."""
+
+    def found_no_room(self, after_s: float) -> None:
+        """A pod has refused it as full. Not all of the time need have been spent on waiting for room: near enough."""
+        left_s = min(self.space_wait_s, SPACE_WAIT_MAX_S) - after_s
+        self.space_wait_s = max(SPACE_WAIT_MIN_S, left_s)
 
 
 class _Healthy:
@@ -241,11 +259,14 @@ class Router:
         )
 
     async def _run_here(self, run_here: RunLocally, tries: _Tries) -> Reply | None:
+        began_s = self._clock()
         try:
-            return await run_here()
+            return await run_here(tries.space_wait_s)
         except Refused as refused:
             if refused.refusal.kind not in ELSEWHERE_HELPS:
                 raise
+            if refused.refusal.kind is RefusalKind.FULL:
+                tries.found_no_room(self._clock() - began_s)
             tries.excluded.add(self._own_pod)
             tries.last = refused
             return None
@@ -318,7 +339,8 @@ class Router:
         """One try elsewhere. What it took says something about the pod only where a copy was known to serve."""
         deaths = tries.deaths
         insists = tries.insists or self._own_pod in tries.excluded
-        hop = Hop(self._own_pod, record.id, generation, record.revision, mode is Mode.LOAD, insists)
+        load = mode is Mode.LOAD
+        hop = Hop(self._own_pod, record.id, generation, record.revision, load, insists, tries.space_wait_s)
         metadata = forwarded_metadata(call, tenant, hop)
         name = ModelName(record.tenant, record.id)
         began_s = self._clock()
@@ -356,6 +378,8 @@ class Router:
                 tries.denied.append(pod)
             else:
                 tries.excluded.add(pod)
+            if found is not None and found[0] == NO_ROOM:
+                tries.found_no_room(self._clock() - began_s)
             if full and not self._is_served(name, tries.excluded):
                 raise  # loading it once more would not make the pool less busy
             tries.last = error
@@ -392,7 +416,7 @@ class Router:
         if isinstance(route, NotHere):
             await self._admit_load(hop, record, name, route.holder or "")
         try:
-            return await run_here()
+            return await run_here(hop.space_wait_s)
         except Refused as refused:
             error = as_transport_error(refused)
             if error is None or refused.refusal.kind not in ELSEWHERE_HELPS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from math import inf
 
 import pytest
 from cachetools import LRUCache
@@ -133,6 +134,7 @@ class CacheUnderStress(RuleBasedStateMachine):
         priority=st.integers(0, 2),
         wait_s=st.none() | st.floats(0.0, 20.0),
         background=st.booleans(),
+        space_wait_s=st.sampled_from([inf, inf, 0.0, 1.5]),
         size_hint=st.none() | SIZES,
         burst=st.sampled_from([1, 1, 1, 4]),
     )
@@ -143,6 +145,7 @@ class CacheUnderStress(RuleBasedStateMachine):
         priority: int,
         wait_s: float | None,
         background: bool,
+        space_wait_s: float,
         size_hint: Bytes | None,
         burst: int,
     ) -> None:
@@ -150,7 +153,7 @@ class CacheUnderStress(RuleBasedStateMachine):
         deadline_s = None if wait_s is None else self.loader.now_s + wait_s
         for _ in range(burst):
             self.next_waiter_id += 1
-            self.loader.want(self.next_waiter_id, model, deadline_s, background=background)
+            self.loader.want(self.next_waiter_id, model, deadline_s, background=background, space_wait_s=space_wait_s)
 
     @precondition(lambda self: self.loader.waiting)
     @rule(data=st.data())

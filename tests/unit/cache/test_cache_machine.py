@@ -171,6 +171,32 @@ def test_a_place_that_the_pod_does_not_have_is_too_big(pod: Pod, model: Model) -
     assert "cuda:0" in loader.refused[1].message
 
 
+def test_who_has_waited_for_room_elsewhere_waits_less_here(pod: Pod, model: Model) -> None:
+    loader = pod({"b": 80}, space_wait_max_s=10.0)
+    loader.want(1, model("a"))
+    loader.run()
+    loader.want(2, model("b"), space_wait_s=1.5)
+    loader.run()
+    loader.pass_time(1.4)
+    assert 2 in loader.waiting
+    loader.pass_time(1.5)
+    assert loader.refused[2].kind is RefusalKind.FULL
+    assert "found no room in 1.5 s" in loader.refused[2].message
+
+
+def test_of_those_who_wait_for_one_model_the_most_patient_counts(pod: Pod, model: Model) -> None:
+    loader = pod({"b": 80}, space_wait_max_s=10.0)
+    loader.want(1, model("a"))
+    loader.run()
+    loader.want(2, model("b"), space_wait_s=1.5)
+    loader.want(3, model("b"))
+    loader.run()
+    loader.pass_time(9.9)
+    assert loader.waiting >= {2, 3}
+    loader.pass_time(10.0)
+    assert loader.refused.keys() == {2, 3}
+
+
 def test_when_everything_stays_in_use_the_claim_ends_as_full_with_a_hint(pod: Pod, model: Model) -> None:
     loader = pod({"b": 80}, space_wait_max_s=10.0)
     loader.want(1, model("a"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class Echo:
         resident: object,
         deadline_s: float | None,
         decode: Callable[[], Awaitable[Tensors]],
+        space_wait_s: float,
     ) -> Answer:
         tensors = await decode()
         return Answer(tensors.inputs, (), record, cold=False)
@@ -109,8 +111,8 @@ class Elsewhere:
     async def from_client(self, call: Call, tenant: str, record: ModelRecord, run_here: Any) -> Reply:
         return ReplyWithTrailers(b"there", ((v2.COLD_METADATA, "1"),))
 
-    async def from_pod(self, hop: Hop, record: ModelRecord, run_here: Callable[[], Awaitable[Reply]]) -> Reply:
-        return await run_here()
+    async def from_pod(self, hop: Hop, record: ModelRecord, run_here: Callable[[float], Awaitable[Reply]]) -> Reply:
+        return await run_here(inf)
 
 
 async def test_a_client_hears_that_the_pod_it_called_drains_and_not_the_one_that_ran_its_request() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mesh.routing.hop import (
@@ -26,7 +28,8 @@ def call(*metadata: tuple[str, str | bytes]) -> Call:
 
 def test_a_hop_comes_back_as_it_was_whatever_the_names_hold() -> None:
     assert encode_hop(HOP).isascii()
-    assert hop_of(call((FORWARD_METADATA, encode_hop(HOP)))) == HOP
+    for hop in (HOP, replace(HOP, insists=True), replace(HOP, space_wait_s=1.5)):
+        assert hop_of(call((FORWARD_METADATA, encode_hop(hop)))) == hop
 
 
 def test_a_clients_call_has_no_hop() -> None:
@@ -34,12 +37,17 @@ def test_a_clients_call_has_no_hop() -> None:
     assert hop_of(call(("user-agent", "curl"))) is None
 
 
-@pytest.mark.parametrize("value", ["", "1", "2;p;m;1;1;0", "1;p;m;x;1;0", "1;p;m;1;1"])
+@pytest.mark.parametrize("value", ["", "1", "2;p;m;1;1;0", "1;p;m;x;1;0", "1;p;m;1;1", "1;p;m;1;1;0;0;x"])
 def test_a_hop_that_cannot_be_read_is_the_callers_fault(value: str) -> None:
     with pytest.raises(TransportError) as refused:
         hop_of(call((FORWARD_METADATA, value)))
     assert refused.value.status is StatusCode.INVALID_ARGUMENT
     assert FORWARD_METADATA in refused.value.message
+
+
+def test_an_earlier_version_does_not_say_how_long_a_load_may_wait_for_room() -> None:
+    before, _, _ = encode_hop(HOP).rpartition(";")
+    assert hop_of(call((FORWARD_METADATA, before))) == HOP
 
 
 def test_a_later_version_may_add_fields() -> None:

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import pytest
@@ -58,7 +59,8 @@ class Pool:
         self.loading = False
         self.draining = False
         self.ran_here = 0
-        self.here: Callable[[], Awaitable[Reply]] = self.answer_here
+        self.now_s = 0.0
+        self.here: Callable[[float], Awaitable[Reply]] = self.answer_here
         itself: Any = self
         lines: Any = Lines(self)
         self.router = Router(
@@ -75,7 +77,7 @@ class Pool:
             observe=lambda pod_id, model, seconds: self.observed.append(pod_id),
             is_draining=lambda: self.draining,
             attempts_max=8,
-            clock=asyncio.get_running_loop().time,
+            clock=lambda: self.now_s,
         )
 
     # what the router asks of its surroundings
@@ -121,7 +123,7 @@ class Pool:
         self.published.append(model)
 
     # what the test says
-    async def answer_here(self) -> Reply:
+    async def answer_here(self, space_wait_s: float) -> Reply:
         self.ran_here += 1
         return b"here"
 
@@ -134,10 +136,10 @@ class Pool:
         self.peers[pod_id] = answer
 
     async def ask(self, record: ModelRecord = RECORD) -> Reply:
-        return await self.router.from_client(CALL, "t", record, lambda: self.here())
+        return await self.router.from_client(CALL, "t", record, self.here)
 
     async def ask_from(self, pod_id: str, *, load: bool) -> Reply:
-        return await self.router.from_pod(Hop(pod_id, "m", 1, 7, load), RECORD, lambda: self.here())
+        return await self.router.from_pod(Hop(pod_id, "m", 1, 7, load), RECORD, self.here)
 
     @property
     def asked_pods(self) -> list[str]:
@@ -351,7 +353,7 @@ async def test_what_one_pod_cannot_load_another_may() -> None:
     mesh = pool(pods=[pod("me"), pod("p1")])
     mesh.answers("p1", b"there")
 
-    async def full() -> Reply:
+    async def full(space_wait_s: float) -> Reply:
         raise refused(RefusalKind.FULL)
 
     mesh.here = full
@@ -359,11 +361,81 @@ async def test_what_one_pod_cannot_load_another_may() -> None:
     assert mesh.asked_pods == ["p1"]
 
 
+async def test_all_pods_without_room_together_cost_hardly_more_than_one() -> None:
+    mesh = pool(pods=[pod("me"), pod("p1"), pod("p2"), pod("p3")])
+    waited_s: list[float] = []
+
+    async def full_here(space_wait_s: float) -> Reply:
+        waited_s.append(space_wait_s)
+        mesh.now_s += min(10.0, space_wait_s)
+        raise refused(RefusalKind.FULL)
+
+    async def full_there(hop: Hop) -> Reply:
+        waited_s.append(hop.space_wait_s)
+        mesh.now_s += min(10.0, hop.space_wait_s)
+        raise replace_trailers(TransportError(StatusCode.RESOURCE_EXHAUSTED, "it is full", 2.0))
+
+    mesh.here = full_here
+    mesh.peers = dict.fromkeys(["p1", "p2", "p3"], full_there)
+    with pytest.raises((TransportError, Refused)):
+        await mesh.ask()
+    assert waited_s == [inf, 1.5, 1.5, 1.5]
+
+
+async def test_pods_that_refuse_at_once_leave_the_time_to_the_others() -> None:
+    mesh = pool(pods=[pod("me"), pod("p1")])
+    hops: list[Hop] = []
+
+    async def pinned_full(space_wait_s: float) -> Reply:
+        raise refused(RefusalKind.FULL)
+
+    async def answer(hop: Hop) -> Reply:
+        hops.append(hop)
+        return b"there"
+
+    mesh.here = pinned_full
+    mesh.peers["p1"] = answer
+    assert await mesh.ask() == b"there"
+    assert [hop.space_wait_s for hop in hops] == [10.0]
+
+
+async def test_what_is_left_of_the_wait_for_room_is_for_the_next_pod() -> None:
+    mesh = pool(pods=[pod("me"), pod("p1")])
+    hops: list[Hop] = []
+
+    async def full(space_wait_s: float) -> Reply:
+        mesh.now_s += 4.0
+        raise refused(RefusalKind.FULL)
+
+    async def answer(hop: Hop) -> Reply:
+        hops.append(hop)
+        return b"there"
+
+    mesh.here = full
+    mesh.peers["p1"] = answer
+    assert await mesh.ask() == b"there"
+    assert [hop.space_wait_s for hop in hops] == [6.0]
+
+
+async def test_a_forwarded_request_waits_for_room_as_long_as_the_hop_says() -> None:
+    mesh = pool()
+    waited_s: list[float] = []
+
+    async def here(space_wait_s: float) -> Reply:
+        waited_s.append(space_wait_s)
+        return b"here"
+
+    mesh.here = here
+    hop = Hop("p1", "m", 1, 7, load=True, space_wait_s=1.5)
+    assert await mesh.router.from_pod(hop, RECORD, mesh.here) == b"here"
+    assert waited_s == [1.5]
+
+
 async def test_when_every_pod_refused_the_client_hears_the_last_refusal() -> None:
     mesh = pool(pods=[pod("me"), pod("p1")])
     mesh.answers("p1", replace_trailers(TransportError(StatusCode.RESOURCE_EXHAUSTED, "p1 is full", 2.0)))
 
-    async def full() -> Reply:
+    async def full(space_wait_s: float) -> Reply:
         raise refused(RefusalKind.FULL)
 
     mesh.here = full
@@ -380,7 +452,7 @@ def replace_trailers(error: TransportError) -> TransportError:
 async def test_a_deadline_that_is_too_short_here_is_so_everywhere() -> None:
     mesh = pool(pods=[pod("me"), pod("p1")])
 
-    async def late() -> Reply:
+    async def late(space_wait_s: float) -> Reply:
         raise refused(RefusalKind.DEADLINE)
 
     mesh.here = late
@@ -455,7 +527,7 @@ async def test_a_draining_pod_loads_nothing_for_others() -> None:
 async def test_what_cannot_be_loaded_here_goes_back_with_its_code_and_the_word_that_another_may() -> None:
     mesh = pool()
 
-    async def full() -> Reply:
+    async def full(space_wait_s: float) -> Reply:
         raise refused(RefusalKind.FULL)
 
     mesh.here = full
