@@ -10,7 +10,7 @@ import contextlib
 import re
 import urllib.request
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,20 +72,25 @@ def start_fleet(
     trusted: Path,
     access_logs: Sequence[Path],
     stack: contextlib.ExitStack,
+    more: Mapping[str, SettingValue] | None = None,
 ) -> Fleet:
     """Start as many pods, each with this capacity, and wait until they are ready; `stack` ends them.
 
-    `access_logs`: a file for each pod, or none. Raises ServerFailed, EtcdMissing, EtcdFailed.
+    `access_logs`: a file for each pod, or none; `more`: settings of each pod.
+
+    Raises ServerFailed, EtcdMissing, EtcdFailed.
     """
     if pods == 1:
-        logging = [f"--access-log={path}" for path in access_logs]
-        server = start_server(directory, capacity_bytes=capacity_bytes, trusted_prefix=trusted, settings=logging)
+        given = [f"--access-log={path}" for path in access_logs]
+        given += [f"--{name.replace('_', '-')}={value}" for name, value in (more or {}).items()]
+        server = start_server(directory, capacity_bytes=capacity_bytes, trusted_prefix=trusted, settings=given)
         stack.callback(server.stop)
         return Fleet([server], None)
     settings: dict[str, SettingValue] = {
         "capacity": capacity_bytes,
         "trusted_prefixes": f"{trusted.as_uri()}/",
         "drain_grace_s": DRAIN_GRACE_S,
+        **(more or {}),
     }
     pool = LocalPool(directory, 0, settings=settings)
     logs: list[Path | None] = [*access_logs] or [None] * pods
