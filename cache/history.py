@@ -19,6 +19,7 @@ model share one history. Deliberately absent: clocks, and who is resident.
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import frexp, inf
@@ -124,6 +125,25 @@ class Uses:
 NEVER_USED = Uses()
 
 
+QUIET_S = 10.0
+"""A use after so long without one begins a session. What is used more often is here anyway."""
+
+TOGETHER_S = 3.0
+"""Sessions that begin within so long of one another may belong together."""
+
+SESSIONS_KEPT = 8
+"""The last sessions, of all models, that a new one is compared to."""
+
+FOLLOWERS_MAX = 4
+"""Of one model."""
+
+FOLLOWER_SESSIONS_MIN = 4
+"""Sessions of a model before anything is said of its followers."""
+
+FOLLOWER_SHARE = 0.6
+"""Of its sessions, in which a model must have followed."""
+
+
 @dataclass(slots=True)
 class PrefetchCounts:
     """What became of copies that were brought in before anybody asked."""
@@ -142,6 +162,9 @@ class Histories:
         self.inflation = 0.0
         """GDSF's clock now; each use takes it down."""
         self.prefetches = PrefetchCounts()
+        self.expected: list[WantedModel] = []
+        """Models that usually follow those whose sessions have begun since somebody last looked; bounded."""
+        self._sessions: deque[tuple[float, History]] = deque(maxlen=SESSIONS_KEPT)
         self._by_model: LRUCache[tuple[str, str], History] = LRUCache(maxsize=models_max)
         self._made = 0
         self._pooled = [_Histogram(POOLED_FADING) for _ in range(_POOLS)]
@@ -160,6 +183,16 @@ class Histories:
         """This model's history, if there is one."""
         return self._by_model.get(key[:2])
 
+    def session_begins(self, history: History, now_s: float) -> None:
+        """This model is used again after a while; who is used with it?"""
+        for began_s, before in self._sessions:
+            if now_s - began_s <= TOGETHER_S and before is not history:
+                before.followed_by(history)
+        self._sessions.append((now_s, history))
+        if len(self.expected) < SESSIONS_KEPT * FOLLOWERS_MAX:
+            found = (self._by_model.get(name) for name in history.followers())
+            self.expected.extend(other.model for other in found if other is not None and other.model is not None)
+
     def pooled(self, gaps: int) -> _Histogram:
         """Gaps that followed when a model had shown so many."""
         return self._pooled[min((gaps + 1) // 2, _POOLS - 1)]
@@ -173,12 +206,14 @@ class History:
 
     __slots__ = (
         "_all",
+        "_followers",
         "_frequency",
         "_gaps_s",
         "_histogram",
         "_inflation",
         "_joined_s",
         "_last_s",
+        "_sessions",
         "gaps_seen",
         "model",
         "number",
@@ -192,6 +227,9 @@ class History:
         self.model: WantedModel | None = None
         """As it was wanted last."""
         self._joined_s = 0.0
+        self._sessions = 0
+        self._followers: dict[tuple[str, str], int] = {}
+        """By name: what is forgotten must not be kept by what it followed."""
         self._last_s = -inf
         self._frequency = 0.0
         self._gaps_s: tuple[float, ...] = ()
@@ -206,6 +244,9 @@ class History:
         gap_s = now_s - self._last_s
         if gap_s >= GAP_MIN_S:
             self.pictured = None
+            if gap_s >= QUIET_S:
+                self._sessions += 1
+                self._all.session_begins(self, now_s)
             if self.gaps_seen or self._last_s > -inf:
                 self._note_gap(gap_s)
                 self._frequency = 1.0 + self._frequency * 0.5 ** (gap_s / FREQUENCY_HALF_LIFE_S)
@@ -219,6 +260,22 @@ class History:
         """A load has ended, for which those who joined it have waited so long in all."""
         self._joined_s += JOINED_WEIGHT * (joined_s - self._joined_s)
         self.pictured = None
+
+    def followed_by(self, other: History) -> None:
+        """The other model's session began shortly after one of this model's."""
+        if other.model is None:
+            return
+        counts, name = self._followers, other.model.key[:2]
+        if name not in counts and len(counts) >= FOLLOWERS_MAX:
+            del counts[min(counts, key=lambda each: (counts[each], each))]
+        counts[name] = counts.get(name, 0) + 1
+
+    def followers(self) -> list[tuple[str, str]]:
+        """Models that are usually used right after this one: tenant and id."""
+        if self._sessions < FOLLOWER_SESSIONS_MIN:
+            return []
+        least = FOLLOWER_SHARE * self._sessions
+        return [name for name, count in self._followers.items() if count >= least]
 
     def used_after_prefetch(self) -> None:
         """Somebody asked for what was brought in beforehand."""

@@ -237,6 +237,8 @@ class CacheMachine:
         state = self._state
         for alarm in state.timers.take_due(state.now_s):
             self._on_alarm(alarm)
+        if state.histories.expected:
+            self._prefetch_followers()
         while state.replan:
             state.replan = False
             self._follow_capacity()
@@ -601,6 +603,14 @@ class CacheMachine:
         if expected is not None and expected.begin_s > state.now_s:
             state.expected[copy.history.number] = Foreseen(copy.model, expected.at_s)
             state.timers.set(Alarm("prefetch", copy.history.number), expected.begin_s)
+
+    def _prefetch_followers(self) -> None:
+        """Models that usually follow one that has just been asked for."""
+        state = self._state
+        followers, state.histories.expected = state.histories.expected, []
+        if state.limits.prefetch:
+            for model in followers:
+                self._prefetch(model, state.now_s)
 
     def _drop_foreseen(self, key: ModelKey) -> None:
         state = self._state

@@ -28,6 +28,8 @@ from runtime_adapters.frameworks import installed_version
 from runtime_adapters.registry import adapters
 
 _RESIDENT = (CopyState.SERVABLE, CopyState.RETIRING, CopyState.SETTLING, CopyState.STUCK)
+_HOLDING = (*_RESIDENT, CopyState.PARKING, CopyState.PARKED, CopyState.WAITING_FOR_SPACE)
+"""States in which bytes are taken by what is there: the last two hold such of the host tier alone."""
 _RESERVED = (CopyState.LOADING, CopyState.CANCELLING_LOAD, CopyState.OVERDUE)
 _ON_THE_WAY = (
     CopyState.QUEUED,
@@ -100,6 +102,8 @@ class PodReport:
     hits: int = 0
     misses: int = 0
     evictions: int = 0
+    parkings: int = 0
+    """Evicted copies that went into the host tier."""
     rss_bytes: int = 0
     zone: str = ""
     labels: tuple[str, ...] = ()
@@ -189,6 +193,7 @@ class PodView:
             loads=self._loading.counts.loads,
             load_failures=self._loading.counts.load_failures,
             evictions=usage.evictions_total,
+            parkings=usage.parkings_total,
             eviction_age_s=0.0 if usage.oldest_use_s is None else max(0.0, self._clock() - usage.oldest_use_s),
             rss_bytes=self._process.memory_info().rss,
             zone=record.zone,
@@ -226,7 +231,7 @@ class PodView:
                 tier=place.tier,
                 device=place.device,
                 capacity_bytes=capacity_bytes,
-                resident_bytes=sum(in_state.get(state, 0) for state in _RESIDENT),
+                resident_bytes=sum(in_state.get(state, 0) for state in _HOLDING),
                 reserved_bytes=sum(in_state.get(state, 0) for state in _RESERVED),
                 unloading_bytes=in_state.get(CopyState.UNLOADING, 0),
                 saved_bytes=usage.saved_by_sharing[place],
@@ -298,10 +303,16 @@ class PodView:
         ):
             yield Sample(
                 "hexcomb_prefetches_total",
-                "Copies that were to be brought in before anybody asked: all; those then asked for; those that left before.",
+                "Copies to be brought in before anybody asked: all; those asked for later; those that never were.",
                 (("outcome", outcome),),
                 count,
             )
+        yield Sample(
+            "hexcomb_parked_total",
+            "Copies that made room on a device and went into the host tier, since the start.",
+            none,
+            report.parkings,
+        )
         yield Sample(
             "hexcomb_cache_thrashing",
             "1 while the models in use exceed the capacity, and loads bring back what was evicted a moment before.",
