@@ -4,8 +4,9 @@ More capacity makes fewer requests cold. It does not make them shorter, and thei
 for everything only first loads are left, large models among them, while a small pod is cold for small popular models
 too. So a plain bisection could walk past an answer. It looks in two steps:
 
-1. over a ladder of capacities, from the largest model to the point where nothing is ever evicted, in equal ratios;
-2. between the lowest rung that keeps the promise and the one below it, which does not, by bisection.
+1. on a ladder of capacities in equal ratios, from the largest model to the point where nothing is ever evicted, for the
+   lowest rung that keeps the promise: on every rung when a p99 is promised, by halves when it is only a share;
+2. between that rung and the one below it, which does not keep it, by bisection.
 
 The answer is the least capacity that was tried and keeps it, beside the greatest below it that does not. When not even
 the last rung does, no capacity can: what is left are first loads, one for each model, and the answer says so.
@@ -74,12 +75,12 @@ class NotFound:
 
 def find_capacity(planner: Planner, cell: Cell, goal: Goal) -> Found | NotFound:
     """The least capacity for a pool like `cell`, whose own capacity does not matter."""
-    rungs = list(_ladder(planner, cell))
-    ladder = planner.plan([replace(cell, capacity_bytes=rung) for rung in rungs], ideals=False)
-    keeps = next((position for position, planned in enumerate(ladder) if not goal.missed(planned)), None)
-    if keeps is None:
-        return NotFound(goal, ladder[-1], tuple(goal.missed(ladder[-1])))
-    least, below = ladder[keeps], ladder[keeps - 1] if keeps else None
+    rungs = [replace(cell, capacity_bytes=rung) for rung in _ladder(planner, cell)]
+    low, high = _lowest_that_keeps(planner, rungs, goal)
+    if high is None:
+        most = planner.plan(rungs[-1:], ideals=False)[0]
+        return NotFound(goal, most, tuple(goal.missed(most)))
+    least, below = high, low
     while below is not None and least.cell.capacity_bytes > (1 + PRECISION) * below.cell.capacity_bytes:
         between_bytes = round((least.cell.capacity_bytes * below.cell.capacity_bytes) ** 0.5)
         tried = planner.plan([replace(cell, capacity_bytes=between_bytes)], ideals=False)[0]
@@ -88,6 +89,28 @@ def find_capacity(planner: Planner, cell: Cell, goal: Goal) -> Found | NotFound:
         else:
             least = tried
     return Found(goal, planner.plan([least.cell])[0], below)
+
+
+def _lowest_that_keeps(planner: Planner, rungs: list[Cell], goal: Goal) -> tuple[Planned | None, Planned | None]:
+    """(the rung below it, the lowest rung that keeps the goal); None: there is none."""
+    if goal.cold_p99_max_ms is not None:
+        ladder = planner.plan(rungs, ideals=False)
+        keeps = next((position for position, planned in enumerate(ladder) if not goal.missed(planned)), None)
+        if keeps is None:
+            return ladder[-1], None
+        return ladder[keeps - 1] if keeps else None, ladder[keeps]
+    low: Planned | None = None
+    high: Planned | None = None
+    first, last = 0, len(rungs)  # the rung that is looked for lies in between; `last` itself keeps it, or is not there
+    middle = len(rungs) - 1
+    while first < last:
+        tried = planner.plan([rungs[middle]], ideals=False)[0]
+        if goal.missed(tried):
+            low, first = tried, middle + 1
+        else:
+            high, last = tried, middle
+        middle = (first + last) // 2
+    return low, high
 
 
 def _ladder(planner: Planner, cell: Cell) -> Iterator[int]:

@@ -8,8 +8,9 @@ Times are seconds, of any beginning, or ISO 8601. Several files are one trace: e
 answered. Lines need not be in order (a pod writes a request when it is answered, so never quite); they are sorted, and
 how far they stood out of order is said.
 
-What loads of a model took is replayed in the order in which the log has them, and then over again without the first,
-which also fetched and prepared the artifact: loads differ from time to time, and a p99 is made of that. Of a model that
+What loads of a model took is replayed in the order in which the log has them, and then over again: loads differ from
+time to time, and a p99 is made of that. The first is left out if there are others: as far as the log can tell it also
+fetched and prepared the artifact, which a replay takes to be on the disk. Of a model that
 was never missed nothing is known but from a file of sizes, or else the mean of the others; how many there were is said.
 """
 
@@ -78,8 +79,13 @@ class _Seen:
 
     def taken(self) -> Taken:
         """The newest size, the mean of later loads."""
-        loads_s = self.loads_s[1:] or self.loads_s
+        loads_s = self.later_loads_s
         return Taken(self.sizes_bytes[-1] if self.sizes_bytes else None, fmean(loads_s) if loads_s else None)
+
+    @property
+    def later_loads_s(self) -> list[float]:
+        """Without the first, if there are others."""
+        return self.loads_s[1:] or self.loads_s
 
 
 @dataclass(slots=True)
@@ -195,7 +201,7 @@ def _models(reading: _Reading, sizes: Mapping[str, Taken], source: str) -> tuple
             name,
             size_mean_bytes if each.size_bytes is None else each.size_bytes,
             load_mean_s if each.load_s is None else each.load_s,
-            () if sizes.get(name, Taken()).load_s is not None else tuple(reading.models[name].loads_s),
+            () if sizes.get(name, Taken()).load_s is not None else tuple(reading.models[name].later_loads_s),
         )
         for name, each in taken.items()
     ]

@@ -29,14 +29,11 @@ class TraceModel:
     load_s: float
     """Bringing it back from the disk tier, on an idle pod."""
     loads_s: tuple[float, ...] = ()
-    """What its loads took one after the other, where that was recorded: the first with fetch and preparation."""
+    """What its loads took one after the other, where that was recorded."""
 
     def load_s_of(self, number: int) -> float:
-        """What its load of this number (from 0) takes: as recorded; beyond that the later ones over again."""
-        if number < len(self.loads_s):
-            return self.loads_s[number]
-        later_s = self.loads_s[1:]
-        return later_s[(number - 1) % len(later_s)] if later_s else self.load_s
+        """What its load of this number (from 0) takes: as recorded, over again when more are needed."""
+        return self.loads_s[number % len(self.loads_s)] if self.loads_s else self.load_s
 
 
 @dataclass(frozen=True, slots=True)
