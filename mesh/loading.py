@@ -25,7 +25,19 @@ from typing import Any, Protocol
 
 from cachetools import LRUCache
 
-from cache.commands import CancelLoad, Command, Prefetch, Refuse, Serve, StartFetch, StartLoad, StartUnload, WakeAt
+from cache.commands import (
+    CancelLoad,
+    Command,
+    Prefetch,
+    Refuse,
+    Serve,
+    StartFetch,
+    StartLoad,
+    StartPark,
+    StartReturn,
+    StartUnload,
+    WakeAt,
+)
 from cache.copies import Copy
 from cache.events import (
     Cancel,
@@ -37,6 +49,8 @@ from cache.events import (
     LoadFailed,
     LoadOutOfMemory,
     LoadOverdue,
+    Parked,
+    ParkFailed,
     Resized,
     Tick,
     Unloaded,
@@ -58,6 +72,7 @@ from cache.types import (
     WantedModel,
 )
 from mesh.heap import HeapTrimmer
+from mesh.host_tier import HOST_TIER, HostTier, ReturnsTooLate
 from mesh.measured_load import MeasuredLoad, ReadMemory, load_and_measure, load_isolated_and_measure
 from mesh.resident import LARGER_FACTOR, SMALL_REQUEST_BYTES, Resident
 from mesh.settings import Settings
@@ -68,7 +83,7 @@ from mesh.threads import InThread, in_thread
 from placement.records import ModelRecord
 from runtime_adapters import errors as adapter_errors
 from runtime_adapters.artifacts.fetch import Artifact
-from runtime_adapters.base import Device, LoadedModel, ModelMetadata, Size
+from runtime_adapters.base import Device, LoadedModel, ModelMetadata, Parkable, ParkedModel, Size
 from runtime_adapters.errors import (
     AdapterError,
     BadArtifact,
@@ -223,6 +238,7 @@ class Loading:
         self._metadata: LRUCache[ModelKey, ModelMetadata] = LRUCache(maxsize=REMEMBERED_MAX)
         self._run_times_s: LRUCache[str, float] = LRUCache(maxsize=REMEMBERED_MAX)
         """By content: what one run took."""
+        self._host_tier = HostTier(in_thread)
         self._heap = HeapTrimmer(clock, in_thread)
         self._tick: asyncio.TimerHandle | None = None
         self._closed = False
@@ -370,6 +386,10 @@ class Loading:
                     self._start(copy_id, self._load(key, copy_id))
                 case StartUnload(key, copy_id, reason):
                     self._start(copy_id, self._unload(key, copy_id, reason))
+                case StartPark(_, copy_id, _):
+                    self._start(copy_id, self._park(copy_id))
+                case StartReturn(key, copy_id, _):
+                    self._start(copy_id, self._return(key, copy_id))
                 case CancelLoad(copy_id, _):
                     if (task := self._running.get(copy_id)) is not None:
                         # Not at once: a task that is cancelled before its first step never runs, and never answers.
@@ -479,7 +499,17 @@ class Loading:
         remark = wrong_declaration(resident.declared_bytes, loaded.size.total_bytes)
         if remark:
             log.info("%s: %s", key, remark)
-        return Loaded(copy_id, self._bytes_with_runs(resident), remark, _shared_parts(resident.size))
+        return self._loaded(resident, remark)
+
+    def _loaded(self, resident: Resident, remark: str = "") -> Loaded:
+        parked = resident.model.parked_size() if isinstance(resident.model, Parkable) else None
+        return Loaded(
+            resident.copy.copy_id,
+            self._bytes_with_runs(resident),
+            remark,
+            _shared_parts(resident.size),
+            parks=None if parked is None else Bytes.of(HOST_TIER, parked.host_bytes),
+        )
 
     def _load_ran_out(self, key: ModelKey, copy_id: int, staged: Staged, error: OutOfMemory) -> LoadOutOfMemory:
         reserved = self._cache.copy(copy_id).needed
@@ -619,19 +649,63 @@ class Loading:
         except Exception:
             log.exception("freeing what a load has made in vain failed")
 
-    # Unload -------------------------------------------------------------------------------------------------
+    # Host tier ----------------------------------------------------------------------------------------------
 
-    async def _unload(self, key: ModelKey, copy_id: int, reason: str) -> Event:
+    async def _park(self, copy_id: int) -> Event:
         resident = self._residents[copy_id]
-        began = self._clock()
         try:
-            await self._in_thread("unload", resident.model.unload)
-        except Exception as error:  # the cache keeps the bytes counted and asks again
-            log.exception("unloading %s failed", key)
-            return UnloadFailed(copy_id, f"{type(error).__name__}: {error}")
+            size = await self._host_tier.park(resident)
+        except Exception as error:  # the cache has it unloaded instead
+            log.warning("parking %s failed: %s: %s", resident.copy.key, type(error).__name__, error)
+            return ParkFailed(copy_id, f"{type(error).__name__}: {error}")
         del self._residents[copy_id]
         self.two_forms.pop(copy_id, None)
         self._hooks.resident_changed(resident, False)
+        return Parked(copy_id, Bytes.of(HOST_TIER, size.host_bytes))
+
+    async def _return(self, key: ModelKey, copy_id: int) -> Event:
+        resident, began = self._host_tier.resident(copy_id), self._clock()
+        timeout_s = self._settings.load_timeout_s
+        failure = Failure(FailureKind.TRANSIENT, "cancelled: nobody waits for it any more")
+        try:
+            await self._host_tier.bring_back(copy_id, timeout_s)
+        except ReturnsTooLate as late:
+            message = f"the return of {key} to {resident.device} takes longer than {timeout_s:g} s (load_timeout_s)"
+            failure = self._failure(key, "return", resident.format, adapter_errors.LoadFailed(message))
+            self.send(LoadOverdue(copy_id, failure))
+            await self._host_tier.free_late(late.thread)
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:  # every failure of a return becomes the cache's event
+            failure = self._failure(key, "return", resident.format, error)
+        else:
+            self._telemetry.load_stage(resident.format, "return", self._clock() - began)
+            self._residents[copy_id] = resident
+            if resident.hot_size() is not None:
+                self.two_forms[copy_id] = resident
+            self._hooks.resident_changed(resident, True)
+            return self._loaded(resident)
+        self._staging.release(resident.artifact)
+        return LoadFailed(copy_id, failure)
+
+    # Unload -------------------------------------------------------------------------------------------------
+
+    async def _unload(self, key: ModelKey, copy_id: int, reason: str) -> Event:
+        was_parked = copy_id in self._host_tier
+        resident = self._host_tier.resident(copy_id) if was_parked else self._residents[copy_id]
+        began = self._clock()
+        try:
+            if was_parked:
+                await self._host_tier.unload(copy_id)
+            else:
+                await self._in_thread("unload", resident.model.unload)
+        except Exception as error:  # the cache keeps the bytes counted and asks again
+            log.exception("unloading %s failed", key)
+            return UnloadFailed(copy_id, f"{type(error).__name__}: {error}")
+        if not was_parked:
+            del self._residents[copy_id]
+            self.two_forms.pop(copy_id, None)
+            self._hooks.resident_changed(resident, False)
         self._staging.release(resident.artifact)
         self._heap.freed(resident.size.host_bytes)
         self._telemetry.unloaded(resident.format, self._clock() - began)
@@ -663,7 +737,7 @@ class Loading:
         isolated = [resident.model for resident in leaving if resident.turn is not None]
         idle = [resident.model for resident in leaving if resident.turn is None and not resident.copy.pins]
         unloads = [self._in_thread("unload", model.unload) for model in isolated]
-        unloads.append(self._in_thread("unload", _unload_all, idle))
+        unloads.append(self._in_thread("unload", _unload_all, [*idle, *self._host_tier.every_model()]))
         waits = [*unloads, *self._running.values()]
         await asyncio.wait(waits, timeout=grace_s)
         for unload in unloads:
@@ -707,7 +781,7 @@ def _shared_parts(size: Size) -> Shared:
     return tuple(SharedPart(content, HOST_MEMORY, count_bytes) for content, count_bytes in size.shared)
 
 
-def _unload_all(models: Iterable[LoadedModel]) -> None:
+def _unload_all(models: Iterable[LoadedModel | ParkedModel]) -> None:
     for model in models:
         try:
             model.unload()

@@ -55,6 +55,7 @@ from mesh.endpoint.v2 import V2Endpoint
 from mesh.explaining import Explaining
 from mesh.flight_recorder import FlightRecorder, read_last_flight
 from mesh.generations import Generations, key_of
+from mesh.host_tier import HOST_TIER
 from mesh.known_sizes import Known, KnownSizes
 from mesh.loading import HOST_MEMORY, Loading, Stages
 from mesh.memory_watch import MemoryWatch
@@ -543,7 +544,10 @@ def cache_limits(settings: Settings, device: Device) -> CacheLimits:
             device_bytes = int(cuda_devices().devices[device.index].total_bytes * _DEVICE_SHARE)
         else:
             device_bytes = int(settings.device_capacity)
-        capacity = capacity + Bytes.of(Place("device", str(device)), device_bytes)
+        host_bytes = int(settings.capacity) // 2 if settings.host_capacity is None else int(settings.host_capacity)
+        if settings.host_capacity is None:
+            capacity = capacity - Bytes.of(HOST_MEMORY, host_bytes)
+        capacity = capacity + Bytes.of(HOST_TIER, host_bytes) + Bytes.of(Place("device", str(device)), device_bytes)
     main = HOST_MEMORY if device.kind == "cpu" else Place("device", str(device))
     tenants = tenant_shares(settings.tenant_shares, settings.tenant_limits, capacity, main)
     try:

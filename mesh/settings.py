@@ -150,6 +150,13 @@ class Settings(BaseSettings):
     device_capacity: ByteSize | None = Field(
         None, description="Bytes of memory per GPU for resident models. Default: 90 % of what the GPU has."
     )
+    host_capacity: ByteSize | None = Field(
+        None,
+        ge=0,
+        description="Bytes of RAM for models that made room on the GPU: they come back without being fetched or loaded "
+        "anew, where their framework can do that. Only on a pod with a GPU. Default: half of --capacity, which is then "
+        "the other half; 0: none.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where models run: `cuda` needs a GPU, `auto` takes one if there is one."
     )

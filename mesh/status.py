@@ -46,6 +46,8 @@ _STATE_OF_COPY: dict[CopyState, ModelState] = {
     CopyState.SETTLING: ModelState.LOADING,
     CopyState.SERVABLE: ModelState.LOADED,
     CopyState.RETIRING: ModelState.UNLOADING,
+    CopyState.PARKING: ModelState.UNLOADING,
+    CopyState.PARKED: ModelState.NOT_LOADED,
     CopyState.UNLOADING: ModelState.UNLOADING,
     CopyState.STUCK: ModelState.UNLOADING,
     CopyState.CANCELLING_FETCH: ModelState.NOT_LOADED,

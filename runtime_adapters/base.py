@@ -170,6 +170,31 @@ class Promotable(Protocol):
         """Become cold again."""
 
 
+class ParkedModel(Protocol):
+    """A model that left its device and lies in RAM, one copy away from serving."""
+
+    def size(self) -> Size:
+        """What it takes there; `device_bytes` is zero."""
+
+    def unpark(self, device: Device) -> LoadedModel:
+        """The model, on this device again; the parked one is gone then. Raises AdapterError: then it is as it was."""
+
+    def unload(self) -> None:
+        """Free everything. Idempotent."""
+
+
+@runtime_checkable
+class Parkable(Protocol):
+    """A loaded model that can leave its device for RAM and come back without being loaded anew."""
+
+    def parked_size(self) -> Size | None:
+        """What it would take in RAM; None when it cannot be parked where it is (on the CPU there is no tier below)."""
+
+    def park(self) -> ParkedModel:
+        """Move it; blocks. No `infer` runs when this is called, and none is made on it after. Raises AdapterError:
+        then it is as it was."""
+
+
 class RuntimeAdapter(Protocol):
     """One framework."""
 
@@ -213,6 +238,8 @@ __all__ = [
     "LoadOptions",
     "LoadedModel",
     "ModelMetadata",
+    "Parkable",
+    "ParkedModel",
     "Promotable",
     "RuntimeAdapter",
     "Size",

@@ -6,6 +6,8 @@ adapter passes the same contract suite as the real ones, so what is tested again
 An artifact is one JSON file: `{"hexcomb_fake": 1, "factor": 2.0, "size_bytes": 1000000, ...}` (see `FakeSpec`). The
 model answers `y = factor * x` for x of FP32 [-1, width]; asked for by name, also `total`, the sum of each row.
 
+On a device other than the CPU, real or not, all its bytes count as the device's, and it can be parked in RAM.
+
 Hooks: `FakeAdapter.on(point, call)` runs `call(model_id)` at one of `POINTS`. A test blocks there
 on its own `threading.Event`, counts, or raises; nothing here sleeps. `ADAPTER` is registered only by
 `adapters(include_fake=True)`; most tests make a `FakeAdapter` of their own.
@@ -21,11 +23,22 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime_adapters.base import DYNAMIC, Array, LoadOptions, ModelMetadata, Size, Tensors, TensorSpec, Trust
+from runtime_adapters.base import (
+    CPU,
+    DYNAMIC,
+    Array,
+    Device,
+    LoadOptions,
+    ModelMetadata,
+    Size,
+    Tensors,
+    TensorSpec,
+    Trust,
+)
 from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelCrashed, ModelRaised
 from runtime_adapters.validation import refuse_unknown_parameters
 
-POINTS = ("estimate", "load", "warm_up", "infer", "promote", "demote", "unload")
+POINTS = ("estimate", "load", "warm_up", "infer", "promote", "demote", "park", "unpark", "unload")
 FAILURES = ("", "bad_artifact", "load_failed", "model_raised", "model_crashed", "wrong_shape")
 _ARTIFACT_BYTES_MAX = 1 << 16
 _MAGIC = "hexcomb_fake"
@@ -82,7 +95,7 @@ class FakeAdapter:
     def estimate(self, artifact: Path, options: LoadOptions) -> Size:
         self._reach("estimate", options.model_id)
         spec = _read(artifact)
-        return Size(host_bytes=spec.estimate_bytes or spec.size_bytes)
+        return _size(spec.estimate_bytes or spec.size_bytes, options.device)
 
     def prepare(self, artifact: Path, into: Path, options: LoadOptions) -> bool:
         return False
@@ -95,7 +108,7 @@ class FakeAdapter:
             raise BadArtifact(f"{artifact.name}: the fake artifact says that it is bad; register another")
         if spec.fails == "load_failed":
             raise LoadFailed(f"{artifact.name}: the fake artifact says that this load fails; try again")
-        return FakeModel(spec, options.model_id, self._reach)
+        return FakeModel(spec, options.model_id, self._reach, options.device)
 
     def _reach(self, point: str, model_id: str) -> None:
         self.calls.append((point, model_id))
@@ -107,8 +120,9 @@ class FakeAdapter:
 class FakeModel:
     """A loaded fake."""
 
-    def __init__(self, spec: FakeSpec, model_id: str, reach: Callable[[str, str], None]) -> None:
+    def __init__(self, spec: FakeSpec, model_id: str, reach: Callable[[str, str], None], device: Device = CPU) -> None:
         self._spec = spec
+        self._device = device
         self._model_id = model_id
         self._reach = reach
         self._loaded = True
@@ -143,10 +157,10 @@ class FakeModel:
         return {name: answers[name]() for name in (outputs or ("y",))}
 
     def size(self) -> Size:
-        return Size(host_bytes=self._spec.hot_bytes if self.is_hot else self._spec.size_bytes)
+        return _size(self._spec.hot_bytes if self.is_hot else self._spec.size_bytes, self._device)
 
     def hot_size(self) -> Size | None:
-        return Size(host_bytes=self._spec.hot_bytes) if self._spec.hot_bytes else None
+        return _size(self._spec.hot_bytes, self._device) if self._spec.hot_bytes else None
 
     def promote(self) -> None:
         if self._spec.hot_bytes and not self.is_hot:
@@ -158,10 +172,45 @@ class FakeModel:
             self._reach("demote", self._model_id)
             self.is_hot = False
 
+    def parked_size(self) -> Size | None:
+        return None if self._device.kind == "cpu" else Size(host_bytes=self._spec.size_bytes)
+
+    def park(self) -> FakeParked:
+        self._reach("park", self._model_id)
+        self._loaded = False
+        return FakeParked(self._spec, self._model_id, self._reach)
+
     def unload(self) -> None:
         if self._loaded:
             self._loaded = False
             self._reach("unload", self._model_id)
+
+
+class FakeParked:
+    """A fake that left its device, which was never there."""
+
+    def __init__(self, spec: FakeSpec, model_id: str, reach: Callable[[str, str], None]) -> None:
+        self._spec = spec
+        self._model_id = model_id
+        self._reach = reach
+        self._parked = True
+
+    def size(self) -> Size:
+        return Size(host_bytes=self._spec.size_bytes)
+
+    def unpark(self, device: Device) -> FakeModel:
+        self._reach("unpark", self._model_id)
+        self._parked = False
+        return FakeModel(self._spec, self._model_id, self._reach, device)
+
+    def unload(self) -> None:
+        if self._parked:
+            self._parked = False
+            self._reach("unload", self._model_id)
+
+
+def _size(count_bytes: int, device: Device) -> Size:
+    return Size(host_bytes=count_bytes) if device.kind == "cpu" else Size(host_bytes=0, device_bytes=count_bytes)
 
 
 def write_fake_artifact(path: Path, spec: FakeSpec | None = None) -> Path:

@@ -1,0 +1,142 @@
+"""Copies that leave a device for RAM and come back, on a real loop, with a framework and a device that do not exist."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from cache.limits import CacheLimits
+from cache.machine import CacheMachine
+from cache.types import Bytes, CopyState, ModelKey, Place, RefusalKind, WantedModel
+from mesh.host_tier import HOST_TIER
+from mesh.loading import HOST_MEMORY, Loading, PoolHooks, Refused
+from mesh.node import cache_limits
+from mesh.settings import Settings
+from mesh.staging import Staging
+from mesh.telemetry import Telemetry
+from placement.records import ModelRecord, ModelSpec
+from runtime_adapters.artifacts.fetch import ArtifactStore
+from runtime_adapters.base import CPU, Device
+from runtime_adapters.errors import LoadFailed
+from runtime_adapters.fake import FakeAdapter, FakeSpec, write_fake_artifact
+
+GPU = Device("cuda", 0)
+DEVICE = Place("device", "cuda:0")
+MODEL_BYTES = 1_000
+LONG_S = 10.0
+
+
+class GpuPod:
+    """Room for two models on the device, and for three parked ones."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.directory = directory
+        self.adapter = FakeAdapter()
+        monkeypatch.setattr("mesh.staging.adapter_for", lambda name: self.adapter)
+        self.records: dict[ModelKey, ModelRecord] = {}
+        self.here: list[tuple[str, bool]] = []
+        capacity = {HOST_MEMORY: 100_000, DEVICE: 2 * MODEL_BYTES, HOST_TIER: 3 * MODEL_BYTES}
+        self.cache = CacheMachine(
+            CacheLimits(capacity=Bytes.from_mapping(capacity), residency_min_s=0.0, residency_override_wait_s=0.0)
+        )
+        settings, telemetry = Settings(load_timeout_s=5.0), Telemetry(CollectorRegistry())
+        self.artifacts = ArtifactStore(directory / "disk", capacity_bytes=100_000_000)
+        self.loading = Loading(
+            cache=self.cache,
+            staging=Staging(self.artifacts, settings, telemetry, GPU),
+            settings=settings,
+            telemetry=telemetry,
+            device=GPU,
+            record_of=self.records.get,
+            on_loaded=lambda key: None,
+            hooks=PoolHooks(
+                resident_changed=lambda resident, here: self.here.append((resident.copy.key.model_id, here))
+            ),
+        )
+
+    def register(self, *names: str) -> None:
+        for name in names:
+            path = write_fake_artifact(self.directory / f"{name}.json", FakeSpec(size_bytes=MODEL_BYTES))
+            key = ModelKey("default", name)
+            self.records[key] = ModelRecord("default", name, ModelSpec(uri=path.as_uri(), format="fake"), 1, 0.0, 0.0)
+
+    async def ask(self, *names: str) -> None:
+        for name in names:
+            model = WantedModel(ModelKey("default", name))
+            resident = await asyncio.wait_for(self.loading.wait_servable(model, None), LONG_S)
+            try:
+                assert resident.model.size().device_bytes == MODEL_BYTES
+            finally:
+                resident.let_go()
+
+    def state(self, name: str) -> CopyState | None:
+        states = [view.state for view in self.cache.copies() if view.key.model_id == name]
+        return states[0] if states else None
+
+
+@pytest.fixture
+async def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[GpuPod]:
+    pod = GpuPod(tmp_path, monkeypatch)
+    pod.register("a", "b", "c")
+    yield pod
+    await pod.loading.close(5.0)
+    await pod.artifacts.close()
+
+
+async def test_a_model_that_made_room_comes_back_without_being_loaded_anew(pod: GpuPod) -> None:
+    await pod.ask("a", "b", "c")
+    assert pod.state("a") is CopyState.PARKED
+    assert pod.cache.usage().used[HOST_TIER] == MODEL_BYTES
+    await pod.ask("a")
+    assert (pod.adapter.count("load", "a"), pod.adapter.count("unpark", "a")) == (1, 1)
+    assert pod.cache.usage().used == Bytes.from_mapping({DEVICE: 2 * MODEL_BYTES, HOST_TIER: MODEL_BYTES})
+    assert [(name, here) for name, here in pod.here if name == "a"] == [("a", True), ("a", False), ("a", True)]
+    assert pod.adapter.count("unload") == 0
+
+
+async def test_a_model_that_cannot_be_parked_is_unloaded(pod: GpuPod) -> None:
+    def refuse(model_id: str) -> None:
+        raise LoadFailed("there is no pinned memory left")
+
+    pod.adapter.on("park", refuse)
+    await pod.ask("a", "b", "c")
+    assert pod.state("a") is None
+    assert pod.adapter.count("unload", "a") == 1
+    assert pod.cache.usage().used[HOST_TIER] == 0
+
+
+async def test_a_return_that_fails_frees_the_parked_copy_and_is_reported(pod: GpuPod) -> None:
+    def refuse(model_id: str) -> None:
+        raise LoadFailed("the device is gone")
+
+    await pod.ask("a", "b", "c")
+    pod.adapter.on("unpark", refuse)
+    with pytest.raises(Refused) as refused:
+        await pod.ask("a")
+    assert refused.value.refusal.kind is RefusalKind.LOAD_FAILED_TRANSIENT
+    assert "the device is gone" in refused.value.refusal.message
+    assert pod.adapter.count("unload", "a") == 1
+    assert pod.state("a") is None
+    assert pod.cache.usage().used[HOST_TIER] == MODEL_BYTES, "the copy that made room for the return"
+
+
+async def test_parked_copies_are_freed_when_the_pod_stops(pod: GpuPod) -> None:
+    await pod.ask("a", "b", "c")
+    await pod.loading.close(5.0)
+    assert pod.adapter.count("unload") == 3
+
+
+def test_a_pod_with_a_gpu_has_a_host_tier_and_one_without_has_none() -> None:
+    def capacity(device: Device, **settings: Any) -> Bytes:
+        return cache_limits(Settings(capacity=1000, device_capacity=5000, **settings), device).capacity
+
+    assert capacity(CPU) == Bytes.of(HOST_MEMORY, 1000)
+    assert capacity(CPU, host_capacity=300) == Bytes.of(HOST_MEMORY, 1000)
+    assert capacity(GPU) == Bytes.from_mapping({HOST_MEMORY: 500, HOST_TIER: 500, DEVICE: 5000})
+    assert capacity(GPU, host_capacity=300) == Bytes.from_mapping({HOST_MEMORY: 1000, HOST_TIER: 300, DEVICE: 5000})
+    assert capacity(GPU, host_capacity=0) == Bytes.from_mapping({HOST_MEMORY: 1000, DEVICE: 5000})
