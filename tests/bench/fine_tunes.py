@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.bench.pods import running_pod
 
 WIDTH, LAYERS, HEAD = 2048, 6, 64
 MODELS, MODELS_QUICK = 20, 4
+_SETTLED_S = 3.0
 BAR = 1.5
 """Of one model's bytes."""
 
@@ -54,10 +56,9 @@ def run(bench: Reporter) -> None:
             np.testing.assert_allclose(answer.outputs["y"], features @ head, rtol=1e-2, atol=1e-3)
         bench.progress(count, count)
         grown_bytes = _pss_bytes(pod.pid) - before_bytes
-        status = client.pod_status()[0]
-        resident = status.models_resident
-        disk = next(tier for tier in status.tiers if tier.tier == "disk")
-        disk_bytes = _file_bytes(_disk_of(Path(directory).parent))
+        disk = _settled_disk(client)
+        resident = client.pod_status()[0].models_resident
+        disk_bytes = _file_bytes(_data_dir_of(pod.pid))
     bench.figure("models resident", resident, "models", bar=count, at_least=True)
     where = f"of one model's {one_bytes / 1e6:.0f} MB; each for itself: {count}"
     bench.figure("on disk, counted by the pod", disk.resident_bytes / one_bytes, "times", bar=BAR, note=where)
@@ -110,9 +111,22 @@ def _pss_bytes(pid: int) -> int:
     return int(found[1]) * 1024
 
 
-def _disk_of(cache_dir: Path) -> Path:
-    """The disk tier of the one pod that runs here."""
-    return next(cache_dir.glob("pod-*/data/artifacts"))
+def _settled_disk(client: Client) -> Any:
+    """The disk tier once originals that are no longer needed have left it: when it has not changed for a while."""
+    last, since_s = None, time.monotonic()
+    while True:
+        tier = next(tier for tier in client.pod_status()[0].tiers if tier.tier == "disk")
+        if last is None or tier.resident_bytes != last.resident_bytes:
+            last, since_s = tier, time.monotonic()
+        elif time.monotonic() - since_s > _SETTLED_S:
+            return tier
+        time.sleep(0.05)
+
+
+def _data_dir_of(pid: int) -> Path:
+    """Of a pod, by its command line."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    return Path(words[words.index("--data-dir") + 1])
 
 
 def _file_bytes(directory: Path) -> int:

@@ -124,18 +124,21 @@ class ModelFiles:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def scale(self, factor: float = 2.0, weight_bytes: int = 0, name: str = "") -> Example:
-        """ONNX: y = factor * x for x of FP32 [-1, 4]; with ballast of `weight_bytes`."""
+    def scale(
+        self, factor: float = 2.0, weight_bytes: int = 0, name: str = "", *, same_ballast: bool = False
+    ) -> Example:
+        """ONNX: y = factor * x for x of FP32 [-1, 4]; with ballast of `weight_bytes`, its own or that of others."""
         from onnx import TensorProto, helper, numpy_helper, save
 
-        path = self.directory / (name or f"scale-{factor:g}-{weight_bytes}.onnx")
+        path = self.directory / (name or f"scale-{factor:g}-{weight_bytes}{'-same' if same_ballast else ''}.onnx")
         x = np.arange(8, dtype=np.float32).reshape(2, 4)
         if not path.exists():
             weights = [numpy_helper.from_array(np.array([factor], np.float32), "factor")]
             nodes = [helper.make_node("Mul", ["x", "factor"], ["y"])]
             if weight_bytes:
                 # A row is picked by the number of rows in x, which no optimiser knows beforehand.
-                ballast = np.random.default_rng(1).random((weight_bytes // 16, 4)).astype(np.float32)
+                ballast_seed = 1 if same_ballast else round(1000 * abs(factor))
+                ballast = np.random.default_rng(ballast_seed).random((weight_bytes // 16, 4)).astype(np.float32)
                 weights += [
                     numpy_helper.from_array(ballast, "ballast"),
                     numpy_helper.from_array(np.zeros(1, np.int64), "first"),
