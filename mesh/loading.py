@@ -73,8 +73,9 @@ from cache.types import (
 )
 from mesh.heap import HeapTrimmer
 from mesh.host_tier import HOST_TIER, HostTier, ReturnsTooLate
-from mesh.measured_load import MeasuredLoad, ReadMemory, load_and_measure, load_isolated_and_measure
+from mesh.measured_load import MeasuredLoad, load_and_measure, load_isolated_and_measure
 from mesh.resident import LARGER_FACTOR, SMALL_REQUEST_BYTES, Resident
+from mesh.room import ReadMemory
 from mesh.settings import Settings
 from mesh.sizing import reserved_after_running_out, workspace_after_running_out, wrong_declaration
 from mesh.staging import ALWAYS_ISOLATED, REMEMBERED_MAX, Staged

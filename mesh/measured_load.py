@@ -6,17 +6,21 @@ Everything here blocks. Deliberately absent: when to load, and what happens to t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from mesh.pressure import PressureLimits, missing_room
+from mesh.room import CHECKED_MIN_BYTES, ReadMemory, check_room
 from mesh.settings import Settings
 from mesh.staging import Staged
 from runtime_adapters.base import LoadedModel, Size
-from runtime_adapters.errors import NoRoom, OutOfMemory
+from runtime_adapters.errors import OutOfMemory
 from runtime_adapters.isolation import Cancellation, load_isolated
-from runtime_adapters.memory import MEASURED_MIN_BYTES, MemoryProbe, corrected_size, trim
-from runtime_adapters.memory_reading import MemoryReading
+from runtime_adapters.memory import (
+    MEASURED_AGAIN_FACTOR_MAX,
+    MEASURED_FACTOR_MAX,
+    MEASURED_MIN_BYTES,
+    MemoryProbe,
+    corrected_size,
+)
 
 SLOW_RUN_S = 0.01
 """A first run longer than this needs no second one to tell that the model belongs on a worker thread."""
@@ -33,12 +37,6 @@ class MeasuredLoad:
     warm_up_s: float
 
 
-ReadMemory = Callable[[], MemoryReading]
-CHECKED_MIN_BYTES = 1 << 20
-"""A load of less cannot bring a box from well to danger, and a reading costs as much as such a load."""
-_PRESSURE_LIMITS = PressureLimits()
-
-
 def load_and_measure(staged: Staged, read_memory: ReadMemory | None = None, beside_bytes: int = 0) -> MeasuredLoad:
     """`beside_bytes`: of loads that run at the same time. Raises AdapterError; nothing of the model remains then."""
     _check_room(staged, read_memory, beside_bytes)
@@ -52,7 +50,7 @@ def load_and_measure(staged: Staged, read_memory: ReadMemory | None = None, besi
             warm_began = time.perf_counter()
             model.warm_up()
             warm_up_s = time.perf_counter() - warm_began
-        size = corrected_size(model.size(), probe.grown_bytes)
+        size = _measured_size(model, probe, staged.adapter.format)
         if staged.run_s is not None:  # a copy that comes back answers sooner by one run
             return MeasuredLoad(model, size, run_s=staged.run_s, load_s=load_s, warm_up_s=warm_up_s)
         return _measured(model, size, load_s, warm_up_s)
@@ -64,20 +62,27 @@ def load_and_measure(staged: Staged, read_memory: ReadMemory | None = None, besi
         raise
 
 
-def _check_room(staged: Staged, read_memory: ReadMemory | None, beside_bytes: int) -> None:
-    """A look at the box before each load of some size: between two looks of the memory watch, dozens may come.
+_imported: set[str] = set()
+"""Formats of which this process has loaded a model: their frameworks' own memory is there already."""
+_SECOND_LOOK_S = 0.05
+"""Longer than most runs: what they took is gone by then."""
 
-    Raises NoRoom while the kernel would not yet kill.
-    """
-    if read_memory is None or staged.estimate.host_bytes < CHECKED_MIN_BYTES:
-        return
-    needed_bytes = staged.estimate.host_bytes + beside_bytes
-    missing_bytes, why = missing_room(read_memory(), needed_bytes, _PRESSURE_LIMITS)
-    if missing_bytes:
-        trim()  # what malloc has kept is the cheapest to give back
-        missing_bytes, why = missing_room(read_memory(), needed_bytes, _PRESSURE_LIMITS)
-    if missing_bytes:
-        raise NoRoom(why, missing_bytes)
+
+def _measured_size(model: LoadedModel, probe: MemoryProbe, format_name: str) -> Size:
+    own, grown_bytes = model.size(), probe.grown_bytes
+    factor_max = MEASURED_FACTOR_MAX
+    if format_name in _imported and grown_bytes is not None and grown_bytes > MEASURED_FACTOR_MAX * own.host_bytes:
+        if own.host_bytes >= MEASURED_MIN_BYTES:
+            time.sleep(_SECOND_LOOK_S)
+            probe.look_again()
+        factor_max = MEASURED_AGAIN_FACTOR_MAX
+    _imported.add(format_name)
+    return corrected_size(own, probe.grown_bytes, factor_max)
+
+
+def _check_room(staged: Staged, read_memory: ReadMemory | None, beside_bytes: int) -> None:
+    if staged.estimate.host_bytes >= CHECKED_MIN_BYTES:
+        check_room(staged.estimate.host_bytes + beside_bytes, read_memory)
 
 
 def load_isolated_and_measure(

@@ -9,6 +9,7 @@ What is staged holds the artifact; whoever gets it gives it back to the artifact
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from cache.types import ModelKey
 from mesh.generations import key_of
 from mesh.known_sizes import NOTHING, Known, KnownSizes, Loadable, runtime_of
 from mesh.parking import DiskListener, Unheard
+from mesh.room import ReadMemory, check_room
 from mesh.settings import Settings
 from mesh.telemetry import Telemetry
 from mesh.threads import in_thread
@@ -28,7 +30,7 @@ from placement.records import ModelRecord
 from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchRequest
 from runtime_adapters.artifacts.locations import parse_location
 from runtime_adapters.base import CPU, Device, LoadOptions, RuntimeAdapter, Size, Trust
-from runtime_adapters.errors import UntrustedArtifact
+from runtime_adapters.errors import NoRoom, UntrustedArtifact
 from runtime_adapters.isolation import estimate_isolated
 from runtime_adapters.registry import adapter_for, detect_format
 
@@ -36,6 +38,11 @@ ALWAYS_ISOLATED = frozenset({"python"})
 """Formats whose models are somebody's Python code: they never run inside the pod."""
 REMEMBERED_MAX = 100_000
 """Models whose artifact, format and measured size are remembered after their copy left."""
+
+PREPARING_FACTOR = 3
+"""Of an artifact's bytes, while it is prepared: the file, what the framework makes of it, and what is written."""
+ROOM_PAUSES_S = (0.1, 0.5, 1.0)
+"""For copies to leave, before another look."""
 
 _NO_SIZE = Size(0)
 
@@ -82,10 +89,13 @@ class Staging:
         must_isolate: Callable[[ModelKey], bool] = never,
         disk_listener: DiskListener | None = None,
         known_sizes: KnownSizes | None = None,
+        read_memory: ReadMemory | None = None,
+        make_room: Callable[[int, str], None] = lambda missing_bytes, why: None,
     ) -> None:
         """`must_isolate`: whether a model may only run in a process of its own, whatever its spec says.
 
         `disk_listener` hears of each artifact that is on the disk, but not when it leaves: the artifact store tells.
+        `read_memory`: asked before an artifact is prepared whether the box has room; `make_room` hears when it has not.
         """
         self._artifacts = artifacts
         self._settings = settings
@@ -95,6 +105,9 @@ class Staging:
         self._must_isolate = must_isolate
         self._disk_listener = disk_listener or Unheard()
         self._known_sizes = known_sizes or KnownSizes()
+        self._read_memory = read_memory
+        self._make_room = make_room
+        self._preparing = asyncio.Semaphore(settings.loads_concurrent_max)
         self._found: LRUCache[ModelKey, Staged] = LRUCache(maxsize=REMEMBERED_MAX)
         self._formats: LRUCache[ModelKey, str] = LRUCache(maxsize=REMEMBERED_MAX)
 
@@ -165,7 +178,7 @@ class Staging:
             # Made once more if the disk tier has dropped it: its content is still the one of this generation.
             make = partial(found.adapter.prepare, artifact.path, options=found.options)
             try:
-                path = await self._artifacts.prepare(artifact, found.variant, make) or artifact.path
+                path = await self._prepared(artifact, found.variant, make) or artifact.path
             except BaseException:
                 self._artifacts.release(artifact)
                 raise
@@ -200,7 +213,7 @@ class Staging:
         if not isolated:
             began = self._clock()
             variant = await self._variant(adapter, options.device)
-            prepared = await self._artifacts.prepare(
+            prepared = await self._prepared(
                 artifact, variant, lambda into: adapter.prepare(artifact.path, into, options)
             )
             self._telemetry.load_stage(format_name, "prepare", self._clock() - began)
@@ -208,6 +221,27 @@ class Staging:
         runtime = runtime_of(format_name, variant, adapter.extra, str(options.device), options.parameters)
         loadable = Loadable(artifact.content_hash, runtime)
         return Staged(record, artifact, path, variant, adapter, options, isolated, loadable=loadable)
+
+    async def _prepared(self, artifact: Artifact, variant: str, make: Callable[[Path], bool]) -> Path | None:
+        """Prepare, unless it was done; as few at a time as loads, since each holds its model in memory, too."""
+        if self._artifacts.is_prepared(artifact, variant):
+            return await self._artifacts.prepare(artifact, variant, make)
+        async with self._preparing:
+            await self._wait_room(PREPARING_FACTOR * artifact.size_bytes)
+            return await self._artifacts.prepare(artifact, variant, make)
+
+    async def _wait_room(self, needed_bytes: int) -> None:
+        """Raises NoRoom when idle copies have left, and the box is still too full."""
+        for pause_s in (*ROOM_PAUSES_S, None):
+            try:
+                await in_thread("room", check_room, needed_bytes, self._read_memory)
+            except NoRoom as short:
+                if pause_s is None:
+                    raise
+                self._make_room(short.missing_bytes, f"no memory to prepare an artifact: {short}")
+            else:
+                return
+            await asyncio.sleep(pause_s)
 
     async def _variant(self, adapter: RuntimeAdapter, device: Device) -> str:
         """Names a prepared form: what made it, for where. Begins with the format."""

@@ -6,6 +6,7 @@ The caller (the pod's loader) does not look at messages. It looks at the class:
 * `BadArtifact`       - permanent: do not try again until the spec or the artifact changes.
 * `UntrustedArtifact` - permanent: the format can run code and the operator did not trust where it came from.
 * `OutOfMemory`       - the framework found no memory, in a load or in a run: make room, then try once more.
+* `NoRoom`            - the same, seen before the framework was asked: so much is missing.
 * `LoadFailed`        - transient: a process hung, a disk was full. Try again later, elsewhere first.
 * `LoadCrashed`       - the same, and the isolated process ended by itself: what kills it may be the model.
 * `BadInput`          - the client's request does not fit the model: INVALID_ARGUMENT, never retried.

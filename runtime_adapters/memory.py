@@ -43,7 +43,10 @@ MEASURED_NOISE = 0.25
 """Within this share of the adapter's figure the two agree, and the adapter's is the better one: its error is 4 %,
 that of a measurement in a live heap, whose holes are filled first, up to 19 % (`tests/bench`, sizes)."""
 MEASURED_FACTOR_MAX = 2.0
-"""A measurement this far from what the adapter says is something else's growth."""
+"""A measurement this far from what the adapter says is something else's growth: a framework's import, for one."""
+MEASURED_AGAIN_FACTOR_MAX = 8.0
+"""The same where the framework is there already and a second look says so, too: weights that are packed for kernels
+may take several times their file. Upwards only: what is believed too large costs room, what too small, the pod."""
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -97,16 +100,17 @@ def private_dirty_bytes() -> int:
         return anonymous_bytes()
 
 
-def corrected_size(own: Size, grown_bytes: int | None) -> Size:
+def corrected_size(own: Size, grown_bytes: int | None, factor_max: float = MEASURED_FACTOR_MAX) -> Size:
     """The adapter's own figure, corrected by what the process grew while loading (None: not known).
 
-    Only anonymous host memory is measured; mapped and device bytes stay as the adapter says.
+    Only anonymous host memory is measured; mapped and device bytes stay as the adapter says. `factor_max`: more growth
+    than so many times the adapter's figure is not the model's.
     """
     if grown_bytes is None or own.host_bytes < MEASURED_MIN_BYTES:
         return own
     if abs(grown_bytes - own.host_bytes) <= MEASURED_NOISE * own.host_bytes:
         return own
-    if not own.host_bytes / MEASURED_FACTOR_MAX <= grown_bytes <= own.host_bytes * MEASURED_FACTOR_MAX:
+    if not own.host_bytes / MEASURED_FACTOR_MAX <= grown_bytes <= own.host_bytes * factor_max:
         return own
     return replace(own, host_bytes=grown_bytes)
 
@@ -155,6 +159,13 @@ class MemoryProbe:
             alone = self._began_alone and MemoryProbe._opened_ever == self._ordinal
         if alone and error is None:
             self.grown_bytes = max(0, after_bytes - self._before_bytes)
+
+
+    def look_again(self) -> None:
+        """After the block, and a moment: growth that has gone meanwhile was somebody else's."""
+        if self.grown_bytes is not None:
+            trim()
+            self.grown_bytes = max(0, min(self.grown_bytes, anonymous_bytes() - self._before_bytes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,3 +119,10 @@ def test_the_cpu_has_memory_and_a_missing_gpu_has_a_reason() -> None:
 )
 def test_cuda_visible_devices_is_read_as_cuda_does(setting: str | None, ordinals: list[int]) -> None:
     assert visible_ordinals(setting, ["GPU-a1", "GPU-b2", "GPU-c3"]) == ordinals
+
+
+def test_where_a_second_look_says_so_several_times_the_adapters_figure_is_believed_and_never_a_fraction() -> None:
+    assert corrected_size(Size(30 * MB), 75 * MB).host_bytes == 30 * MB
+    assert corrected_size(Size(30 * MB), 75 * MB, 8.0).host_bytes == 75 * MB
+    assert corrected_size(Size(30 * MB), 300 * MB, 8.0).host_bytes == 30 * MB
+    assert corrected_size(Size(30 * MB), 10 * MB, 8.0).host_bytes == 30 * MB
