@@ -23,7 +23,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Container, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Protocol
 
@@ -114,6 +114,13 @@ class _Tries:
     last: Exception | None = None
     deaths: list[tuple[str, str]] = field(default_factory=list)
     """(pod, incarnation) of pods that died over it."""
+
+    def told(self, error: Exception) -> Exception:
+        """The last error, for a client: it knows of no pods, so a refusal that speaks of `this pod` must name them."""
+        if not isinstance(error, Refused) or not self.excluded:
+            return error
+        tried = f"{error.refusal.message} (Tried on {', '.join(sorted(self.excluded))}; no other pod may load it.)"
+        return Refused(replace(error.refusal, message=tried))
 
     def found_no_room(self, after_s: float) -> None:
         """A pod has refused it as full. Not all of the time need have been spent on waiting for room: near enough."""
@@ -281,9 +288,7 @@ class Router:
         view = self._view(name, {*tries.gone, self._own_pod})
         choice = choose_load_pod(view, facts, healthy=self.healthy(), excluded=tries.excluded)
         if isinstance(choice, NoPod) and not self._knows_better(choice):
-            if tries.last is not None:
-                raise tries.last
-            raise no_place(choice)
+            raise no_place(choice) if tries.last is None else tries.told(tries.last)
         if isinstance(choice, LoadChoice) and choice.pod != self._own_pod:
             return await self._forward(call, tenant, record, choice.pod, record.generation, tries, Mode.LOAD)
         # Of a pod that said that it has no copy, and that the store says to hold one, either may be behind. It is

@@ -22,13 +22,15 @@ from tests.e2e.pools import LEASE_TTL_S, ONE_TRY, check, holders, put_by_hand, s
 
 pytestmark = [pytest.mark.slow, pytest.mark.etcd]
 
+CAPACITY_BYTES = 32 << 20
+
 _numbers = itertools.count()
 """Of further pods: what one of them left in the store says nothing of the next."""
 
 
 @pytest.fixture(scope="module")
 def pool(start_pool: StartPool) -> LocalPool:
-    return start_pool(2)
+    return start_pool(2, capacity=CAPACITY_BYTES)
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +156,10 @@ def test_a_spec_that_no_pod_can_satisfy_names_the_constraint_and_the_closest_pod
         client.register("gpu-only", uri=example.uri, labels={"hexcomb/required-labels": "gpu"})
         with pytest.raises(HexcombError, match="gpu") as labels:
             client.infer("gpu-only", example.inputs)
-        client.register("huge", uri=example.uri, capacity_hint_bytes=1 << 40)
-        with pytest.raises(HexcombError) as size:
-            client.infer("huge", example.inputs)
+        huge = files.scale(31, weight_bytes=CAPACITY_BYTES + (8 << 20))
+        client.register("huge", uri=huge.uri)
+        with pytest.raises(HexcombError, match="MiB") as size:
+            client.infer("huge", huge.inputs)
     print(f"\nno pod can: {labels.value}\n            {size.value}")
     assert "pod-0" in str(labels.value) or "pod-1" in str(labels.value)
     assert "pod-0" in str(size.value) or "pod-1" in str(size.value)
