@@ -58,6 +58,19 @@ def first_reservation(estimate: Bytes, declared: Bytes | None, capacity: Bytes, 
     return estimate.at_least(declared.at_most(Bytes.sum([estimate, estimate])).at_most(capacity))
 
 
+def where_measured(measured: Bytes | None, expected: Bytes) -> Bytes | None:
+    """A measured size, if it was measured where this is expected to lie."""
+    if measured is None or {place for place, _ in measured} != {place for place, _ in expected}:
+        return None
+    return measured
+
+
+def choose_place(mainly: Bytes, otherwise: Bytes, free: Bytes) -> Bytes:
+    """Where a model that may run elsewhere is loaded: on its device while that has room, elsewhere while that has;
+    else its device is where others make room for it."""
+    return otherwise if mainly.missing_from(free) and not otherwise.missing_from(free) else mainly
+
+
 def load_remaining_s(state: PodState, key: ModelKey, copy: Copy | None) -> float:
     """Predicted seconds until the model serves: of fetch and load, without waits for slots or space."""
     if copy is None:

@@ -42,6 +42,7 @@ class Copy:
         "charged",
         "closing_reason",
         "copy_id",
+        "elsewhere",
         "expected_at_s",
         "fetch_time_s",
         "foreground_waiters",
@@ -51,9 +52,11 @@ class Copy:
         "key",
         "last_used_s",
         "load_time_s",
+        "mainly",
         "model",
         "needed",
         "needed_shared",
+        "otherwise",
         "parked",
         "parks",
         "pinned",
@@ -97,6 +100,11 @@ class Copy:
         self.needed: Bytes = NO_BYTES
         self.size: Bytes = NO_BYTES
         self.charged: Bytes = NO_BYTES
+        self.mainly: Bytes = NO_BYTES
+        self.otherwise: Bytes | None = None
+        """What it takes on its device, and elsewhere if it may run there; `needed` is one of them."""
+        self.elsewhere = False
+        """It runs elsewhere, as its device was full."""
         self.needed_shared: Shared = ()
         """The parts among `needed` that other copies may hold already."""
         self.shared: Shared = ()

@@ -59,6 +59,8 @@ class Fetched:
     size: Bytes
     estimate_knows: bool = True
     shared: Shared = ()
+    otherwise: Bytes | None = None
+    """What it takes where it may run when its device is full, on the CPU; None: it waits for its device."""
 
 
 @dataclass(frozen=True, slots=True)

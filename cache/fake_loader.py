@@ -54,6 +54,8 @@ class FakeLoader:
     """What a copy is estimated and measured to take, unless an answer says otherwise."""
     shared_of: Callable[[ModelKey], Shared] = lambda key: ()
     """The parts of that which other copies may hold, too."""
+    otherwise_of: Callable[[ModelKey], Bytes | None] = lambda key: None
+    """What a copy takes where it may run when its device is full."""
     parks_of: Callable[[ModelKey], Bytes | None] = lambda key: None
     """What a copy takes parked; None: it cannot be."""
     now_s: float = 0.0
@@ -136,7 +138,14 @@ class FakeLoader:
     def finish_fetch(self, copy_id: int, size: Bytes | None = None, shared: Shared | None = None) -> None:
         """The fetch succeeds."""
         key = self.fetching.pop(copy_id)
-        self.send(Fetched(copy_id, self.size_of(key) if size is None else size, shared=self._shared(key, size, shared)))
+        self.send(
+            Fetched(
+                copy_id,
+                self.size_of(key) if size is None else size,
+                shared=self._shared(key, size, shared),
+                otherwise=self.otherwise_of(key) if size is None else None,
+            )
+        )
 
     def fail_fetch(self, copy_id: int, failure: Failure = CANCELLED) -> None:
         """The fetch fails."""
@@ -149,11 +158,15 @@ class FakeLoader:
         self.send(
             Loaded(
                 copy_id,
-                self.size_of(key) if size is None else size,
+                self._measured(copy_id, key) if size is None else size,
                 shared=self._shared(key, size, shared),
                 parks=self.parks_of(key),
             )
         )
+
+    def _measured(self, copy_id: int, key: ModelKey) -> Bytes:
+        otherwise = self.otherwise_of(key)
+        return otherwise if otherwise is not None and self.machine.copy(copy_id).elsewhere else self.size_of(key)
 
     def _shared(self, key: ModelKey, size: Bytes | None, shared: Shared | None) -> Shared:
         if shared is not None:

@@ -23,7 +23,15 @@ from math import inf
 from typing import assert_never
 
 from cache import reports
-from cache.admission import first_reservation, late_refusal, load_remaining_s, refusal_at_the_door, too_big_message
+from cache.admission import (
+    choose_place,
+    first_reservation,
+    late_refusal,
+    load_remaining_s,
+    refusal_at_the_door,
+    too_big_message,
+    where_measured,
+)
 from cache.claims import (
     gathering,
     idle_at_s,
@@ -372,10 +380,16 @@ class CacheMachine:
         state.move(copy, Cause.FETCHED)
         if copy.state is CopyState.GONE:
             return
-        copy.needed = state.profiles.size(copy.key) or first_reservation(
+        measured = state.profiles.size(copy.key)
+        if event.otherwise is not None:
+            _check_size(event.otherwise)
+            copy.otherwise = where_measured(measured, event.otherwise) or event.otherwise
+            measured = where_measured(measured, event.size)
+        copy.mainly = copy.needed = measured or first_reservation(
             event.size, copy.model.size_hint, state.limits.capacity, estimate_knows=event.estimate_knows
         )
-        copy.needed_shared = event.shared if bytes_of(event.shared) <= copy.needed else ()
+        surely_shared = event.otherwise is None and bytes_of(event.shared) <= copy.needed
+        copy.needed_shared = event.shared if surely_shared else ()
         copy.size = copy.needed
         copy.changed()
         if copy.needed.missing_from(state.limits.capacity):
@@ -437,6 +451,10 @@ class CacheMachine:
         copy.ran_out = True
         # No more than the pod may hold now: want of memory does not make a model too big.
         copy.needed = copy.size = event.needed.at_most(state.capacity_wanted).at_least(copy.needed)
+        if copy.elsewhere:
+            copy.otherwise = copy.needed
+        else:
+            copy.mainly = copy.needed
         state.profiles.measured(copy.key, copy.needed)
         state.move(copy, Cause.OUT_OF_MEMORY)
         state.note(copy.key, copy.copy_id, f"{event.message}; tried once more with {copy.needed} reserved")
@@ -681,6 +699,7 @@ class CacheMachine:
         """A parked copy is wanted on its device."""
         state = self._state
         copy.needed, copy.needed_shared, copy.size = copy.returns, (), copy.parked
+        copy.otherwise, copy.elsewhere = None, False
         copy.wanted_s, copy.urgent_s, copy.kept = state.now_s, inf, False
         copy.fetch_time_s = 0.0
         state.move(copy, Cause.WANTED)
@@ -840,6 +859,10 @@ class CacheMachine:
         """Plan; end the first claim that is hopeless and plan again without it; carry out the plan that remains."""
         state = self._state
         self._give_turns()
+        for copy in state.by_state[CopyState.WAITING_FOR_SPACE].values():
+            if copy.otherwise is not None:
+                copy.needed = choose_place(copy.mainly, copy.otherwise, state.ledger.free)
+                copy.elsewhere = copy.needed is copy.otherwise
         while True:
             claims = line_of_claims(state)
             plan = plan_claims(state, claims)

@@ -73,6 +73,7 @@ from cache.types import (
 )
 from mesh.heap import HeapTrimmer
 from mesh.host_tier import HOST_TIER, HostTier, ReturnsTooLate
+from mesh.known_sizes import NOTHING
 from mesh.measured_load import MeasuredLoad, load_and_measure, load_isolated_and_measure
 from mesh.resident import LARGER_FACTOR, SMALL_REQUEST_BYTES, Resident
 from mesh.room import ReadMemory
@@ -84,7 +85,7 @@ from mesh.threads import InThread, in_thread
 from placement.records import ModelRecord
 from runtime_adapters import errors as adapter_errors
 from runtime_adapters.artifacts.fetch import Artifact
-from runtime_adapters.base import Device, LoadedModel, ModelMetadata, Parkable, ParkedModel, Size
+from runtime_adapters.base import CPU, Device, LoadedModel, ModelMetadata, Parkable, ParkedModel, Size
 from runtime_adapters.errors import (
     AdapterError,
     BadArtifact,
@@ -450,12 +451,24 @@ class Loading:
         self._staged[copy_id] = staged
         expected = self._bytes(staged.estimate) + self._runs_bytes(staged.options.device, staged.workspace_bytes)
         knows = staged.adapter.format not in ALWAYS_ISOLATED
-        return Fetched(copy_id, expected, estimate_knows=knows, shared=_shared_parts(staged.estimate))
+        return Fetched(copy_id, expected, knows, _shared_parts(staged.estimate), await self._otherwise(staged))
+
+    async def _otherwise(self, staged: Staged) -> Bytes | None:
+        """What a model of a GPU would take on the CPU, where it may run there."""
+        if self._settings.device_full != "run_on_cpu" or staged.options.device.kind == "cpu":
+            return None
+        on_cpu = _on_cpu(staged)
+        try:
+            return self._bytes(await self._in_thread("estimate", on_cpu.adapter.estimate, on_cpu.path, on_cpu.options))
+        except AdapterError:
+            return None  # it needs the device
 
     # Load ---------------------------------------------------------------------------------------------------
 
     async def _load(self, key: ModelKey, copy_id: int) -> Event:
-        staged = self._staged.pop(copy_id)
+        staged = fetched = self._staged.pop(copy_id)
+        if self._cache.copy(copy_id).elsewhere:
+            staged = _on_cpu(fetched)
         format_name = staged.adapter.format
         timeout_s = staged.record.spec.load_timeout_s or self._settings.load_timeout_s
         try:
@@ -479,7 +492,7 @@ class Loading:
             self._staging.release(staged.artifact)
             return LoadFailed(copy_id, Failure(FailureKind.TRANSIENT, "cancelled: nobody waits for it any more"))
         except OutOfMemory as error:
-            self._staged[copy_id] = staged  # held: the cache makes room, and has it loaded once more
+            self._staged[copy_id] = fetched  # held: the cache makes room, and has it loaded once more
             return self._load_ran_out(key, copy_id, staged, error)
         except Exception as error:  # every failure of a load becomes the cache's event
             self._staging.release(staged.artifact)
@@ -776,6 +789,11 @@ class Loading:
         self.counts.load_failures += 1
         log.warning("%s of %s failed (%s): %s", stage, key, kind.value, message)
         return Failure(kind, message)
+
+
+def _on_cpu(staged: Staged) -> Staged:
+    """The same model for the CPU; it is not known how long a run takes there."""
+    return replace(staged, options=replace(staged.options, device=CPU), run_s=None, loadable=NOTHING)
 
 
 def _shared_parts(size: Size) -> Shared:

@@ -157,6 +157,11 @@ class Settings(BaseSettings):
         "anew, where their framework can do that. Only on a pod with a GPU. Default: half of --capacity, which is then "
         "the other half; 0: none.",
     )
+    device_full: Literal["evict", "run_on_cpu"] = Field(
+        "evict",
+        description="When the GPU has no room for a model: `evict` makes room there; `run_on_cpu` runs it on the CPU "
+        "while there is room in --capacity, slower and at once, and makes room on the GPU only after that.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where models run: `cuda` needs a GPU, `auto` takes one if there is one."
     )

@@ -48,7 +48,13 @@ class Walk:
             wait_max_s=30.0,
         )
         self.machine = CacheMachine(limits)
-        self.loader = FakeLoader(self.machine, size_of, parks_of=parks_of)
+        may_run_on_cpu = self.chance.random() < 0.3
+        self.loader = FakeLoader(
+            self.machine,
+            size_of,
+            parks_of=parks_of,
+            otherwise_of=lambda key: Bytes.of(CPU, size_of(key)[GPU]) if may_run_on_cpu else None,
+        )
         self.waiters = 0
         self.returns_seen = 0
 

@@ -13,7 +13,7 @@ from cache.limits import CacheLimits
 from cache.machine import CacheMachine
 from cache.types import Bytes, CopyState, ModelKey, Place, RefusalKind, WantedModel
 
-GPU = Place("device", "cuda:0")
+CPU, GPU = Place("device", "cpu"), Place("device", "cuda:0")
 HOST = Place("host")
 
 
@@ -193,6 +193,29 @@ def test_a_smaller_host_tier_lets_parked_copies_go(gpu_pod: Callable[..., FakeLo
     loader.machine.validate()
     assert loader.machine.usage().used[HOST] <= 35
     assert len([state for state in states(loader).values() if state is CopyState.SERVABLE]) == 3
+
+
+def test_when_its_device_is_full_a_model_runs_elsewhere_if_it_may() -> None:
+    capacity = Bytes.from_mapping({GPU: 60, CPU: 50})
+    loader = FakeLoader(
+        CacheMachine(CacheLimits(capacity=capacity, residency_min_s=0.0)),
+        lambda key: Bytes.of(GPU, 30),
+        otherwise_of=lambda key: Bytes.of(CPU, 40),
+    )
+    use(loader, "a", "b", "c")
+    assert {view.key.model_id: view.charged for view in loader.machine.copies()} == {
+        "a": Bytes.of(GPU, 30),
+        "b": Bytes.of(GPU, 30),
+        "c": Bytes.of(CPU, 40),
+    }
+    use(loader, "d")
+    assert states(loader).keys() == {"b", "c", "d"}, "both are full: its device is where others make room"
+    assert loader.machine.servable(key("d")).charged == Bytes.of(GPU, 30)  # type: ignore[union-attr]
+    loader.send(Retire(key("b")))
+    loader.send(EvictRequest(key("c")))
+    loader.run()
+    use(loader, "c")
+    assert loader.machine.servable(key("c")).charged == Bytes.of(GPU, 30), "measured on the CPU, expected on its device"  # type: ignore[union-attr]
 
 
 def test_the_return_time_is_that_of_the_tier_below(gpu_pod: Callable[..., FakeLoader]) -> None:

@@ -34,7 +34,7 @@ LONG_S = 10.0
 class GpuPod:
     """Room for two models on the device, and for three parked ones."""
 
-    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, **given: Any) -> None:
         self.directory = directory
         self.adapter = FakeAdapter()
         monkeypatch.setattr("mesh.staging.adapter_for", lambda name: self.adapter)
@@ -44,7 +44,7 @@ class GpuPod:
         self.cache = CacheMachine(
             CacheLimits(capacity=Bytes.from_mapping(capacity), residency_min_s=0.0, residency_override_wait_s=0.0)
         )
-        settings, telemetry = Settings(load_timeout_s=5.0), Telemetry(CollectorRegistry())
+        settings, telemetry = Settings(load_timeout_s=5.0, **given), Telemetry(CollectorRegistry())
         self.artifacts = ArtifactStore(directory / "disk", capacity_bytes=100_000_000)
         self.loading = Loading(
             cache=self.cache,
@@ -129,6 +129,26 @@ async def test_parked_copies_are_freed_when_the_pod_stops(pod: GpuPod) -> None:
     await pod.ask("a", "b", "c")
     await pod.loading.close(5.0)
     assert pod.adapter.count("unload") == 3
+
+
+async def test_when_the_gpu_is_full_a_model_runs_on_the_cpu_if_the_settings_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = GpuPod(tmp_path, monkeypatch, device_full="run_on_cpu")
+    pod.register("a", "b", "c")
+    try:
+        await pod.ask("a", "b")
+        resident = await asyncio.wait_for(
+            pod.loading.wait_servable(WantedModel(ModelKey("default", "c")), None), LONG_S
+        )
+        assert resident.device == CPU
+        assert (resident.model.size().device_bytes, resident.model.size().host_bytes) == (0, MODEL_BYTES)
+        resident.let_go()
+        assert pod.cache.usage().used == Bytes.from_mapping({DEVICE: 2 * MODEL_BYTES, HOST_MEMORY: MODEL_BYTES})
+        assert pod.adapter.count("park") == pod.adapter.count("unload") == 0
+    finally:
+        await pod.loading.close(5.0)
+        await pod.artifacts.close()
 
 
 def test_a_pod_with_a_gpu_has_a_host_tier_and_one_without_has_none() -> None:
