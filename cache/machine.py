@@ -129,6 +129,13 @@ TURN_LOOK_MIN_S = 0.001
 """Between two looks at whose turn it is."""
 
 
+_REFUSALS = {
+    FailureKind.PERMANENT: RefusalKind.LOAD_FAILED_PERMANENT,
+    FailureKind.TRANSIENT: RefusalKind.LOAD_FAILED_TRANSIENT,
+    FailureKind.NO_ROOM: RefusalKind.FULL,
+}
+
+
 class CacheMachine:
     """What this pod holds, and what must happen next. `now_s` comes from one monotonic clock."""
 
@@ -473,9 +480,7 @@ class CacheMachine:
 
     def _on_failure(self, copy: Copy, cause: Cause, failure: Failure) -> None:
         if copy.state in (CopyState.FETCHING, CopyState.LOADING):  # the failure of what was cancelled says nothing
-            permanent = failure.kind is FailureKind.PERMANENT
-            kind = RefusalKind.LOAD_FAILED_PERMANENT if permanent else RefusalKind.LOAD_FAILED_TRANSIENT
-            self._fail(copy, kind, failure.message)
+            self._fail(copy, _REFUSALS[failure.kind], failure.message)
         self._state.move(copy, cause)
 
     def _on_unloaded(self, event: Unloaded) -> None:

@@ -208,6 +208,8 @@ class FailureKind(Enum):
     """Not tried again until the generation changes or the failure is forgiven."""
     TRANSIENT = "transient"
     """Tried again after a back-off that doubles."""
+    NO_ROOM = "no room"
+    """The same, and it was for want of memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -532,7 +532,8 @@ class Loading:
         self._telemetry.out_of_memory.labels(staged.adapter.format, "load").inc()
         place = self._place_of(staged.options.device)
         if isinstance(error, NoRoom):  # its size is right, the capacity is not
-            self._ran_out(place, error.missing_bytes, message, counted=True)
+            if error.missing_bytes <= self._cache.usage().used[place] - reserved[place]:
+                self._ran_out(place, error.missing_bytes, message, counted=True)
             return LoadOutOfMemory(copy_id, reserved, message)
         self._ran_out(place, 0, message, counted=False)
         return LoadOutOfMemory(copy_id, reserved_after_running_out(reserved), message)
@@ -785,6 +786,8 @@ class Loading:
         kind = FailureKind.PERMANENT if permanent else FailureKind.TRANSIENT
         if isinstance(error, MissingRuntime):
             kind = FailureKind.TRANSIENT  # installed later, or there on another pod
+        if isinstance(error, OutOfMemory):
+            kind = FailureKind.NO_ROOM
         self._telemetry.load_failed(format_name or "unknown", stage, kind.value)
         self.counts.load_failures += 1
         log.warning("%s of %s failed (%s): %s", stage, key, kind.value, message)

@@ -58,7 +58,7 @@ class PressureLimits:
     raise_every_s: float = 15.0
     calm_for_s: float = 30.0
     least_share: float = 0.25
-    """The capacity is lowered to this share of the full one at most."""
+    """The capacity is lowered to this share of the full one at most, or of what the box has, if that is less."""
 
 
 class Level(Enum):
@@ -112,7 +112,7 @@ def after_reading(
 ) -> Pressure:
     """The state after one more reading, `elapsed_s` after the one before. `used_bytes`: what the ledger holds."""
     danger_bytes = danger_bytes_of(now.limit_bytes, limits)
-    least_bytes = min(state.capacity_bytes, int(limits.least_share * state.full_bytes))
+    least_bytes = min(state.capacity_bytes, int(limits.least_share * min(state.full_bytes, now.limit_bytes)))
     safe_bytes = int(limits.safe_factor * danger_bytes)
     # 1. Danger goes before everything, and stays until the distance is safe.
     threshold_bytes = safe_bytes if state.level is Level.DANGER else danger_bytes
@@ -170,10 +170,16 @@ def after_running_out(
 ) -> Pressure:
     """The state after there was no memory for the `used_bytes` that the ledger holds: `missing_bytes` too few.
 
-    Where the kernel's own figures say so (`counted`) it holds at once. Of what frameworks say, one report in
-    `lower_every_s` does: whoever sends a request that no pod could run must not empty this one.
+    Where the kernel's own figures say so (`counted`) it holds at once, but only where others that leave could make that
+    much room. Of what frameworks say, one report in `lower_every_s` does: whoever sends a request that no pod could run
+    must not empty this one.
     """
-    if not counted and now_s - state.lowered_at_s < limits.lower_every_s:
+    if counted:
+        if missing_bytes > used_bytes:
+            return state
+        capacity_bytes = min(state.capacity_bytes, used_bytes - missing_bytes)
+        return replace(_left_calm(state, Level.REDUCED, message, now_s, capacity_bytes), lowered_at_s=now_s)
+    if now_s - state.lowered_at_s < limits.lower_every_s:
         return state
     least_bytes = min(state.capacity_bytes, int(limits.least_share * state.full_bytes))
     capacity_bytes = max(least_bytes, min(state.capacity_bytes, used_bytes - missing_bytes))

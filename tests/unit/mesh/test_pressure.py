@@ -203,6 +203,11 @@ def test_what_the_kernel_counts_holds_at_once_and_each_time() -> None:
     assert state.capacity_bytes == FULL_BYTES - 150 * MIB
 
 
+def test_what_nobody_who_leaves_could_make_room_for_empties_no_pod() -> None:
+    state = after_running_out(calm(FULL_BYTES), 300 * MIB, 400 * MIB, "no room", counted=True, now_s=1.0, limits=LIMITS)
+    assert state == calm(FULL_BYTES)
+
+
 def test_a_load_has_room_where_it_leaves_the_box_out_of_danger() -> None:
     danger_bytes = int(LIMITS.danger_share * GIB)
     left_bytes = 600 * MIB - danger_bytes + 24 * MIB  # of a GiB with 400 MiB in use
