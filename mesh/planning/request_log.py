@@ -10,8 +10,8 @@ how far they stood out of order is said.
 
 What loads of a model took is replayed in the order in which the log has them, and then over again: loads differ from
 time to time, and a p99 is made of that. The first is left out if there are others: as far as the log can tell it also
-fetched and prepared the artifact, which a replay takes to be on the disk. Of a model that
-was never missed nothing is known but from a file of sizes, or else the mean of the others; how many there were is said.
+fetched and prepared the artifact, which a replay takes to be on the disk. Of a model that was never missed nothing is
+known but from a file of sizes, or else the mean of the others; how many there were is said.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The README's commands, run as they stand there, in order, in one shell, in an empty directory.
 
-A block after `<!-- run -->` is run; other blocks are not commands of a quickstart (`make demo` has its own test). Only
-the ports differ: the text 8033 and 8008 is replaced by free ones, since this machine may have a pod already.
+A block after `<!-- run -->` is run, and one after `<!-- run NAME -->` in a shell with the others of that name; other
+blocks are not commands of a quickstart (`make demo` has its own test). Only the ports differ: the text 8033 and 8008 is
+replaced by free ones, since this machine may have a pod already.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from mesh.demo.etcd_server import find_etcd
 
 README = Path(__file__).parents[2] / "README.md"
 BLOCK = re.compile(
-    r"<!-- run(?P<pool> pool)? -->\n```(?P<language>bash|python)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
+    r"<!-- run ?(?P<group>\w*) -->\n```(?P<language>bash|python)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
 )
 TIMEOUT_S = 170
+PLAN_TIMEOUT_S = 600
+"""It trains the demo's models, if no demo has run here before."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -38,10 +41,10 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def script(*, pool: bool) -> str:
+def script(group: str = "") -> str:
     lines = ["set -euo pipefail", "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT"]
     for block in BLOCK.finditer(README.read_text()):
-        if bool(block["pool"]) != pool:
+        if block["group"] != group:
             continue
         if block["language"] == "python":
             lines += ["python3 - <<'END_OF_PYTHON'", block["text"], "END_OF_PYTHON"]
@@ -50,7 +53,7 @@ def script(*, pool: bool) -> str:
     return "\n".join(lines)
 
 
-def run(text: str, directory: Path, ports: dict[str, int], **more: str) -> str:
+def run(text: str, directory: Path, ports: dict[str, int], *, timeout_s: float = TIMEOUT_S, **more: str) -> str:
     for written, free in ports.items():
         text = text.replace(written, str(free))
     environment = {
@@ -67,7 +70,7 @@ def run(text: str, directory: Path, ports: dict[str, int], **more: str) -> str:
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=TIMEOUT_S,
+        timeout=timeout_s,
         text=True,
     )
     assert ran.returncode == 0, f"{ran.stdout[-5000:]}"
@@ -78,7 +81,7 @@ def run(text: str, directory: Path, ports: dict[str, int], **more: str) -> str:
 def test_the_commands_of_the_readme_run_as_they_stand(tmp_path: Path) -> None:
     pytest.importorskip("tritonclient")
     ports = dict(zip(("8033", "8008"), free_ports(2), strict=True))
-    assert "cancer" in run(script(pool=False), tmp_path, ports)
+    assert "cancer" in run(script(), tmp_path, ports)
 
 
 @pytest.mark.slow
@@ -96,7 +99,7 @@ def test_the_commands_for_many_pods_run_as_they_stand(tmp_path: Path) -> None:
     peer = f"http://127.0.0.1:{peer_port}"
     client = f"http://127.0.0.1:{ports['2379']}"
     printed = run(
-        script(pool=True),
+        script("pool"),
         tmp_path,
         ports,
         PATH=f"{Path(sys.executable).parent}:{find_etcd().parent}:{os.environ['PATH']}",
@@ -107,6 +110,18 @@ def test_the_commands_for_many_pods_run_as_they_stand(tmp_path: Path) -> None:
         ETCD_INITIAL_CLUSTER=f"default={peer}",
     )
     assert printed.count("predict") >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(PLAN_TIMEOUT_S + 10)
+def test_the_commands_for_planning_run_as_they_stand(tmp_path: Path) -> None:
+    pytest.importorskip("tritonclient")
+    pytest.importorskip("matplotlib")
+    ports = dict(zip(("8033", "8008"), free_ports(2), strict=True))
+    printed = run(script("plan"), tmp_path, ports, timeout_s=PLAN_TIMEOUT_S)
+    assert "2 pods in place of 4" in printed
+    assert "keep at most 10.00% of requests cold" in printed
+    assert (tmp_path / "plan.png").stat().st_size > 1000
 
 
 def options_of(command: click.Command) -> Iterator[str]:
