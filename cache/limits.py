@@ -92,7 +92,7 @@ class CacheLimits:
     thrash_control: bool = True
     """While the working set exceeds the capacity: do loads that must evict something wait for their turns?"""
 
-    thrash_load_share: float = 0.25
+    thrash_load_share: float = 0.15
     """Of the time of all load slots, what such loads may take then. The rest is for serving what is resident; less
     makes cold requests wait longer."""
 
