@@ -102,6 +102,7 @@ def explain(state: PodState, key: ModelKey) -> Explanation:
         known_size=state.profiles.size(key),
         predicted_load_s=state.profiles.load_time_s(key),
         retry_at_s=record.retry_at_s if record is not None and refused else None,
+        tenant_share=_share_in_words(state, key.tenant),
         notes=tuple(note for note in state.notes if note.key == key),
     )
 
@@ -113,7 +114,7 @@ def _share_in_words(state: PodState, tenant: str) -> str:
     use = _tenants(state)[tenant]
     bounds = [f"is guaranteed {use.guarantee}"] if use.guarantee else []
     bounds += [f"may hold {use.limit}"] if use.limit else []
-    return f"; tenant {tenant} holds {use.held}, {' and '.join(bounds)}"
+    return f"tenant {tenant} holds {use.held}, {' and '.join(bounds)}"
 
 
 def _summary(state: PodState, key: ModelKey, current: Copy | None, leaving: list[Copy]) -> str:
@@ -125,7 +126,6 @@ def _summary(state: PodState, key: ModelKey, current: Copy | None, leaving: list
             held += ", pinned"
         elif current.model.pinned:
             held += ", not pinned although its spec asks for it"
-        held += _share_in_words(state, key.tenant)
         return f"Servable here: takes {current.size}, {held}."
     if current is not None:
         sentence = f"On its way in: {current.state.value} for {state.now_s - current.since_s:.1f} s"
@@ -133,7 +133,7 @@ def _summary(state: PodState, key: ModelKey, current: Copy | None, leaving: list
         if current.state is CopyState.WAITING_FOR_SPACE and serves_by_turns(state):
             sentence += f"; it waits for its turn: {state.thrash.picture(state.now_s)}"
         elif current.blocked is not None:
-            sentence += f"; {current.blocked}{_share_in_words(state, key.tenant)}"
+            sentence += f"; {current.blocked}"
         return sentence + "."
     record = state.failures.get(key, state.now_s)
     if record is not None and record.retry_at_s == inf:

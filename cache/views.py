@@ -142,3 +142,5 @@ class Explanation:
     """A remembered failure keeps it out until then; infinite when permanent."""
     notes: tuple[Note, ...]
     """Oldest first; bounded."""
+    tenant_share: str = ""
+    """What its tenant holds, keeps and may hold on this pod; empty where it has no share of its own."""

@@ -112,7 +112,8 @@ class Explaining:
         return ModelExplanation(
             status=status,
             summary=summary_of(status, suspicion, choice, healthy, self._wall_clock())
-            + on_disk_in_words(on_disk, healthy),
+            + on_disk_in_words(on_disk, healthy)
+            + (f" On pod {overview.own_pod} {here.tenant_share}." if here.tenant_share else ""),
             waits_for=waits_for(here, self._cache.queue(), now_s),
             route=route_in_words(route, choice, overview.own_pod),
             places=tuple(places_of(view, choice, on_disk)),

@@ -52,8 +52,10 @@ def pods(target: Target, pod: str) -> None:
         return
     if len(found) == 1:
         # One pod reads better down than across: the line would be wider than most terminals.
-        for label, value in pod_details(found[0]):
-            print_line(f"{label:<12}{value}")
+        details = pod_details(found[0])
+        width = max(len(label) for label, _ in details) + 2
+        for label, value in details:
+            print_line(f"{label:<{width}}{value}")
     else:
         print_table(POD_HEADINGS, [pod_row(one) for one in found], numbers=POD_NUMBERS)
     for line in remarks(found, time.time()):
