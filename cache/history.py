@@ -40,7 +40,7 @@ GAPS_KEPT = 6
 FADING = 0.99
 """What one gap weighs once the next has been seen: about a hundred gaps are remembered."""
 
-BLUR = 0.2
+BLUR = 0.25
 """Of a gap's weight, to each bucket beside its own: few gaps would else say that others cannot be."""
 
 JOINED_WEIGHT = 0.3

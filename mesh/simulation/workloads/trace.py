@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TextIO
 
 COLUMNS = ("time_s", "model", "size_bytes", "load_s")
@@ -110,8 +111,10 @@ def read_csv(
                 raise UnreadableTrace(f"the file never says how long model {name!r} takes to load (column load_s)")
             loads[position] = load_s_of(name, sizes[position])
         models.append(TraceModel(name, sizes[position], loads[position]))
-    begins_s = min((time_s for time_s, _ in requests), default=0.0)
-    return trace_of(models, ((time_s - begins_s, position) for time_s, position in requests))
+    requests.sort(key=itemgetter(0))  # equal times stay in the order of the file
+    begins_s = requests[0][0] if requests else 0.0
+    times_s = tuple(time_s - begins_s for time_s, _ in requests)
+    return Trace(tuple(models), times_s, tuple(position for _, position in requests))
 
 
 def _rows(file: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:

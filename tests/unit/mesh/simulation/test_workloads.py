@@ -1,0 +1,112 @@
+"""The fixed workloads: the same for a seed wherever and whenever they are made, and what their names say."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+
+import pytest
+
+from mesh.simulation.workloads import SPAN_S, WORKLOADS, workload
+from mesh.simulation.workloads.trace import Trace, TraceModel, UnreadableTrace, read_csv, trace_of, write_csv
+
+names = pytest.mark.parametrize("name", sorted(WORKLOADS))
+
+
+def made(name: str, seed: int = 5) -> Trace:
+    return workload(name, seed, models=120, requests=6_000)
+
+
+@names
+def test_a_seed_is_one_trace_and_another_seed_another(name: str) -> None:
+    assert made(name) == made(name)
+    assert made(name) != made(name, seed=6)
+
+
+def test_traces_do_not_change_from_release_to_release() -> None:
+    # A figure that was published for a seed must stay true. If a generator has to change, this and they change.
+    first = {name: (len(made(name)), made(name).times_s[0], made(name).asked[:3]) for name in WORKLOADS}
+    assert first == FIRST
+
+
+@names
+def test_requests_are_in_the_order_of_time_and_about_as_many_as_asked_for(name: str) -> None:
+    trace = made(name)
+    assert list(trace.times_s) == sorted(trace.times_s)
+    assert 0 <= trace.times_s[0] <= trace.times_s[-1] < SPAN_S + 10
+    assert 4_000 < len(trace) < 8_000
+    assert len(trace.models) == 120
+
+
+def test_azure_has_models_that_are_asked_for_all_the_time_and_most_hardly_ever() -> None:
+    trace = workload("azure", 5)
+    counts = sorted(Counter(trace.asked).values(), reverse=True)
+    assert sum(counts[: len(counts) // 5]) > 0.85 * len(trace)
+    assert sum(count <= SPAN_S / 3600 for count in counts) + 800 - len(counts) > 0.35 * 800
+
+
+def test_a_flash_crowd_takes_most_of_its_model_s_requests_in_minutes() -> None:
+    trace = workload("flash", 5)
+    per_minute: Counter[int] = Counter(int(time_s // 60) for time_s in trace.times_s)
+    usual = len(trace) / (SPAN_S / 60)
+    assert max(per_minute.values()) > 1.2 * usual
+
+
+def test_a_scan_asks_for_every_model_within_minutes() -> None:
+    trace = workload("scan", 5)
+    within = {model for time_s, model in zip(trace.times_s, trace.asked, strict=True) if 1800 <= time_s < 2400}
+    assert len(within) == len(trace.models)
+
+
+def test_an_unknown_workload_is_refused_with_the_names_of_those_that_are() -> None:
+    with pytest.raises(ValueError, match="azure, zipf, flash, scan"):
+        workload("poisson", 1)
+
+
+@names
+def test_a_trace_survives_its_file(name: str) -> None:
+    trace = made(name)
+    file = io.StringIO()
+    write_csv(trace, file)
+    back = read_csv(file.getvalue().splitlines(), None, None)
+    assert [back.models[position].name for position in back.asked] == [
+        trace.models[position].name for position in trace.asked
+    ]
+    assert back.times_s == pytest.approx([time_s - trace.times_s[0] for time_s in trace.times_s], abs=2e-6)
+    assert {model.name: model for model in back.models} == {
+        trace.models[position].name: trace.models[position] for position in set(trace.asked)
+    }
+
+
+def test_a_file_of_times_and_names_takes_the_rest_from_the_caller() -> None:
+    lines = ["time_s,model", "1000.5,b", "1000.0,a"]
+    trace = read_csv(lines, lambda name: 7, lambda name, size_bytes: size_bytes / 10)
+    assert trace.times_s == (0.0, 0.5)
+    assert [trace.models[position] for position in trace.asked] == [TraceModel("a", 7, 0.7), TraceModel("b", 7, 0.7)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["when,model", "1,a"], "missing: time_s"),
+        (["time_s,model", "noon,a"], "line 2"),
+        (["time_s,model", "1,a"], "size_bytes"),
+        (["time_s,model,size_bytes", "1,a,5"], "load_s"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(lines: list[str], said: str) -> None:
+    with pytest.raises(UnreadableTrace, match=said):
+        read_csv(lines, None, None)
+
+
+def test_equal_times_are_ordered_by_model() -> None:
+    models = [TraceModel("a", 1, 1.0), TraceModel("b", 1, 1.0)]
+    assert trace_of(models, [(1.0, 1), (1.0, 0), (0.5, 1)]).asked == (1, 0, 1)
+
+
+FIRST: dict[str, tuple[int, float, tuple[int, ...]]] = {
+    "azure": (7325, 1.948286, (70, 83, 84)),
+    "zipf": (6019, 0.363646, (69, 22, 105)),
+    "flash": (6227, 1.545845, (52, 111, 49)),
+    "scan": (6242, 5.249981, (71, 118, 2)),
+}
