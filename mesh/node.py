@@ -163,7 +163,9 @@ class Node:
                 self.parking,
                 self.known_sizes,
                 read_memory=world.read_memory if settings.memory_watch_s else None,
-                make_room=lambda missing_bytes, why: self._ran_out(HOST_MEMORY, missing_bytes, why, counted=True),
+                make_room=lambda missing_bytes, why, counted: self._ran_out(
+                    HOST_MEMORY, missing_bytes, why, counted=counted
+                ),
             )
             if world.staging is None
             else world.staging(must_isolate, self.parking)

@@ -53,10 +53,10 @@ class PressureLimits:
     readings_in_a_row: int = 3
     lower_share: float = 0.1
     lower_every_s: float = 5.0
-    raise_share: float = 0.05
+    raise_share: float = 0.1
     """Of the full capacity, per step."""
-    raise_every_s: float = 15.0
-    calm_for_s: float = 30.0
+    raise_every_s: float = 10.0
+    calm_for_s: float = 20.0
     least_share: float = 0.25
     """The capacity is lowered to this share of the full one at most, or of what the box has, if that is less."""
 

@@ -30,7 +30,7 @@ from placement.records import ModelRecord
 from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchRequest
 from runtime_adapters.artifacts.locations import parse_location
 from runtime_adapters.base import CPU, Device, LoadOptions, RuntimeAdapter, Size, Trust
-from runtime_adapters.errors import NoRoom, UntrustedArtifact
+from runtime_adapters.errors import NoRoom, OutOfMemory, UntrustedArtifact
 from runtime_adapters.isolation import estimate_isolated
 from runtime_adapters.registry import adapter_for, detect_format
 
@@ -90,7 +90,7 @@ class Staging:
         disk_listener: DiskListener | None = None,
         known_sizes: KnownSizes | None = None,
         read_memory: ReadMemory | None = None,
-        make_room: Callable[[int, str], None] = lambda missing_bytes, why: None,
+        make_room: Callable[[int, str, bool], None] = lambda missing_bytes, why, counted: None,
     ) -> None:
         """`must_isolate`: whether a model may only run in a process of its own, whatever its spec says.
 
@@ -226,8 +226,14 @@ class Staging:
         """Prepare, unless it was done; as few at a time as loads, since each holds its model in memory, too."""
         if self._artifacts.is_prepared(artifact, variant):
             return await self._artifacts.prepare(artifact, variant, make)
+        needed_bytes = PREPARING_FACTOR * artifact.size_bytes
         async with self._preparing:
-            await self._wait_room(PREPARING_FACTOR * artifact.size_bytes)
+            await self._wait_room(needed_bytes)
+            try:
+                return await self._artifacts.prepare(artifact, variant, make)
+            except OutOfMemory as error:  # seen by the framework only: a limit that is none of the box's
+                self._make_room(needed_bytes, f"no memory to prepare an artifact: {error}", False)
+            await asyncio.sleep(ROOM_PAUSES_S[-1])
             return await self._artifacts.prepare(artifact, variant, make)
 
     async def _wait_room(self, needed_bytes: int) -> None:
@@ -238,7 +244,7 @@ class Staging:
             except NoRoom as short:
                 if pause_s is None:
                     raise
-                self._make_room(short.missing_bytes, f"no memory to prepare an artifact: {short}")
+                self._make_room(short.missing_bytes, f"no memory to prepare an artifact: {short}", True)
             else:
                 return
             await asyncio.sleep(pause_s)

@@ -122,14 +122,15 @@ def test_it_is_never_lowered_below_its_least_share() -> None:
 
 def test_it_comes_back_in_steps_after_a_calm_while() -> None:
     box = Box()
-    box.see(3, **THRASH)
+    box.see(12, **THRASH)
     lowered_bytes = box.state.capacity_bytes
-    box.see(29)
+    assert lowered_bytes < FULL_BYTES * 0.82
+    box.see(int(LIMITS.calm_for_s) - 1)
     assert (box.state.level, box.state.capacity_bytes) == (Level.REDUCED, lowered_bytes)
     box.see(3)
     assert box.state.capacity_bytes == lowered_bytes + int(FULL_BYTES * LIMITS.raise_share)
     assert box.state.why, "the reason stays until the capacity is back"
-    box.see(30)
+    box.see(3 * int(LIMITS.raise_every_s))
     assert (box.state.level, box.state.capacity_bytes, box.state.why) == (Level.CALM, FULL_BYTES, "")
 
 
