@@ -87,7 +87,13 @@ class DiskNotes:
 class Pod:
     """A loader, its cache, its artifacts, and the models that are registered."""
 
-    def __init__(self, directory: Path, capacity_bytes: int = CAPACITY_BYTES, **settings: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        capacity_bytes: int = CAPACITY_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+        **settings: Any,
+    ) -> None:
         self.directory = directory
         self.adapter = FakeAdapter()
         self.records: dict[ModelKey, ModelRecord] = {}
@@ -101,8 +107,10 @@ class Pod:
                 residency_min_s=0.0,
                 residency_override_wait_s=0.0,
                 failure_backoff_base_s=60.0,
+                prefetch=True,
             )
         )
+        self.elsewhere: set[ModelKey] = set()
         self.disk = DiskNotes()
         self.artifacts = ArtifactStore(directory / "disk", capacity_bytes=100_000_000, content_gone=self.disk.gone)
         given, telemetry = Settings(**settings), Telemetry(CollectorRegistry())
@@ -117,8 +125,10 @@ class Pod:
             on_loaded=self.servable.append,
             hooks=PoolHooks(
                 resident_changed=lambda resident, here: self.resident.append((resident.copy.key.model_id, here)),
+                is_elsewhere=self.elsewhere.__contains__,
                 crashed=self.crashed.append,
             ),
+            clock=clock,
         )
 
     def register(self, model_id: str, spec: FakeSpec | None = None, generation: int = 1, **fields: Any) -> WantedModel:
@@ -558,3 +568,43 @@ async def test_an_artifact_that_cannot_be_prepared_is_not_told_of(pod: Pod) -> N
     with pytest.raises(Refused):
         await pod.load(model)
     assert pod.disk.contents == {}
+
+
+async def _used_together(make_pod: Callable[..., Pod]) -> tuple[Pod, WantedModel, WantedModel]:
+    """A pod on which `second` was always asked for right after `first`, and has been evicted since."""
+    now_s = 1_000.0
+    pod = make_pod(clock=lambda: now_s)
+    first, second = pod.register("first"), pod.register("second")
+    for _ in range(4):
+        now_s += 100.0
+        await pod.load(first)
+        now_s += 0.5
+        await pod.load(second)
+    pod.loading.send(EvictRequest(second.key))
+    await pod.wait_until(lambda: pod.loading.counts.unloads == 1, "it left")
+    now_s += 100.0
+    return pod, first, second
+
+
+async def test_a_model_that_is_used_together_with_another_comes_with_it(make_pod: Callable[..., Pod]) -> None:
+    pod, first, second = await _used_together(make_pod)
+    await pod.load(first)
+    await pod.wait_until(lambda: pod.is_servable(second), "it is brought in")
+    assert pod.cache.usage().prefetches == 1
+    await pod.wait_until(lambda: not pod.cache.copies()[-1].pins, "nobody holds it")
+    await pod.load(second)
+    assert pod.cache.usage().prefetches_used == 1
+
+
+@pytest.mark.parametrize("why", ["served elsewhere", "unregistered"])
+async def test_nothing_is_prefetched_that_nobody_would_ask_this_pod_for(make_pod: Callable[..., Pod], why: str) -> None:
+    pod, first, second = await _used_together(make_pod)
+    if why == "unregistered":
+        del pod.records[second.key]
+    else:
+        pod.elsewhere.add(second.key)
+    await pod.load(first)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert pod.cache.current(second.key) is None
+    assert pod.cache.usage().prefetches == 0
