@@ -1,8 +1,10 @@
 """Tensors in memory that a pod and one isolated copy share: written by one side, read by the other.
 
 Each direction has one segment, an anonymous file in memory (memfd) whose descriptor the child inherits. It has no
-name, so nothing can be left behind in /dev/shm, whoever dies; and a container's small /dev/shm does not limit it. A
-segment grows to the largest message so far. Seals forbid both sides to shrink it: otherwise a hostile child could
+name, so nothing can be left behind in /dev/shm, whoever dies; and a container's small /dev/shm does not limit it. What
+does limit it is the container's memory, whose pages these are: a segment that grows by much looks whether they are
+there, since writing pages that are not ends in a kill and not in an error. A segment grows to the largest message so
+far. Seals forbid both sides to shrink it: otherwise a hostile child could
 take away a page that the pod is about to read, and the pod would die of SIGBUS.
 
 A message is a list of slots (name, datatype, shape, offset, length). Fixed-size elements lie as they are in a NumPy
@@ -28,9 +30,12 @@ import numpy as np
 
 from runtime_adapters.base import Array, Tensors
 from runtime_adapters.datatypes import DTYPE_OF, datatype_of
+from runtime_adapters.memory_reading import read_memory
 
 _ALIGNMENT_BYTES = 64
 _GROWTH_STEP_BYTES = 1 << 20
+_GROWTH_CHECKED_BYTES = 16 << 20
+"""Growth by less is within what any box must have left."""
 _RANK_MAX = 32
 _LENGTHS = np.dtype("<u4")
 _SLOTS_MAX = 100_000
@@ -130,6 +135,9 @@ class TensorSegment:
             raise TensorsTooLarge(
                 f"the tensors take {needed_bytes:,} bytes; an isolated model may be sent {self._bytes_max:,}"
             )
+        grown_bytes = needed_bytes - self.resident_bytes()
+        if grown_bytes >= _GROWTH_CHECKED_BYTES:
+            _check_room(needed_bytes, grown_bytes)
         if os.fstat(self.fd).st_size < needed_bytes:
             stepped = -(-needed_bytes // _GROWTH_STEP_BYTES) * _GROWTH_STEP_BYTES
             try:
@@ -146,6 +154,15 @@ class TensorSegment:
             # The old mapping goes when the last array on it goes.
             self._map = mmap.mmap(self.fd, min(size_bytes, max(self._bytes_max, needed_bytes)))
         return self._map
+
+
+def _check_room(needed_bytes: int, grown_bytes: int) -> None:
+    reading = read_memory()
+    if reading.limit_bytes and grown_bytes > reading.headroom_bytes:  # a jailed process sees no limit
+        raise TensorsTooLarge(
+            f"the tensors take {needed_bytes:,} bytes of shared memory, and {reading.headroom_bytes:,} of "
+            f"{reading.limit_bytes:,} are left here ({reading.source}); send fewer rows"
+        )
 
 
 def _native(array: Array) -> Array:

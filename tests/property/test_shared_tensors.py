@@ -1,6 +1,7 @@
 """Tensors through shared memory: whatever is written is read; whatever a hostile side describes is refused."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from runtime_adapters.datatypes import DTYPE_OF
+from runtime_adapters.memory_reading import MemoryReading
 from runtime_adapters.shared_tensors import BadSlot, TensorSegment, TensorsTooLarge, UnsendableTensor
 
 _SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
@@ -111,3 +113,19 @@ def test_what_is_no_tensor_is_refused(segment: TensorSegment) -> None:
         segment.write({"x": np.zeros(2, dtype=complex)})
     with pytest.raises(UnsendableTensor, match="an element is a int"):
         segment.write({"x": np.array([b"a", 1], dtype=object)})
+
+
+def test_more_than_the_box_has_left_is_refused_before_a_page_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    left_bytes = 20 << 20
+    full = MemoryReading(1 << 30, "memory.max of /pod", 1 << 30, 1 << 30, (1 << 30) - left_bytes, 0, 0, 0, 0, 0)
+    monkeypatch.setattr("runtime_adapters.shared_tensors.read_memory", lambda: full)
+    segment = TensorSegment.create("test", 1 << 30)
+    try:
+        segment.write({"x": np.zeros(left_bytes, np.uint8)})
+        segment.release_above(0)
+        with pytest.raises(TensorsTooLarge, match=r"left here \(memory.max of /pod\)"):
+            segment.write({"x": np.zeros(left_bytes + (1 << 20), np.uint8)})
+        monkeypatch.setattr("runtime_adapters.shared_tensors.read_memory", lambda: replace(full, limit_bytes=0))
+        segment.write({"x": np.zeros(left_bytes + (1 << 20), np.uint8)})
+    finally:
+        segment.close()
