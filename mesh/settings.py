@@ -230,7 +230,7 @@ class Settings(BaseSettings):
         0.05, ge=0, description="A request that has waited this long may evict models below the minimum residency."
     )
     eviction_policy: Literal["lru", "gdsf", "hazard"] = Field(
-        "lru",
+        "hazard",
         description="Who leaves when memory is short: `lru`, the longest unused; `gdsf`, by frequency, load time and "
         "bytes; `hazard`, by when each is to be expected again, what its load takes, and bytes.",
     )
