@@ -45,7 +45,7 @@ class Hazard:
 
         def score(copy: CopyView) -> float:
             uses = copy.uses
-            idle_s = now_s - (uses.last_s if uses.last_s > -inf else copy.last_used_s)
+            idle_s = max(0.0, now_s - (uses.last_s if uses.last_s > -inf else copy.last_used_s))
             longer_now, area_now = uses.waits.at(idle_s)
             longer_then, area_then = uses.waits.at(idle_s + horizon_s)
             uses_per_s = (longer_now - longer_then) / (area_then - area_now)

@@ -33,7 +33,7 @@ def copies(draw: st.DrawFn) -> list[CopyView]:
     for number in range(draw(st.integers(1, 12))):
         key = ModelKey("t", f"m{number}")
         history = histories.of(WantedModel(key))
-        uses_s = sorted(draw(st.lists(st.floats(0.0, NOW_S), max_size=8)))
+        uses_s = sorted(draw(st.lists(st.floats(0.0, NOW_S + 100.0), max_size=8)))  # a clock may be read early
         for use_s in uses_s:
             history.record(use_s)
         size = Bytes.of(CPU, draw(st.integers(0, 50)))
