@@ -113,8 +113,8 @@ def plan_eviction(
         elif (score := score_of(copy)) >= worth_below:
             dearer.append(copy.charged)
         else:
-            own_last = copy.key.tenant == last_of
-            evictable.append((own_last, copy.comes_back, is_young, copy.priority, score, len(views)))
+            rank = 4 * (copy.key.tenant == last_of) + 2 * copy.comes_back + is_young
+            evictable.append((rank, copy.priority, score, len(views)))
             views.append(copy)
 
     choice = _choose(_leaving_order(evictable, views), missing, now_s, claimant, holders, kept)
@@ -152,8 +152,8 @@ def _needed(victims: list[Victim], missing: Bytes) -> tuple[Victim, ...]:
     return tuple(reversed(needed))
 
 
-_Scored = tuple[bool, bool, bool, int, float, int]
-"""(last, comes back, young, priority, score, position)"""
+_Scored = tuple[int, int, float, int]
+"""(rank, priority, score, position). The rank is three flags in one number, since a heap compares often."""
 
 _Leaving = tuple[bool, float, CopyView]
 """(young, score, copy)"""
@@ -217,11 +217,11 @@ def _leaving_order(scored: list[_Scored], views: list[CopyView]) -> Iterator[_Le
     # equal scores the largest, to unload fewer; 7. the key; 8. the id of the copy: equal views give equal plans.
     heapify(scored)  # usually a few leave of many, so a heap and not a sort
     while scored:
-        last, comes_back, young, priority, score, position = heappop(scored)
+        rank, priority, score, position = heappop(scored)
         equals = [views[position]]
-        while scored and scored[0][:5] == (last, comes_back, young, priority, score):
-            equals.append(views[heappop(scored)[5]])
+        while scored and scored[0][:3] == (rank, priority, score):
+            equals.append(views[heappop(scored)[3]])
         if len(equals) > 1:
             equals.sort(key=lambda copy: (-copy.charged.total_bytes, copy.key, copy.copy_id))
         for copy in equals:
-            yield young, score, copy
+            yield bool(rank & 1), score, copy

@@ -12,7 +12,7 @@ this one (`_pooled`); between edges it is linear. So P(used within T | idle for 
 Recording is on the path of every request, so uses within GAP_MIN_S of the last recorded one are not looked at (the
 copy compares one number), and old gaps fade by letting new ones weigh more, so that nobody walks the buckets.
 
-Bounded: `models_remembered_max` models, least recently loaded first out; some 500 bytes each. Two generations of a
+Bounded: `models_remembered_max` models, least recently loaded first out; about 1.3 kB each. Two generations of a
 model share one history. Deliberately absent: clocks, and who is resident.
 """
 
@@ -75,6 +75,12 @@ class WaitTable:
     """Mass of gaps longer than each edge; the last is what never ends."""
     area: tuple[float, ...]
     """Integral of that mass from 0 to each edge."""
+
+    def uses_per_s(self, idle_s: float, within_s: float) -> float:
+        """P(the gap ends within that time) / E(that time, or less), given that it has lasted so long already."""
+        longer_now, area_now = self.at(idle_s)
+        longer_then, area_then = self.at(idle_s + within_s)
+        return (longer_now - longer_then) / (area_then - area_now)
 
     def at(self, wait_s: float) -> tuple[float, float]:
         """(mass of gaps longer than `wait_s`, integral of that mass from 0 to `wait_s`)."""
@@ -228,7 +234,7 @@ class History:
         """As it was wanted last."""
         self._joined_s = 0.0
         self._sessions = 0
-        self._followers: dict[tuple[str, str], int] = {}
+        self._followers: dict[tuple[str, str], int] | None = None
         """By name: what is forgotten must not be kept by what it followed."""
         self._last_s = -inf
         self._frequency = 0.0
@@ -265,6 +271,8 @@ class History:
         """The other model's session began shortly after one of this model's."""
         if other.model is None:
             return
+        if self._followers is None:
+            self._followers = {}
         counts, name = self._followers, other.model.key[:2]
         if name not in counts and len(counts) >= FOLLOWERS_MAX:
             del counts[min(counts, key=lambda each: (counts[each], each))]
@@ -272,7 +280,7 @@ class History:
 
     def followers(self) -> list[tuple[str, str]]:
         """Models that are usually used right after this one: tenant and id."""
-        if self._sessions < FOLLOWER_SESSIONS_MIN:
+        if self._followers is None or self._sessions < FOLLOWER_SESSIONS_MIN:
             return []
         least = FOLLOWER_SHARE * self._sessions
         return [name for name, count in self._followers.items() if count >= least]
@@ -314,14 +322,14 @@ class _Histogram:
 
     def __init__(self, fading: float) -> None:
         self._fading = fading
-        self._masses = array("d", bytes(8 * BUCKETS))
+        self._masses = array("f", bytes(4 * BUCKETS))
         self._weight = 1.0
 
     def add(self, gap_s: float) -> None:
         """One more gap."""
         self._weight /= self._fading
         if self._weight > _HEAVY:
-            self._masses = array("d", [mass / self._weight for mass in self._masses])
+            self._masses = array("f", [mass / self._weight for mass in self._masses])
             self._weight = 1.0
         bucket = min(BUCKETS - 1, max(0, frexp(gap_s / GAP_MIN_S)[1] - 1))
         self._masses[bucket] += (1.0 - 2.0 * BLUR) * self._weight

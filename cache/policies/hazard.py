@@ -45,11 +45,9 @@ class Hazard:
 
         def score(copy: CopyView) -> float:
             uses = copy.uses
-            idle_s = max(0.0, now_s - (uses.last_s if uses.last_s > -inf else copy.last_used_s))
-            longer_now, area_now = uses.waits.at(idle_s)
-            longer_then, area_then = uses.waits.at(idle_s + horizon_s)
-            uses_per_s = (longer_now - longer_then) / (area_then - area_now)
-            return return_cost_s(copy) * uses_per_s / max(1, copy.size.total_bytes)
+            idle_s = now_s - (uses.last_s if uses.last_s > -inf else copy.last_used_s)
+            uses_per_s = uses.waits.uses_per_s(idle_s if idle_s > 0.0 else 0.0, horizon_s)
+            return (copy.return_time_s + uses.joined_s) * uses_per_s / (copy.size.total_bytes or 1)
 
         return score
 

@@ -109,3 +109,12 @@ def test_models_that_are_used_together_are_known_after_some_sessions() -> None:
         other.record(began_s + 50.0)
     assert wanted("second") in histories.expected
     assert wanted("other") not in histories.expected
+
+
+def test_the_rate_of_uses_ahead_is_what_falls_away_over_what_passes() -> None:
+    table = wait_table([float(bucket % 4) for bucket in range(BUCKETS)], 0.5)
+    for idle_s in (0.0, 0.1, 0.25, 0.7, 10.0, 5000.0, 3e6):
+        for within_s in (60.0, 1e4, 1e8):
+            (longer, area), (longer_then, area_then) = table.at(idle_s), table.at(idle_s + within_s)
+            expected = (longer - longer_then) / (area_then - area)
+            assert table.uses_per_s(idle_s, within_s) == pytest.approx(expected)
