@@ -15,7 +15,8 @@ from mesh.cli.failure import USAGE, Failure
 from mesh.cli.sizes import parse_size
 from mesh.planning.cells import Cell
 from mesh.planning.finding import Goal
-from mesh.planning.request_log import Observed, RequestLog, Taken, UnreadableLog, read_request_log, read_sizes
+from mesh.planning.log_lines import UnreadableLog
+from mesh.planning.request_log import Observed, RequestLog, Taken, read_request_log, read_sizes
 from mesh.simulation.workloads import WORKLOADS, workload
 from mesh.simulation.workloads.trace import Trace
 

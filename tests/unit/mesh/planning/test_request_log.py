@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mesh.access_log import COLUMNS
-from mesh.planning.request_log import RequestLog, UnreadableLog, read_request_log, read_sizes
+from mesh.planning.log_lines import UnreadableLog
+from mesh.planning.request_log import RequestLog, read_request_log, read_sizes
 
 HEADER = ",".join(COLUMNS) + "\n"
 
@@ -45,6 +46,16 @@ def test_loads_are_replayed_as_they_were_without_the_first_which_fetched(tmp_pat
     assert model.loads_s == (0.02, 0.04)
     assert model.load_s == pytest.approx(0.03)
     assert [model.load_s_of(number) for number in range(3)] == [0.02, 0.04, 0.02]
+
+
+def test_a_model_that_was_loaded_once_is_taken_to_load_from_disk_as_others_do(tmp_path: Path) -> None:
+    log = read(
+        tmp_path,
+        HEADER + "1,default,a,miss,1,100,0.8\n2,default,a,miss,1,100,0.2\n3,default,b,miss,1,100,0.4\n",
+    )
+    assert log.trace.models[1].loads_s == pytest.approx((0.1,))
+    assert "1 of 2 models were loaded once" in log.remarks[0]
+    assert "25% of that is taken" in log.remarks[0]
 
 
 def test_lines_out_of_order_are_sorted_and_it_is_said(tmp_path: Path) -> None:
