@@ -160,7 +160,6 @@ class MemoryProbe:
         if alone and error is None:
             self.grown_bytes = max(0, after_bytes - self._before_bytes)
 
-
     def look_again(self) -> None:
         """After the block, and a moment: growth that has gone meanwhile was somebody else's."""
         if self.grown_bytes is not None:
