@@ -8,8 +8,8 @@ capacity and policy.
 Before the schedule every model is loaded once and registered anew, so that both begin with empty memory and with
 artifacts on the disk tier. Models differ in format and in bytes by two orders of magnitude, and no two share content.
 
-Two things keep the two apart. A replay gives each load of a model its median time, a real one varies, most on a busy
-machine: that is in the p99. And in a pool a hot model gets a second copy, which the replay knows nothing of.
+Two things keep the two apart. A real cold request also runs and is handed over between threads, which on a busy machine
+is in the p99. And a real pool gives hot models a second copy and balances loads, which the replay knows nothing of.
 """
 
 from __future__ import annotations
