@@ -45,7 +45,6 @@ from cache.claims import (
 from cache.commands import (
     CancelLoad,
     Command,
-    Prefetch,
     Refuse,
     Serve,
     StartFetch,
@@ -83,19 +82,19 @@ from cache.events import (
 )
 from cache.eviction import CannotFit, Victim
 from cache.failures import FailureRecord
+from cache.foreseeing import foresee, forget_foreseen, prefetch_followers, prefetch_foreseen
 from cache.invariants import check_invariants
 from cache.limits import CacheLimits
 from cache.parking import choose_return, parks_now, plan_headroom
 from cache.policies import policy_named
 from cache.policies.base import EvictionPolicy
-from cache.prefetch import expected_use
 from cache.sharing import bytes_of
 from cache.shrinking import is_over_limit, plan_returns, plan_shrinking
 from cache.space import Claim
-from cache.state import Foreseen, PodState
+from cache.state import PodState
 from cache.thrash import Thrashing, choose_turns
 from cache.timers import Alarm
-from cache.transitions import ENDING, PENDING, Cause, InvalidTransition
+from cache.transitions import ENDING, Cause, InvalidTransition
 from cache.types import (
     NO_BYTES,
     Bytes,
@@ -253,7 +252,7 @@ class CacheMachine:
         for alarm in state.timers.take_due(state.now_s):
             self._on_alarm(alarm)
         if state.histories.expected:
-            self._prefetch_followers()
+            self._out.extend(prefetch_followers(state))
         while state.replan:
             state.replan = False
             self._follow_capacity()
@@ -528,7 +527,7 @@ class CacheMachine:
         state.profiles.forget(key)
         state.thrash.forget(key)
         state.retired[key] = True
-        self._drop_foreseen(key)
+        forget_foreseen(state, key)
         copy = state.current.get(key)
         if copy is None:
             if key in state.parked:
@@ -610,52 +609,10 @@ class CacheMachine:
 
     def _unload(self, copy: Copy, reason: str) -> None:
         copy.pinned = False
-        self._foresee(copy)
+        foresee(self._state, copy)
         self._state.timers.cancel(Alarm("idle", copy.copy_id))
         self._state.move(copy, Cause.UNLOAD)
         self._out.append(StartUnload(copy.key, copy.copy_id, reason))
-
-    # -- bringing in beforehand -----------------------------------------------------------------------------------
-
-    def _foresee(self, copy: Copy) -> None:
-        """This copy leaves. If the next use of its model can be told, it is brought back in time."""
-        state = self._state
-        if not state.limits.prefetch or copy.key in state.retired:
-            return
-        expected = expected_use(copy.history.picture(), copy.return_time_s)
-        if expected is not None and expected.begin_s > state.now_s:
-            state.expected[copy.history.number] = Foreseen(copy.model, expected.at_s)
-            state.timers.set(Alarm("prefetch", copy.history.number), expected.begin_s)
-
-    def _prefetch_followers(self) -> None:
-        """Models that usually follow one that has just been asked for."""
-        state = self._state
-        followers, state.histories.expected = state.histories.expected, []
-        if state.limits.prefetch:
-            for model in followers:
-                self._prefetch(model, state.now_s)
-
-    def _drop_foreseen(self, key: ModelKey) -> None:
-        state = self._state
-        history = state.histories.known(key)
-        if history is not None and history.number in state.expected and state.expected[history.number].model.key == key:
-            del state.expected[history.number]
-            state.timers.cancel(Alarm("prefetch", history.number))
-
-    def _prefetch(self, model: WantedModel, expected_at_s: float) -> None:
-        """Say that the model is worth bringing in, unless it is here, must not be, or enough are on their way."""
-        state, key = self._state, model.key
-        failure = state.failures.get(key, state.now_s)
-        if (
-            state.draining
-            or key in state.current
-            or key in state.retired
-            or (failure is not None and failure.retry_at_s > state.now_s)
-        ):
-            return
-        pending = sum(copy.prefetched for pending in PENDING for copy in state.by_state[pending].values())
-        if pending < state.limits.prefetches_pending_max:
-            self._out.append(Prefetch(model, expected_at_s))
 
     # -- the host tier --------------------------------------------------------------------------------------------
 
@@ -773,8 +730,7 @@ class CacheMachine:
                 if copy is not None and copy.state is CopyState.SERVABLE:
                     self._on_maybe_idle(copy)
             case "prefetch":
-                foreseen = state.expected.pop(alarm.subject_id)
-                self._prefetch(foreseen.model, foreseen.at_s)
+                self._out.extend(prefetch_foreseen(state, alarm.subject_id))
             case "unload again":
                 copy = state.copies[alarm.subject_id]
                 state.move(copy, Cause.UNLOAD_AGAIN)
