@@ -8,8 +8,8 @@ timers are not exact.
 A guess must not cost a sure thing: such a load takes what is free, or has copies evicted that are worth less than a
 copy which is expected in `lead_s` (`EvictionPolicy.soon`). If nobody came, it is not tried again until the next use.
 
-Measured and left out (`mesh/simulation/README.md`): bringing back whatever is worth more than what is here, as soon as
-nothing else is loaded. Six of seven such loads are for nothing, and it gains a tenth of what timers do.
+Measured and left out (`cache/README.md`): bringing back whatever is worth more than what is here, as soon as
+nothing else is loaded. Nine of ten such loads are for nothing, and it gains a quarter of what timers do.
 
 Pure; alarms and counts are the machine's.
 """

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from math import inf
 from os import cpu_count
 from statistics import mean
 
@@ -97,7 +98,9 @@ def _measure(cell: _Cell, scale: float) -> _Measured:
     found.clairvoyant_s = clairvoyant(trace, ReplayOptions(capacity_bytes=capacity_bytes)).cold_time_s
     found.pfoo_s = pfoo_lower_s(trace, capacity_bytes)
     if cell.fraction in FRACTIONS:
-        by_share = [(share, played(BEST, share).cold_time_s) for share in SHARES_OF_CAPACITY]
+        at_shares = [(share, played(BEST, share)) for share in SHARES_OF_CAPACITY]
+        # Where a model is larger than the pod, its requests are refused, and wait for nothing: that is no equal.
+        by_share = [(share, inf if result.refused else result.cold_time_s) for share, result in at_shares]
         by_share.append((1.0, found.by_policy[BEST].cold_time_s))
         found.share_needed = _share_for(by_share, found.by_policy["lru"].cold_time_s)
     return found
@@ -110,6 +113,8 @@ def _share_for(by_share: list[tuple[float, float]], cold_time_s: float) -> float
         return before_share
     for share, share_s in by_share[1:]:
         if share_s <= cold_time_s:
+            if before_s == inf:
+                return share
             return before_share + (share - before_share) * (before_s - cold_time_s) / (before_s - share_s)
         before_share, before_s = share, share_s
     return before_share
