@@ -43,6 +43,8 @@ class Known:
     size: Size
     workspace_bytes: int = 0
     request_bytes: int = 0
+    peak_bytes: int = 0
+    """What its load takes at its highest; 0: not measured."""
 
 
 class KnownSizes:
@@ -61,15 +63,19 @@ class KnownSizes:
         profile = None if self._profiles is None else await self._profiles.read(what.content_hash, what.runtime)
         return Known(estimate) if profile is None else known_from(profile, estimate)
 
-    def measured(self, what: Loadable, size: Size, *, load_s: float, fetch_s: float, run_s: float) -> None:
-        """A copy was loaded, and takes this."""
-        before = self._here.get(what)
-        known = Known(size) if before is None else replace(before, size=size)
+    def measured(
+        self, what: Loadable, size: Size, *, load_s: float, fetch_s: float, run_s: float, peak_bytes: int = 0
+    ) -> None:
+        """A copy was loaded, and takes this. `peak_bytes` 0: not measured this time."""
+        before = self._here.get(what) or Known(size)
+        known = replace(before, size=size, peak_bytes=peak_bytes or before.peak_bytes)
         self._here[what] = known
         self._note(what, known, load_s, fetch_s, run_s)
 
     def measured_again(self, what: Loadable, known: Known) -> None:
         """A copy that serves was measured, or its runs were."""
+        if (before := self._here.get(what)) is not None:
+            known = replace(known, peak_bytes=before.peak_bytes)
         self._here[what] = known
         self._note(what, known)
 
@@ -87,6 +93,7 @@ class KnownSizes:
                     device_bytes=size.device_bytes,
                     workspace_bytes=known.workspace_bytes,
                     request_bytes=known.request_bytes,
+                    peak_bytes=known.peak_bytes,
                     load_s=load_s,
                     fetch_s=fetch_s,
                     run_s=run_s,
@@ -104,7 +111,7 @@ def known_from(profile: Profile, estimate: Size) -> Known:
     )
     if sum(count for _, count in size.shared) > size.mapped_bytes:
         size = replace(size, shared=())  # prepared in another way there: nothing is known to be shared
-    return Known(size, profile.workspace_bytes, profile.request_bytes)
+    return Known(size, profile.workspace_bytes, profile.request_bytes, profile.peak_bytes)
 
 
 def runtime_of(format_name: str, variant: str, extra: str, device: str, parameters: Mapping[str, str]) -> str:

@@ -162,8 +162,9 @@ class Stages(Protocol):
     def content_on_disk(self, record: ModelRecord) -> str | None:
         """The content that a fetch of this model would find on this disk, perhaps from before a restart."""
 
-    def measured(self, staged: Staged, size: Size, load_s: float, run_s: float) -> None:
-        """What a copy was measured to take, how long its load took once the artifact was on the disk, and a run."""
+    def measured(self, staged: Staged, size: Size, load_s: float, run_s: float, peak_bytes: int) -> None:
+        """What a copy was measured to take; how long its load took once the artifact was on the disk, and a run; what
+        the load took at its highest, or 0."""
 
     def has_loaded(self, staged: Staged) -> bool:
         """Whether this very content was loaded before."""
@@ -226,8 +227,6 @@ class Loading:
         self._hooks = hooks or PoolHooks()
         self._ran_out = ran_out
         self._read_memory = read_memory
-        self._loading_bytes: dict[int, int] = {}
-        """Host bytes of the loads that run now, by copy."""
         self._clock = clock
         self._in_thread = in_thread
         self._residents: dict[int, Resident] = {}
@@ -500,7 +499,7 @@ class Loading:
             return LoadFailed(copy_id, failure)
         self._telemetry.load_stage(format_name, "load", loaded.load_s)
         self._telemetry.load_stage(format_name, "warm_up", loaded.warm_up_s)
-        self._staging.measured(staged, loaded.size, loaded.load_s + loaded.warm_up_s, loaded.run_s)
+        self._staging.measured(staged, loaded.size, loaded.load_s + loaded.warm_up_s, loaded.run_s, loaded.peak_bytes)
         self._run_times_s[staged.artifact.content_hash] = loaded.run_s
         self._metadata[key] = loaded.model.metadata
         self._residents[copy_id] = resident
@@ -571,16 +570,9 @@ class Loading:
             self.send(Resized(resident.copy.copy_id, after[0], _shared_parts(resident.size)))
 
     async def _load_once(self, key: ModelKey, copy_id: int, staged: Staged, timeout_s: float) -> MeasuredLoad:
-        self._loading_bytes[copy_id] = staged.estimate.host_bytes
-        try:
-            if staged.isolated:
-                return await self._load_isolated(key, copy_id, staged, timeout_s)
-            return await self._load_here(key, copy_id, staged, timeout_s)
-        finally:
-            del self._loading_bytes[copy_id]
-
-    def _beside(self, copy_id: int) -> int:
-        return sum(count for other_id, count in self._loading_bytes.items() if other_id != copy_id)
+        if staged.isolated:
+            return await self._load_isolated(key, staged, timeout_s)
+        return await self._load_here(key, copy_id, staged, timeout_s)
 
     def _resident(self, key: ModelKey, copy_id: int, staged: Staged, loaded: MeasuredLoad) -> Resident:
         format_name = staged.adapter.format
@@ -609,7 +601,7 @@ class Loading:
     async def _load_here(self, key: ModelKey, copy_id: int, staged: Staged, timeout_s: float) -> MeasuredLoad:
         ends_s = self._clock() + timeout_s
         staged = replace(staged, run_s=self._run_times_s.get(staged.artifact.content_hash))
-        thread = self._in_thread("load", load_and_measure, staged, self._read_memory, self._beside(copy_id))
+        thread = self._in_thread("load", load_and_measure, staged, self._read_memory)
         cancelled = False
         try:
             done, _ = await asyncio.wait([thread], timeout=timeout_s)
@@ -628,7 +620,7 @@ class Loading:
         await self._free_late_result(thread)
         raise error
 
-    async def _load_isolated(self, key: ModelKey, copy_id: int, staged: Staged, timeout_s: float) -> MeasuredLoad:
+    async def _load_isolated(self, key: ModelKey, staged: Staged, timeout_s: float) -> MeasuredLoad:
         cancellation = Cancellation()
         thread = self._in_thread(
             "load",
@@ -638,7 +630,6 @@ class Loading:
             self._settings,
             cancellation,
             self._read_memory,
-            self._beside(copy_id),
         )
         try:
             return await asyncio.shield(thread)

@@ -6,9 +6,9 @@ Everything here blocks. Deliberately absent: when to load, and what happens to t
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from mesh.room import CHECKED_MIN_BYTES, ReadMemory, check_room
+from mesh.room import ReadMemory, check_room, room_for
 from mesh.settings import Settings
 from mesh.staging import Staged
 from runtime_adapters.base import LoadedModel, Size
@@ -20,6 +20,8 @@ from runtime_adapters.memory import (
     MEASURED_MIN_BYTES,
     MemoryProbe,
     corrected_size,
+    forget_high_water,
+    high_water_bytes,
 )
 
 SLOW_RUN_S = 0.01
@@ -35,25 +37,46 @@ class MeasuredLoad:
     run_s: float
     load_s: float
     warm_up_s: float
+    peak_bytes: int = 0
+    """What the load took at its highest; 0: not known."""
 
 
-def load_and_measure(staged: Staged, read_memory: ReadMemory | None = None, beside_bytes: int = 0) -> MeasuredLoad:
-    """`beside_bytes`: of loads that run at the same time. Raises AdapterError; nothing of the model remains then."""
-    _check_room(staged, read_memory, beside_bytes)
+LOADING_FACTOR = 4
+"""Of what stays: what a load is taken to need at its highest, until one was measured. Two to four times is usual."""
+
+
+def load_and_measure(staged: Staged, read_memory: ReadMemory | None = None) -> MeasuredLoad:
+    """Raises AdapterError; nothing of the model remains then."""
+    with room_for(_needed_bytes(staged), read_memory):
+        return _load_and_measure(staged)
+
+
+def _needed_bytes(staged: Staged) -> int:
+    return max(staged.peak_bytes or LOADING_FACTOR * staged.estimate.host_bytes, staged.estimate.host_bytes)
+
+
+def _load_and_measure(staged: Staged) -> MeasuredLoad:
     model: LoadedModel | None = None
     try:
         # What is too small to be measured is not worth the milliseconds of a trim.
-        with MemoryProbe(settled=staged.estimate.host_bytes >= MEASURED_MIN_BYTES) as probe:
+        large = staged.estimate.host_bytes >= MEASURED_MIN_BYTES
+        with MemoryProbe(settled=large) as probe:
+            before_bytes = forget_high_water() if large else None
             load_began = time.perf_counter()
             model = staged.adapter.load(staged.path, staged.options)
             load_s = time.perf_counter() - load_began
             warm_began = time.perf_counter()
             model.warm_up()
             warm_up_s = time.perf_counter() - warm_began
+            highest_bytes = 0 if before_bytes is None else high_water_bytes() - before_bytes
         size = _measured_size(model, probe, staged.adapter.format)
         if staged.run_s is not None:  # a copy that comes back answers sooner by one run
-            return MeasuredLoad(model, size, run_s=staged.run_s, load_s=load_s, warm_up_s=warm_up_s)
-        return _measured(model, size, load_s, warm_up_s)
+            loaded = MeasuredLoad(model, size, run_s=staged.run_s, load_s=load_s, warm_up_s=warm_up_s)
+        else:
+            loaded = _measured(model, size, load_s, warm_up_s)
+        if probe.grown_bytes is None:  # others loaded beside it: whose peak it was is not known
+            return loaded
+        return replace(loaded, peak_bytes=max(0, highest_bytes - size.mapped_bytes))
     except BaseException as error:
         if model is not None:
             model.unload()
@@ -80,20 +103,14 @@ def _measured_size(model: LoadedModel, probe: MemoryProbe, format_name: str) -> 
     return corrected_size(own, probe.grown_bytes, factor_max)
 
 
-def _check_room(staged: Staged, read_memory: ReadMemory | None, beside_bytes: int) -> None:
-    if staged.estimate.host_bytes >= CHECKED_MIN_BYTES:
-        check_room(staged.estimate.host_bytes + beside_bytes, read_memory)
-
-
 def load_isolated_and_measure(
     staged: Staged,
     timeout_s: float,
     settings: Settings,
     cancellation: Cancellation,
     read_memory: ReadMemory | None = None,
-    beside_bytes: int = 0,
 ) -> MeasuredLoad:
-    _check_room(staged, read_memory, beside_bytes)
+    check_room(staged.estimate.host_bytes, read_memory)  # its process starts from nothing: no peak of this one
     began = time.perf_counter()
     model = load_isolated(
         staged.adapter.format,

@@ -67,6 +67,8 @@ class Staged:
     workspace_bytes: int = 0
     request_bytes: int = 0
     """What runs are known to take beside the copy, and for how large requests."""
+    peak_bytes: int = 0
+    """What its load takes at its highest; 0: not known."""
     fetch_s: float = 0.0
     """From its storage to being prepared; 0: it was here."""
 
@@ -149,9 +151,11 @@ class Staging:
         self._found.pop(key, None)
         self._formats.pop(key, None)
 
-    def measured(self, staged: Staged, size: Size, load_s: float, run_s: float) -> None:
+    def measured(self, staged: Staged, size: Size, load_s: float, run_s: float, peak_bytes: int) -> None:
         """What a copy was measured to take: the expectation of the next one of this content."""
-        self._known_sizes.measured(staged.loadable, size, load_s=load_s, fetch_s=staged.fetch_s, run_s=run_s)
+        self._known_sizes.measured(
+            staged.loadable, size, load_s=load_s, fetch_s=staged.fetch_s, run_s=run_s, peak_bytes=peak_bytes
+        )
         self._disk_listener.loaded(key_of(staged.record), load_s)
 
     def has_loaded(self, staged: Staged) -> bool:
@@ -275,7 +279,11 @@ class Staging:
 
 def _with_known(staged: Staged, known: Known) -> Staged:
     return replace(
-        staged, estimate=known.size, workspace_bytes=known.workspace_bytes, request_bytes=known.request_bytes
+        staged,
+        estimate=known.size,
+        workspace_bytes=known.workspace_bytes,
+        request_bytes=known.request_bytes,
+        peak_bytes=known.peak_bytes,
     )
 
 

@@ -56,6 +56,8 @@ class Profile:
     workspace_bytes: int = 0
     """What a run takes on top, for requests of up to `request_bytes`."""
     request_bytes: int = 0
+    peak_bytes: int = 0
+    """What a load takes at its highest; a kernel built from a file may take a dozen times what stays."""
     load_s: float = 0.0
     """From the disk to being servable."""
     fetch_s: float = 0.0
@@ -77,6 +79,8 @@ class Profile:
         for name in sizes:
             if _far(getattr(self, name), getattr(other, name), CHANGE_SHARE, least_bytes):
                 return True
+        if _far(self.peak_bytes, other.peak_bytes, TIMES_CHANGE_SHARE, least_bytes):
+            return True
         if self.request_bytes > other.request_bytes * (1 + CHANGE_SHARE):
             return True
         times = ("load_s", "fetch_s", "run_s")
@@ -84,7 +88,11 @@ class Profile:
 
     def with_what_it_lacks(self, other: Profile) -> Profile:
         """Where this pod has measured nothing, what was known before stays."""
-        lacking = {name: getattr(other, name) for name in ("load_s", "fetch_s", "run_s") if not getattr(self, name)}
+        lacking = {
+            name: getattr(other, name)
+            for name in ("peak_bytes", "load_s", "fetch_s", "run_s")
+            if not getattr(self, name)
+        }
         if self.request_bytes < other.request_bytes:
             lacking |= {"workspace_bytes": other.workspace_bytes, "request_bytes": other.request_bytes}
         return replace(self, **lacking)

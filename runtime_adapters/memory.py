@@ -52,6 +52,8 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 _STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_FORGET_HIGH_WATER = "5"
 _SMAPS_ROLLUP = Path("/proc/self/smaps_rollup")
 
 
@@ -90,6 +92,15 @@ def anonymous_bytes() -> int:
 def high_water_bytes() -> int:
     """The largest resident set since the process began, or since `/proc/self/clear_refs` was told to forget it."""
     return _status_bytes("VmHWM")
+
+
+def forget_high_water() -> int | None:
+    """Begin `high_water_bytes` anew; the resident set now, or None where the kernel does not let one."""
+    try:
+        _CLEAR_REFS.write_text(_FORGET_HIGH_WATER)
+    except OSError:
+        return None
+    return resident_bytes()
 
 
 def private_dirty_bytes() -> int:

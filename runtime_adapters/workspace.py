@@ -15,13 +15,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
 import numpy as np
 
 from runtime_adapters.base import Array, LoadedModel, Tensors
 from runtime_adapters.errors import AdapterError
-from runtime_adapters.memory import high_water_bytes, resident_bytes
+from runtime_adapters.memory import forget_high_water, high_water_bytes
 
 RUNS = 3
 """The first may still set things up; of the others the smaller counts."""
@@ -29,8 +28,6 @@ SLOW_RUN_S = 0.25
 """A run of this length is made once: its figure is large, and takes a core from others."""
 NOISE_BYTES = 1 << 20
 """Less than this is the allocator's breathing."""
-_CLEAR_REFS = Path("/proc/self/clear_refs")
-_FORGET_HIGH_WATER = "5"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +57,9 @@ def measure_workspace(model: LoadedModel, shape: RequestShape) -> int | None:
     highest: list[int] = []
     began_s = time.perf_counter()
     while len(highest) < RUNS and (not highest or time.perf_counter() - began_s < SLOW_RUN_S):
-        if not _forget_high_water():
+        before_bytes = forget_high_water()
+        if before_bytes is None:
             return None
-        before_bytes = resident_bytes()
         try:
             outputs = model.infer(inputs)
         except AdapterError:
@@ -71,11 +68,3 @@ def measure_workspace(model: LoadedModel, shape: RequestShape) -> int | None:
         del outputs
     workspace_bytes = min(highest[1:] or highest)
     return 0 if workspace_bytes < NOISE_BYTES else workspace_bytes + input_bytes
-
-
-def _forget_high_water() -> bool:
-    try:
-        _CLEAR_REFS.write_text(_FORGET_HIGH_WATER)
-    except OSError:
-        return False
-    return True

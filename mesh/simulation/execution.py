@@ -129,7 +129,7 @@ class SimulatedStaging:
         """See `Stages`."""
         return record.spec.uri if record.spec.uri in self._machine.disk else None
 
-    def measured(self, staged: Staged, size: Size, load_s: float, run_s: float) -> None:
+    def measured(self, staged: Staged, size: Size, load_s: float, run_s: float, peak_bytes: int) -> None:
         """See `Stages`."""
         self._loaded[staged.artifact.content_hash] = size
         self._disk_listener.loaded(key_of(staged.record), load_s)

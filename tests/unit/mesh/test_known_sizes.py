@@ -52,6 +52,17 @@ async def test_a_copy_measured_at_its_next_load_keeps_what_its_runs_took() -> No
     assert known.here(WHAT) == Known(Size(12), 500, 100)
 
 
+async def test_what_a_load_takes_at_its_highest_is_kept_when_a_later_one_was_not_alone(store: MemoryStore) -> None:
+    profiles = ProfileStore(store)
+    known = KnownSizes(profiles)
+    known.measured(WHAT, Size(10_000_000), load_s=0.1, fetch_s=0.0, run_s=0.0, peak_bytes=140_000_000)
+    known.measured(WHAT, Size(10_000_000), load_s=0.1, fetch_s=0.0, run_s=0.0)
+    known.measured_again(WHAT, Known(Size(11_000_000), 500, 100))
+    assert known.here(WHAT) == Known(Size(11_000_000), 500, 100, 140_000_000)
+    await profiles.wait_written()
+    assert (await KnownSizes(ProfileStore(store)).expected(WHAT, Size(9_000_000))).peak_bytes == 140_000_000
+
+
 def test_the_runtime_tells_apart_whatever_changes_a_size() -> None:
     runtimes = {
         runtime_of("onnx", "onnx-onnxruntime-1.31.1", "onnx", "cpu", {}),

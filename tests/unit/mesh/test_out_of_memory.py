@@ -131,7 +131,7 @@ async def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
 
 async def test_loads_that_would_lead_into_danger_are_not_begun_and_idle_copies_leave_for_them(box: Pod) -> None:
-    models = [box.register(f"m{number}", FakeSpec(size_bytes=40 * MIB)) for number in range(8)]
+    models = [box.register(f"m{number}", FakeSpec(size_bytes=30 * MIB)) for number in range(8)]
     for model in models:
         await box.load(model)
         assert box.charged_bytes() <= 150 * MIB
@@ -144,7 +144,7 @@ async def test_a_load_that_finds_no_room_even_so_is_refused_as_full(box: Pod) ->
         await box.load(box.register("large", FakeSpec(size_bytes=200 * MIB)))
     assert refused.value.refusal.kind is RefusalKind.FULL
     assert "without danger" in refused.value.refusal.message
-    await box.load(box.register("small", FakeSpec(size_bytes=40 * MIB)))
+    await box.load(box.register("small", FakeSpec(size_bytes=30 * MIB)))
     assert box.adapter.count("load", "large") == 0
 
 
