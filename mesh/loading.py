@@ -501,6 +501,7 @@ class Loading:
         self._telemetry.load_stage(format_name, "warm_up", loaded.warm_up_s)
         self._staging.measured(staged, loaded.size, loaded.load_s + loaded.warm_up_s, loaded.run_s, loaded.peak_bytes)
         self._run_times_s[staged.artifact.content_hash] = loaded.run_s
+        self._heap.freed(staged.artifact.size_bytes)  # what a load leaves in the heap is of the size of its file
         self._metadata[key] = loaded.model.metadata
         self._residents[copy_id] = resident
         if resident.hot_size() is not None:

@@ -18,7 +18,7 @@ HALF_FULL = MemoryReading(GIB, "memory.max of control group /pod", GIB, GIB, GIB
 
 def test_what_would_lead_into_danger_is_told_with_what_is_missing() -> None:
     check_room(400 * MIB, lambda: HALF_FULL)
-    with pytest.raises(NoRoom, match="memory.max") as caught:
+    with pytest.raises(NoRoom, match=r"memory\.max") as caught:
         check_room(500 * MIB, lambda: HALF_FULL)
     assert caught.value.missing_bytes == pytest.approx(28.96 * MIB, abs=MIB / 10)
 
