@@ -155,7 +155,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return None
         assert all(not self.used[key] for key in plan.victims)
         for key in plan.victims:
-            assert self.ledger.begin_leaving(key) == self.entries[key]
+            assert self.ledger.begin_leaving(key).size_bytes == self.entries[key]
             self.leaving.append(self.entries.pop(key))
             del self.used[key]
         while self.leaving:
