@@ -363,7 +363,7 @@ async def test_one_side_with_tls_and_the_other_without_is_suspected_aloud(
 ) -> None:
     options = secure(etcd.endpoint, authority.certificate) if tls else EtcdOptions((secured.endpoint,), "pool")
     with pytest.raises(StoreUnavailable, match="does it speak TLS" if tls else "does it want TLS"):
-        await EtcdStore.open(dataclasses.replace(options, call_timeout_s=1.0))
+        await EtcdStore.open(dataclasses.replace(options, call_timeout_s=5.0))
 
 
 async def test_a_missing_file_and_one_that_is_no_certificate_are_named(
