@@ -126,7 +126,7 @@ def test_the_commands_for_planning_run_as_they_stand(tmp_path: Path) -> None:
 
 def options_of(command: click.Command) -> Iterator[str]:
     for parameter in command.params:
-        yield from parameter.opts
+        yield from (*parameter.opts, *parameter.secondary_opts)
     if isinstance(command, click.Group):
         context = click.Context(command)
         for name in command.list_commands(context):
