@@ -150,7 +150,7 @@ def _why(failure: CallFailure, options: EtcdOptions) -> str:
     if "security handshaker" in text:
         files = ", ".join(f"{name} {pem.where}" for name, pem in options.pems if pem is not None)
         return f"the certificates cannot be used: not PEM, or the key is not the certificate's? ({files}; {details})"
-    if "socket closed" in text:
+    if "socket closed" in text or "handshake read failed" in text:
         hint = (
             "does it speak TLS at all? then etcds://, else etcd://" if options.tls else "does it want TLS (etcds://)?"
         )

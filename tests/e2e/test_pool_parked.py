@@ -24,7 +24,8 @@ PARKED = "parked/default/"
 
 @pytest.fixture(scope="module")
 def pool(start_pool: StartPool) -> LocalPool:
-    return start_pool(2, capacity=CAPACITY_BYTES)
+    # Without trial loads of hot models: the second pod's disk would have them as well.
+    return start_pool(2, capacity=CAPACITY_BYTES, bootstrap_trials=0)
 
 
 @pytest.fixture(scope="module")
