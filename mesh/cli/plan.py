@@ -18,17 +18,13 @@ if TYPE_CHECKING:
 _TRIES_ABOUT = 14
 """Replays that a search for a capacity takes, for the progress bar."""
 
+POLICY = "hazard"
+LOADS_CONCURRENT_MAX = 2
+"""As in `mesh.settings`, whose import would make `--help` slow; a test compares them."""
+
 
 def build_command() -> click.Command:
-    """The command. Its defaults are those of a pod, from the settings class."""
-    from mesh.settings import Settings
-
-    fields = Settings.model_fields
-    for option in plan.params:
-        if option.name == "policy":
-            option.default = str(fields["eviction_policy"].default)
-        if option.name == "loads_concurrent_max":
-            option.default = int(fields["loads_concurrent_max"].default)
+    """The command."""
     return plan
 
 
@@ -56,6 +52,7 @@ def build_command() -> click.Command:
 @click.option("--capacity", metavar="LIST", help="Or memory of each pod, as in `hexcomb serve --capacity`: 2GiB,4GiB.")
 @click.option(
     "--policy",
+    default=POLICY,
     metavar="LIST",
     show_default=True,
     help="Who leaves: lru, gdsf, hazard; with prefetch as hazard+prefetch.",
@@ -71,6 +68,7 @@ def build_command() -> click.Command:
 @click.option(
     "--loads-concurrent-max",
     type=click.IntRange(min=1, max=64),
+    default=LOADS_CONCURRENT_MAX,
     show_default=True,
     metavar="N",
     help="Loads at a time on each pod, as in `hexcomb serve`.",

@@ -11,6 +11,7 @@ import pytest
 
 from mesh.access_log import COLUMNS
 from mesh.cli.main import run
+from mesh.cli.plan import LOADS_CONCURRENT_MAX
 from mesh.settings import Settings
 
 CONTRACT = {
@@ -53,8 +54,10 @@ def test_one_cell_is_one_object_with_what_scripts_rely_on(capsys: pytest.Capture
     assert value == plan_json(capsys, log, "--capacity", "60MB", "--policy", "gdsf"), "same arguments, same answer"
 
 
-def test_the_policy_is_the_pods_default(capsys: pytest.CaptureFixture[str], log: Path) -> None:
-    assert plan_json(capsys, log)["policy"] == Settings.model_fields["eviction_policy"].default
+def test_the_policy_and_the_loads_at_a_time_are_a_pods_defaults(capsys: pytest.CaptureFixture[str], log: Path) -> None:
+    fields = Settings.model_fields
+    assert plan_json(capsys, log)["policy"] == fields["eviction_policy"].default
+    assert fields["loads_concurrent_max"].default == LOADS_CONCURRENT_MAX
 
 
 def test_pods_capacities_and_policies_stand_side_by_side(capsys: pytest.CaptureFixture[str], log: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 
 import pytest
 
 from mesh.simulation.workloads import SPAN_S, WORKLOADS, workload
-from mesh.simulation.workloads.trace import Trace, TraceModel, UnreadableTrace, read_csv, trace_of, write_csv
+from mesh.simulation.workloads.trace import Trace, TraceModel, trace_of
 
 names = pytest.mark.parametrize("name", sorted(WORKLOADS))
 
@@ -61,42 +60,6 @@ def test_a_scan_asks_for_every_model_within_minutes() -> None:
 def test_an_unknown_workload_is_refused_with_the_names_of_those_that_are() -> None:
     with pytest.raises(ValueError, match="azure, zipf, flash, scan"):
         workload("poisson", 1)
-
-
-@names
-def test_a_trace_survives_its_file(name: str) -> None:
-    trace = made(name)
-    file = io.StringIO()
-    write_csv(trace, file)
-    back = read_csv(file.getvalue().splitlines(), None, None)
-    assert [back.models[position].name for position in back.asked] == [
-        trace.models[position].name for position in trace.asked
-    ]
-    assert back.times_s == pytest.approx([time_s - trace.times_s[0] for time_s in trace.times_s], abs=2e-6)
-    assert {model.name: model for model in back.models} == {
-        trace.models[position].name: trace.models[position] for position in set(trace.asked)
-    }
-
-
-def test_a_file_of_times_and_names_takes_the_rest_from_the_caller() -> None:
-    lines = ["time_s,model", "1000.5,b", "1000.0,a"]
-    trace = read_csv(lines, lambda name: 7, lambda name, size_bytes: size_bytes / 10)
-    assert trace.times_s == (0.0, 0.5)
-    assert [trace.models[position] for position in trace.asked] == [TraceModel("a", 7, 0.7), TraceModel("b", 7, 0.7)]
-
-
-@pytest.mark.parametrize(
-    ("lines", "said"),
-    [
-        (["when,model", "1,a"], "missing: time_s"),
-        (["time_s,model", "noon,a"], "line 2"),
-        (["time_s,model", "1,a"], "size_bytes"),
-        (["time_s,model,size_bytes", "1,a,5"], "load_s"),
-    ],
-)
-def test_what_is_wrong_with_a_file_is_said(lines: list[str], said: str) -> None:
-    with pytest.raises(UnreadableTrace, match=said):
-        read_csv(lines, None, None)
 
 
 def test_equal_times_are_ordered_by_model() -> None:
