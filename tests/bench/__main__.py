@@ -1,20 +1,25 @@
 """`make bench`: run the benches one after the other, show one table, keep the figures as JSON.
 
-Exits with 1 when a figure misses its bar or a bench fails.
+What was found is kept as it comes, so that a run that is ended before its time has not been for nothing: `finished` is
+false in the file then, and `standing` says how far its last bench was. Where nobody watches a terminal, the same is
+said in lines on stderr. Exits with 1 when a figure misses its bar or a bench fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -34,17 +39,44 @@ ROOT = Path(__file__).parents[2]
 CACHE_DIR = ROOT / ".cache" / "bench"
 RESULTS = ROOT / ".cache" / "bench.json"
 _STDERR_SHOWN_CHARACTERS = 1500
+_KEPT_EVERY_S = 10.0
+"""And with each figure."""
 
 
 @dataclass(slots=True)
 class _Outcome:
+    quick: bool
     figures: list[Figure] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    standing: str = ""
+    """Where the bench that runs is."""
+    began_s: float = field(default_factory=time.perf_counter)
+    load_before: float = field(default_factory=lambda: os.getloadavg()[0])
+    kept_s: float = -math.inf
 
     @property
     def exit_code(self) -> int:
         return 1 if self.failed or any(figure.meets is False for figure in self.figures) else 0
+
+    def keep(self, *, finished: bool) -> dict[str, Any]:
+        """Write all there is, and return it."""
+        self.kept_s = time.perf_counter()
+        record = {
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "quick": self.quick,
+            "seconds": round(self.kept_s - self.began_s, 1),
+            "load_average_before": round(self.load_before, 2),
+            "load_average_after": round(os.getloadavg()[0], 2),
+            "finished": finished,
+            **({} if finished else {"standing": self.standing}),
+            "figures": [figure.to_json() for figure in self.figures],
+            "skipped": self.skipped,
+            "failed": self.failed,
+        }
+        RESULTS.write_text(json.dumps(record, indent=1))
+        return record
 
 
 def main() -> int:
@@ -56,33 +88,18 @@ def main() -> int:
     given = parser.parse_args()
     chosen = [name for name in BENCHES if not given.only or name in given.only]
     CACHE_DIR.mkdir(parents=True, exist_ok=True)
-    outcome = _Outcome()
-    began = time.perf_counter()
-    load_before = os.getloadavg()[0]
+    signal.signal(signal.SIGTERM, _interrupt)
+    outcome = _Outcome(given.quick)
     with _progress(enabled=not given.json) as progress:
         for name in (SETUP, *chosen):
             _run_one(name, given.quick, progress, outcome)
             if name == SETUP and outcome.failed:
                 break
-    about = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "quick": given.quick,
-        "seconds": round(time.perf_counter() - began, 1),
-        "load_average_before": round(load_before, 2),
-        "load_average_after": round(os.getloadavg()[0], 2),
-    }
-    record = {
-        **about,
-        "figures": [figure.to_json() for figure in outcome.figures],
-        "skipped": outcome.skipped,
-        "failed": outcome.failed,
-    }
-    RESULTS.write_text(json.dumps(record, indent=1))
+    record = outcome.keep(finished=True)
     if given.json:
         print(json.dumps(record))
     else:
-        _show(outcome, about)
+        _show(outcome, record)
     return outcome.exit_code
 
 
@@ -94,7 +111,7 @@ def _run_one(name: str, quick: bool, progress: Progress, outcome: _Outcome) -> N
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                _take(json.loads(line), progress, task, outcome)
+                _take(name, json.loads(line), progress, task, outcome)
             process.wait()
         finally:
             if process.poll() is None:
@@ -107,14 +124,28 @@ def _run_one(name: str, quick: bool, progress: Progress, outcome: _Outcome) -> N
             outcome.failed.append(f"{name}: {stderr.read()[-_STDERR_SHOWN_CHARACTERS:].strip()}")
 
 
-def _take(said: dict[str, Any], progress: Progress, task: Any, outcome: _Outcome) -> None:
+def _take(bench: str, said: dict[str, Any], progress: Progress, task: Any, outcome: _Outcome) -> None:
+    is_due = time.perf_counter() - outcome.kept_s >= _KEPT_EVERY_S
     if "figure" in said:
-        outcome.figures.append(figure_from_json(said["figure"]))
+        figure = figure_from_json(said["figure"])
+        outcome.figures.append(figure)
+        outcome.standing = f"{bench}: {figure.name}: {_number(figure.value)} {figure.unit} {figure.note}".strip()
+        is_due = True
     elif "skipped" in said:
         outcome.skipped.append(said["skipped"])
     else:
         done, total, remark = said["progress"]
         progress.update(task, completed=done, total=total, remark=remark)
+        outcome.standing = f"{bench}: {done} of {total} {remark}".strip()
+    if is_due:
+        outcome.keep(finished=False)
+        if not progress.disable and not progress.console.is_terminal:
+            progress.console.print(Text(outcome.standing))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM leaves through every `finally`, which is where benches are ended."""
+    raise KeyboardInterrupt
 
 
 def _progress(*, enabled: bool) -> Progress:

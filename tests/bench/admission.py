@@ -1,16 +1,17 @@
 """Random loads with wrong declared sizes, in a box whose limit the kernel enforces.
 
 **Predicted against observed.** A pod loads each model of 5 MB and more, one at a time, a few times. Predicted is what
-the pod's ledger holds for the copy once it was measured; observed is how much larger the process is with it than
-without it, as the kernel counts: private dirty pages and resident pages of mapped files of the pod's disk tier. The
-estimate before the first load is shown beside it. Models are loaded under names whose declared sizes are wrong by up to
-five times either way.
+the first load of a content was measured to take, which the pod then reserves for the next one; observed is how much
+larger the process is with one of those than without, as the kernel counts: private dirty pages and resident pages of
+mapped files of the pod's disk tier. The estimate before the first load is shown beside it. Models are loaded under
+names whose declared sizes are wrong by up to five times either way.
 
 **10,000 cycles.** A pod whose capacity is a quarter of the catalog is asked for random models by eight clients: every
 miss evicts and loads. Names are registered anew all the while, with other wrong sizes. The pod lives in a memory
 control group that leaves it what it took before its models, its capacity, and a fifth of both on top. Counted: kills by
 the kernel, requests that failed, and the resident set at the end against the start, which is the pod after one load of
-each model. About a quarter of an hour.
+each model. About a quarter of an hour; how it stands is said all the while, and what is certain is reported at once, so
+that a run which is ended before its time has said something.
 
 Predicted before the first run (2026-11-21): 0 kills; RSS +2 %; p95 of |predicted - observed| 6 %; estimates 10 %.
 """
@@ -19,10 +20,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -49,6 +51,7 @@ _NAMES_PER_MODEL = 4
 _CLIENTS = 8
 _REGISTER_EVERY = 50
 """Requests after which a name is given up and another takes its place, with another wrong size."""
+_SAID_EVERY = 25
 _MIB = 1 << 20
 _SAFETY_SHARE = 0.2
 """Of the box, as `mesh.box` leaves it."""
@@ -86,8 +89,11 @@ def _predicted_and_observed(bench: Reporter, models: list[BenchModel]) -> dict[s
     seen: list[_Seen] = []
     with running_pod(bench) as pod, Client(pod.grpc_endpoint, timeout_s=120.0) as client:
         home = bench.cache_dir.resolve()
+        predicted: dict[str, int] = {}
         for model in [*small_of.values(), *large]:  # the frameworks' own baggage, and each content's prepared form
             _load(client, model, f"first-{model.name}", chance)
+            (copy,) = client.describe(f"first-{model.name}").copies
+            predicted[model.name] = copy.host_bytes + copy.mapped_bytes + copy.device_bytes
             _leave(client, f"first-{model.name}")
         for number, model in enumerate(large):
             bench.progress(number, len(large), model.name)
@@ -98,13 +104,11 @@ def _predicted_and_observed(bench: Reporter, models: list[BenchModel]) -> dict[s
                 name = f"again-{round_number}-{model.name}"
                 _load(client, model, name, chance)
                 client.infer(name, rows)  # touches what is mapped
-                (copy,) = client.describe(name).copies
-                predicted_bytes = copy.host_bytes + copy.mapped_bytes + copy.device_bytes
                 loaded.append(_observed_bytes(pod.pid, home))
                 _leave(client, name)
                 empty.append(_observed_bytes(pod.pid, home))
             observed_bytes = int(median(loaded)) - min(empty)
-            seen.append(_Seen(model.name, observed_bytes, _estimate(model), predicted_bytes))
+            seen.append(_Seen(model.name, observed_bytes, _estimate(model), predicted[model.name]))
     for title, bar, errors in (
         ("predicted against observed, p95", OFF_BAR_PERCENT, [each.off_percent(each.predicted_bytes) for each in seen]),
         ("estimate before the first load, p95", None, [each.off_percent(each.estimated_bytes) for each in seen]),
@@ -196,12 +200,16 @@ def _cycles(bench: Reporter, models: list[BenchModel], measured_bytes: dict[str,
             group.limit(limit_bytes)
         names = _Names(client, models, chance)
         began = time.perf_counter()
-        asyncio.run(_ask(pod.grpc_endpoint, cycles, names, rows, answers, chance, bench))
+
+        def standing() -> str:
+            kills = "" if group is None else f"{group.oom_kills} kills, "
+            rss = f"RSS {resident_bytes_of(pod.pid) / _MIB:.0f} MiB" if pod.is_running else "the pod is gone"
+            return (
+                f"{kills}{answers.failed} failed, {answers.refused} refused, {rss}, at first {start_bytes / _MIB:.0f}"
+            )
+
+        asyncio.run(_ask(pod.grpc_endpoint, cycles, names, rows, answers, chance, bench, standing))
         seconds = time.perf_counter() - began
-        status = client.pod_status()[0]
-        names.leave()
-        _wait_empty(client)
-        end_bytes = _settled_rss(pod.pid)
         kills = group.oom_kills if group is not None else 0
         peak = f", peak {group.peak_bytes / _MIB:.0f}" if group is not None and group.peak_bytes else ""
         bench.figure(
@@ -210,7 +218,7 @@ def _cycles(bench: Reporter, models: list[BenchModel], measured_bytes: dict[str,
             "",
             bar=0,
             note=f"limit {limit_bytes / _MIB:.0f} MiB{peak}, capacity {capacity_bytes / _MIB:.0f} "
-            f"of {sum(sizes.values()) / _MIB:.0f}; {status.loads} loads, {status.evictions} evictions, {seconds:.0f} s",
+            f"of {sum(sizes.values()) / _MIB:.0f}; {seconds:.0f} s",
         )
         bench.figure(
             "requests that failed",
@@ -219,6 +227,11 @@ def _cycles(bench: Reporter, models: list[BenchModel], measured_bytes: dict[str,
             bar=0,
             note=f"{answers.right} answered, {answers.refused} told to come back; {answers.last_failure[:200]}",
         )
+        status = client.pod_status()[0]
+        bench.figure("loads in these cycles", status.loads, "", note=f"{status.evictions} evictions")
+        names.leave()
+        _wait_empty(client)
+        end_bytes = _settled_rss(pod.pid)
         bench.figure(
             "RSS afterwards against the start",
             100 * (end_bytes / start_bytes - 1),
@@ -234,24 +247,27 @@ class _Names:
     def __init__(self, client: Client, models: list[BenchModel], chance: random.Random) -> None:
         self._client = client
         self._chance = chance
-        self._made = 0
+        self._numbers = itertools.count(1)
         self.model_of: dict[str, BenchModel] = {}
         for model in models:
             for _ in range(_NAMES_PER_MODEL):
-                self.add(model)
+                self.model_of[self._register(model)] = model
 
-    def add(self, model: BenchModel) -> None:
-        self._made += 1
-        name = f"{model.name}-{self._made}"
+    async def replace(self, name: str) -> None:
+        """Another name for its model. It is in no one's reach while it is changed."""
+        model = self.model_of.pop(name)
+        self.model_of[await asyncio.to_thread(self._exchange, name, model)] = model
+
+    def _exchange(self, name: str, model: BenchModel) -> str:
+        self._client.unregister_many([name])
+        return self._register(model)
+
+    def _register(self, model: BenchModel) -> str:
+        name = f"{model.name}-{next(self._numbers)}"
         (result,) = self._client.register_many([_registration(model, name, self._chance)])
         if result.status_code:
             raise RuntimeError(f"{result.id}: {result.message}")
-        self.model_of[name] = model
-
-    def replace(self, name: str) -> None:
-        model = self.model_of.pop(name)
-        self._client.unregister_many([name])
-        self.add(model)
+        return name
 
     def leave(self) -> None:
         self._client.unregister_many(list(self.model_of))
@@ -265,12 +281,16 @@ async def _ask(
     answers: _Answers,
     chance: random.Random,
     bench: Reporter,
+    standing: Callable[[], str],
 ) -> None:
+    """Ask as often; now and then `standing` is said."""
     left = iter(range(cycles))
+    done = 0
     busy: dict[str, int] = {}
     async with AsyncClient(endpoint, timeout_s=120.0) as client:
 
         async def client_of_its_own() -> None:
+            nonlocal done
             for number in left:
                 name = chance.choice(list(names.model_of))
                 model = names.model_of[name]
@@ -284,8 +304,10 @@ async def _ask(
                 if number % _REGISTER_EVERY == 0:
                     idle = next((each for each in names.model_of if not busy.get(each)), None)
                     if idle is not None:
-                        await asyncio.to_thread(names.replace, idle)
-                bench.progress(number, cycles, "cycles")
+                        await names.replace(idle)
+                done += 1
+                if done % _SAID_EVERY == 0:
+                    bench.progress(done, cycles, standing())
 
         await asyncio.gather(*(client_of_its_own() for _ in range(_CLIENTS)))
 
