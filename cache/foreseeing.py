@@ -23,7 +23,8 @@ def foresee(state: PodState, copy: Copy) -> None:
     """This copy leaves. If the next use of its model can be told, an alarm rings in time."""
     if not state.limits.prefetch or copy.key in state.retired:
         return
-    expected = expected_use(copy.history.picture(), copy.return_time_s)
+    period_min_s = state.limits.prefetch_period_min_s
+    expected = expected_use(copy.history.picture(), copy.return_time_s, period_min_s)
     if expected is not None and expected.begin_s > state.now_s:
         state.expected[copy.history.number] = Foreseen(copy.model, expected.at_s)
         state.timers.set(Alarm(ALARM, copy.history.number), expected.begin_s)

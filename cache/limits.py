@@ -62,6 +62,9 @@ class CacheLimits:
     prefetch: bool = False
     """Bring in models before their next use where that can be told (`cache.prefetch`)."""
 
+    prefetch_period_min_s: float = 30.0
+    """The shortest period of a timer whose model is brought in: what comes more often stays, or should."""
+
     prefetches_pending_max: int = 4
     """Prefetches on their way in at once; further ones are dropped. They take load slots that requests may need."""
 
@@ -126,6 +129,7 @@ class CacheLimits:
             "residency_override_wait_s",
             "retired_remembered_s",
             "load_time_default_s",
+            "prefetch_period_min_s",
         ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be zero or more seconds.")

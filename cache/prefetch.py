@@ -23,9 +23,6 @@ from cache.history import Uses
 GAPS_MIN = 3
 """Gaps that make a timer. Two agree by chance."""
 
-PERIOD_MIN_S = 30.0
-"""What comes more often stays anyway."""
-
 TOLERANCE = 0.1
 """Of the period, by which a gap may miss it."""
 
@@ -50,21 +47,21 @@ class Expected:
         return self.at_s - self.begin_s
 
 
-def expected_use(uses: Uses, return_time_s: float) -> Expected | None:
+def expected_use(uses: Uses, return_time_s: float, period_min_s: float) -> Expected | None:
     """The use that follows the last one; None where no timer shows."""
-    period_s = timer_period_s(uses.gaps_s)
+    period_s = timer_period_s(uses.gaps_s, period_min_s)
     if period_s is None:
         return None
     at_s = uses.last_s + period_s
     return Expected(at_s, at_s - max(LEAD_LOADS * return_time_s, LEAD_SHARE * period_s))
 
 
-def timer_period_s(gaps_s: tuple[float, ...]) -> float | None:
-    """The period of the timer that these gaps come from; None: they do not."""
+def timer_period_s(gaps_s: tuple[float, ...], period_min_s: float) -> float | None:
+    """The period of the timer that these gaps come from; None: they do not, or it is shorter than `period_min_s`."""
     if len(gaps_s) < GAPS_MIN:
         return None
     shortest_s = min(gaps_s)
-    if shortest_s < PERIOD_MIN_S:
+    if shortest_s < period_min_s:
         return None
     periods = 0
     for gap_s in gaps_s:

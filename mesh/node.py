@@ -570,6 +570,7 @@ def cache_limits(settings: Settings, device: Device) -> CacheLimits:
         residency_override_wait_s=settings.residency_override_wait_s,
         thrash_control=settings.thrash_control,
         prefetch=settings.prefetch,
+        prefetch_period_min_s=settings.prefetch_period_min_s,
         failure_backoff_base_s=settings.failure_backoff_base_s,
         failure_backoff_max_s=settings.failure_backoff_max_s,
         pinned_bytes_per_tenant_max=None if settings.pinned_max is None else int(settings.pinned_max),

@@ -239,6 +239,11 @@ class Settings(BaseSettings):
         description="Bring models that a timer calls back before their next call. Such a load evicts only what is "
         "worth less; what was brought in for nothing is counted. `--no-prefetch`: load on demand only.",
     )
+    prefetch_period_min_s: float = Field(
+        30.0,
+        ge=0,
+        description="Shortest period of a timer whose model is brought back: what is called more often should stay.",
+    )
     thrash_control: bool = Field(
         True,
         description="While the models in use exceed the capacity, and most loads bring back what was evicted a moment "

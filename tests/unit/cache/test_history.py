@@ -77,7 +77,8 @@ def test_between_two_waits_the_integral_grows_by_mass_times_time() -> None:
         ((60.0, 61.0, 59.0, 60.5), 60.125),
         ((60.0, 120.0, 60.0, 60.0), 60.0),  # one call was left out
         ((60.0, 60.0), None),  # two may agree by chance
-        ((20.0, 20.0, 20.0), None),  # it stays anyway
+        ((30.0, 30.0, 30.0), 30.0),
+        ((29.9, 29.9, 29.9), None),  # it stays anyway
         ((60.0, 75.0, 60.0), None),
         ((60.0, 90.0, 60.0), None),
         ((60.0, 240.0, 60.0), None),  # too many in a row
@@ -85,12 +86,12 @@ def test_between_two_waits_the_integral_grows_by_mass_times_time() -> None:
     ],
 )
 def test_a_timer_is_told_from_its_gaps(gaps_s: tuple[float, ...], period_s: float | None) -> None:
-    assert timer_period_s(gaps_s) == (None if period_s is None else pytest.approx(period_s))
+    assert timer_period_s(gaps_s, 30.0) == (None if period_s is None else pytest.approx(period_s))
 
 
 def test_bringing_in_begins_early_enough_for_two_loads_and_a_fiftieth_of_the_period() -> None:
     uses = history_of(0, 600, 1200, 1800).picture()
-    quick, slow = expected_use(uses, 1.0), expected_use(uses, 30.0)
+    quick, slow = expected_use(uses, 1.0, 30.0), expected_use(uses, 30.0, 30.0)
     assert quick is not None
     assert slow is not None
     assert (quick.at_s, quick.begin_s, quick.lead_s) == (2400, 2388, 12)
