@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from math import inf
 
 from cache.types import Bytes, RefusalKind, WantedModel
-from mesh.access_log import AccessLog
+from mesh.access_log import AccessLog, ColdStart
 from mesh.generations import Generations, key_of
 from mesh.loading import HOST_MEMORY, Loading, Refused
 from mesh.resident import Resident
@@ -155,12 +155,14 @@ class Serving:
         """
         began = time.perf_counter()
         cold = resident is None
+        wait_s = 0.0
         if resident is None:
             # A malformed request must not cost a load: read it first.
             tensors = await decode()
             self.misses += 1
             record, resident = await self._wait(record, deadline_s, space_wait_s)
-            self._telemetry.queue_wait_seconds.observe(time.perf_counter() - began)
+            wait_s = time.perf_counter() - began
+            self._telemetry.queue_wait_seconds.observe(wait_s)
         else:
             self.hits += 1
         meter = resident.meter
@@ -181,14 +183,9 @@ class Serving:
         seconds = time.perf_counter() - began
         meter.answered(seconds, cold=cold)
         if self._access_log is not None:
-            self._access_log.answered(
-                record.tenant,
-                record.id,
-                seconds,
-                cold=cold,
-                size_bytes=resident.size.total_bytes,
-                load_s=resident.copy.load_time_s,
-            )
+            copy = resident.copy
+            met = ColdStart(resident.size.total_bytes, copy.load_time_s, copy.fetch_time_s, wait_s) if cold else None
+            self._access_log.answered(record.tenant, record.id, seconds, met)
         return Answer(outputs, tensors.outputs, record, cold)
 
     async def _wait(

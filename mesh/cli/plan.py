@@ -80,7 +80,7 @@ def build_command() -> click.Command:
     "--cold-p99-ms",
     type=click.FloatRange(min=0, min_open=True),
     metavar="X",
-    help="Goal: of cold requests, 99 of 100 wait no longer.",
+    help="Goal: of cold requests, 99 of 100 take no longer.",
 )
 @click.option(
     "--cold-fraction",
@@ -124,8 +124,9 @@ def plan(
     the columns time_s and model, and size_bytes and load_s where known. What models take comes from the log's misses;
     of models that were never missed from --sizes, or it is the mean of the others, and the answer says of how many.
 
-    Cold is a request that waits for a load; times are that waiting alone. Artifacts are taken to be on the pod's disk.
-    The same arguments give the same answer.
+    Cold is a request that waits for a load. Its p50 and p99 are of that and, where the log says what runs took, of its
+    run; the time waited is that waiting alone. Artifacts are taken to be on the pod's disk, unless the log says that a
+    model's first load fetched. The same arguments give the same answer.
     """
     from mesh.cli.plan_options import parse_cells, parse_goal, read_source
 

@@ -97,18 +97,24 @@ def parse_size_bytes(row: Mapping[str, str], where: str) -> int | None:
     return size_bytes
 
 
-def parse_load_s(row: Mapping[str, str], where: str) -> float | None:
-    text = row.get("load_s")
-    return parse_number(text, f"{where}, field load_s", "seconds, as 0.024") if text else None
+def parse_seconds(row: Mapping[str, str], column: str, where: str) -> float | None:
+    return _parse_duration(row, column, where, "seconds, as 0.024")
 
 
-def parse_number(text: str, where: str, allowed: str) -> float:
+def parse_milliseconds(row: Mapping[str, str], column: str, where: str) -> float | None:
+    return _parse_duration(row, column, where, "milliseconds, as 31.207")
+
+
+def _parse_duration(row: Mapping[str, str], column: str, where: str, allowed: str) -> float | None:
+    text = row.get(column)
+    if not text:
+        return None
     try:
         value = _finite(float(text))
     except ValueError:
         value = -1.0
     if value < 0:
-        raise UnreadableLog(f"{where}: found {shown(text)}; allowed are {allowed}, zero or more")
+        raise UnreadableLog(f"{where}, field {column}: found {shown(text)}; allowed are {allowed}, zero or more")
     return value
 
 

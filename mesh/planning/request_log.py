@@ -1,18 +1,20 @@
 """A trace from what was recorded: access logs of pods (`mesh.access_log`), or any CSV of time and model.
 
-    time_s,tenant,model,outcome,latency_ms,size_bytes,load_s      an access log
-    time,model                                                    the least; a header may be missing then
-    model,size_bytes,load_s                                       what models take, for those that a log does not say
+    time_s,tenant,model,outcome,latency_ms,size_bytes,load_s,fetch_s,wait_ms      an access log
+    time,model                                 the least; a header may be missing then
+    model,size_bytes,load_s                    what models take, for those that a log does not say
 
 Times are seconds, of any beginning, or ISO 8601. Several files are one trace: each pod of a pool wrote what it
 answered. Lines need not be in order (a pod writes a request when it is answered, so never quite); they are sorted, and
 how far they stood out of order is said.
 
-What loads of a model took is replayed in the order in which the log has them, and then over again: loads differ from
-time to time, and a p99 is made of that. First loads are left out: as far as a log can tell they also fetched and
-prepared the artifact, which a replay takes to be on the disk. Of a model that was loaded once, its load is shortened as
-later loads of the others are shorter than their first. Of a model that was never missed nothing is known but from a
-file of sizes, or else the mean of the others; how many there were of each is said.
+What loads of a model took, and the runs of requests that had waited for them, is replayed as the log has it: each load
+takes what the one recorded nearest in time took. Loads differ from time to time, a machine that is busy is so for all
+of them, and a p99 is made of that. A model's first load may have fetched and prepared its artifact: `fetch_s` says how
+long, and the first load of a replay does that, too. A log without that column does not tell, and its first loads are
+left out, as if artifacts were on the disk; of a model that was loaded once, its load is shortened as later loads of the
+others are shorter than their first. Of a model that was never missed nothing is known but from a file of sizes, or else
+the mean of the others; how many there were of each is said.
 """
 
 from __future__ import annotations
@@ -25,15 +27,15 @@ from statistics import fmean, median
 from mesh.access_log import COLUMNS
 from mesh.planning.log_lines import (
     UnreadableLog,
-    parse_load_s,
+    parse_milliseconds,
     parse_model,
-    parse_number,
+    parse_seconds,
     parse_size_bytes,
     parse_time_s,
     read_rows,
     shown,
 )
-from mesh.simulation.workloads.trace import Trace, TraceModel, trace_of
+from mesh.simulation.workloads.trace import RecordedLoad, RecordedRun, Trace, TraceModel, trace_of
 
 _TIME_COLUMNS = ("time_s", "time", "timestamp")
 _OUT_OF_ORDER_MIN_S = 0.001
@@ -69,21 +71,58 @@ class RequestLog:
 
 
 @dataclass(slots=True)
+class _Load:
+    """One load, from the requests that waited for it."""
+
+    at_s: float
+    """When the first of them asked."""
+    took_s: float
+    """Fetch and load."""
+    fetch_s: float | None
+    """None: the log does not say."""
+
+
+@dataclass(slots=True)
 class _Seen:
     """Of one model, while reading."""
 
     position: int
     sizes_bytes: list[int] = field(default_factory=list)
-    loads_s: list[float] = field(default_factory=list)
+    loads: list[_Load] = field(default_factory=list)
+    runs: list[tuple[float, float]] = field(default_factory=list)
+    """When the request asked, and what its run took; of requests that waited for a load."""
+
+    def loaded(self, at_s: float, took_s: float, fetch_s: float | None) -> None:
+        """A request that waited says so. What is equal is one load, and several requests that waited for it."""
+        last = self.loads[-1] if self.loads else None
+        if last is not None and (last.took_s, last.fetch_s) == (took_s, fetch_s):
+            last.at_s = min(last.at_s, at_s)
+        else:
+            self.loads.append(_Load(at_s, took_s, fetch_s))
 
     @property
     def later_share(self) -> float | None:
-        """What later loads take, as a share of the first; None: there is none to compare."""
-        return fmean(self.loads_s[1:]) / self.loads_s[0] if len(self.loads_s) > 1 and self.loads_s[0] > 0 else None
+        """What later loads take, as a share of the first; None: nothing to compare, or what the fetch took is known."""
+        first, later = self.loads[:1], self.loads[1:]
+        if not later or first[0].fetch_s is not None or first[0].took_s <= 0:
+            return None
+        return fmean(load.took_s for load in later) / first[0].took_s
 
-    def loads_from_disk_s(self, later_share: float) -> tuple[float, ...]:
-        """Later loads as they were, or the only one shortened."""
-        return tuple(self.loads_s[1:]) or tuple(load_s * later_share for load_s in self.loads_s)
+    def recorded(self, begins_s: float, later_share: float) -> tuple[RecordedLoad | None, tuple[RecordedLoad, ...]]:
+        """The first load, if its fetch is known, and the later ones; of the only one what loading alone takes."""
+        ordered = sorted(self.loads, key=lambda load: load.at_s)
+        if not ordered:
+            return None, ()
+        times = [_recorded(load, begins_s) for load in ordered]
+        only, at_s = ordered[0], times[0].at_s
+        if only.fetch_s is not None:
+            return times[0], tuple(times[1:]) or (RecordedLoad(at_s, 0.0, times[0].load_s),)
+        return None, tuple(times[1:]) or (RecordedLoad(at_s, 0.0, only.took_s * later_share),)
+
+
+def _recorded(load: _Load, begins_s: float) -> RecordedLoad:
+    fetch_s = min(load.fetch_s or 0.0, load.took_s)
+    return RecordedLoad(round(load.at_s - begins_s, 6), fetch_s, load.took_s - fetch_s)
 
 
 @dataclass(slots=True)
@@ -129,7 +168,7 @@ def read_sizes(path: Path) -> dict[str, Taken]:
             raise UnreadableLog(
                 f"{where}: the columns are {', '.join(row)}; needed are model and size_bytes, and load_s (seconds)"
             )
-        sizes[parse_model(row, where)] = Taken(parse_size_bytes(row, where), parse_load_s(row, where))
+        sizes[parse_model(row, where)] = Taken(parse_size_bytes(row, where), parse_seconds(row, "load_s", where))
     if not sizes:
         raise UnreadableLog(f"{path}: no models; a line is model,size_bytes,load_s, as in iris,182304,0.024")
     return sizes
@@ -153,29 +192,33 @@ def _read_file(path: Path, reading: _Reading) -> None:
         reading.requests.append((time_s, seen.position))
         if (size_bytes := parse_size_bytes(row, where)) is not None:
             seen.sizes_bytes.append(size_bytes)
-        if (load_s := parse_load_s(row, where)) is not None and seen.loads_s[-1:] != [load_s]:
-            seen.loads_s.append(load_s)  # equal ones are one load, and several requests that waited for it
+        if (load_s := parse_seconds(row, "load_s", where)) is not None:
+            seen.loaded(time_s, load_s, parse_seconds(row, "fetch_s", where))
         outcome = row.get("outcome", "")
         if outcome not in ("", "hit", "miss"):
             raise UnreadableLog(f"{where}, field outcome: found {shown(outcome)}; allowed are hit, miss and nothing")
         reading.answered += outcome != ""
-        if outcome == "miss" and row.get("latency_ms"):
-            reading.misses_ms.append(
-                parse_number(row["latency_ms"], f"{where}, field latency_ms", "milliseconds, as 31.207")
-            )
+        latency_ms = parse_milliseconds(row, "latency_ms", where)
+        if outcome == "miss" and latency_ms is not None:
+            reading.misses_ms.append(latency_ms)
+            if (wait_ms := parse_milliseconds(row, "wait_ms", where)) is not None:
+                seen.runs.append((time_s, max(0.0, latency_ms - wait_ms) / 1e3))
 
 
 def _models(reading: _Reading, sizes: Mapping[str, Taken], source: str) -> tuple[list[TraceModel], list[str]]:
     """All models, in the order of their positions, and what was filled in."""
     shares = [share for seen in reading.models.values() if (share := seen.later_share) is not None]
     later_share = min(1.0, median(shares)) if shares else 1.0
-    taken, loads_s_of = {}, {}
+    begins_s = min(time_s for time_s, _ in reading.requests)
+    taken: dict[str, Taken] = {}
+    recorded: dict[str, tuple[RecordedLoad | None, tuple[RecordedLoad, ...]]] = {}
     for name, seen in reading.models.items():
         given = sizes.get(name, Taken())
-        loads_s_of[name] = () if given.load_s is not None else seen.loads_from_disk_s(later_share)
+        recorded[name] = (None, ()) if given.load_s is not None else seen.recorded(begins_s, later_share)
+        loads = recorded[name][1]
         taken[name] = Taken(
             (seen.sizes_bytes[-1] if seen.sizes_bytes else None) if given.size_bytes is None else given.size_bytes,
-            (fmean(loads_s_of[name]) if loads_s_of[name] else None) if given.load_s is None else given.load_s,
+            (fmean(load.load_s for load in loads) if loads else None) if given.load_s is None else given.load_s,
         )
     sizes_bytes = [each.size_bytes for each in taken.values() if each.size_bytes is not None]
     loads_s = [each.load_s for each in taken.values() if each.load_s is not None]
@@ -187,7 +230,9 @@ def _models(reading: _Reading, sizes: Mapping[str, Taken], source: str) -> tuple
             )
     size_mean_bytes, load_mean_s = round(fmean(sizes_bytes)), fmean(loads_s)
     remarks = []
-    loaded_once = sum(len(reading.models[name].loads_s) == 1 for name, loads in loads_s_of.items() if loads)
+    loaded_once = sum(
+        len(reading.models[name].loads) == 1 and first is None for name, (first, loads) in recorded.items() if loads
+    )
     if loaded_once and later_share < 1:
         remarks.append(
             f"{loaded_once} of {len(taken)} models were loaded once, fetch and preparation perhaps included; "
@@ -210,7 +255,8 @@ def _models(reading: _Reading, sizes: Mapping[str, Taken], source: str) -> tuple
             name,
             size_mean_bytes if each.size_bytes is None else each.size_bytes,
             load_mean_s if each.load_s is None else each.load_s,
-            loads_s_of[name],
+            *recorded[name],
+            tuple(RecordedRun(round(at_s - begins_s, 6), run_s) for at_s, run_s in sorted(reading.models[name].runs)),
         )
         for name, each in taken.items()
     ]

@@ -8,8 +8,12 @@ capacity and policy.
 Before the schedule every model is loaded once and registered anew, so that both begin with empty memory and with
 artifacts on the disk tier. Models differ in format and in bytes by two orders of magnitude, and no two share content.
 
-Two things keep the two apart. A real cold request also runs and is handed over between threads, which on a busy machine
-is in the p99. And a real pool gives hot models a second copy and balances loads, which the replay knows nothing of.
+Each pool meets the schedule twice, in turns with the others. How far the second run is from the first is shown beside:
+no replay can be nearer to a run than another run is. And the log of one policy is replayed with another, which is what
+`hexcomb plan` is for: there the loads that were recorded are not those that are foretold.
+
+What keeps the two apart: a real pool gives hot models a second copy and balances loads, which the replay knows nothing
+of; and a replay's loads do not slow each other down more than those did that were recorded.
 """
 
 from __future__ import annotations
@@ -65,39 +69,80 @@ class Asked:
     """As estimated from the artifact."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    pods: int
+    policy: str
+
+    def __str__(self) -> str:
+        return f"{self.pods} pod{'s' if self.pods > 1 else ''}, {self.policy}"
+
+
+_POOLS = (_Pool(1, "lru"), _Pool(1, "hazard"), _Pool(2, "lru"))
+_FORETOLD = ((_POOLS[0], _POOLS[1]), (_POOLS[1], _POOLS[0]))
+"""From the log of the first, what the second does."""
+
+
 def run(bench: Reporter) -> None:
     """One pod, and two that share a store."""
     models = make_models(bench)
     seconds = float(bench.choose(int(SECONDS), int(SECONDS_QUICK)))
     capacity_bytes = int(CAPACITY_FRACTION * sum(model.size_bytes for model in models))
-    for number, (pods, policy) in enumerate(((1, "lru"), (1, "hazard"), (2, "lru"))):
-        bench.progress(number, 3, f"{pods} pods, {policy}")
-        who = f"{pods} pod{'s' if pods > 1 else ''}, {policy}"
+    rounds = bench.choose(2, 1)
+    planned: dict[_Pool, list[dict[str, Any]]] = {pool: [] for pool in _POOLS}
+    foretold: dict[_Pool, list[dict[str, Any]]] = {pool: [] for pool in _POOLS}
+    for number, pool in enumerate(_POOLS * rounds):
+        bench.progress(number, len(_POOLS) * rounds, str(pool))
+        pod_bytes = capacity_bytes // pool.pods
         with tempfile.TemporaryDirectory(prefix="plan-", dir=bench.cache_dir) as directory:
             try:
-                logs = serve_schedule(Path(directory), models, pods, capacity_bytes // pods, policy, seconds)
+                logs = serve_schedule(Path(directory), models, pool.pods, pod_bytes, pool.policy, seconds)
             except EtcdMissing as error:
-                bench.skip(who, str(error))
+                bench.skip(str(pool), str(error))
                 continue
-            planned = plan(logs, "--capacity", str(capacity_bytes // pods), "--pods", str(pods), "--policy", policy)
-        seen = planned["observed"]
-        note = f"planned {planned['cold_fraction']:.2%}, real {seen['cold_fraction']:.2%} of {planned['requests']:,}"
+            planned[pool].append(plan(logs, *_options(pool, pod_bytes)))
+            for source, other in _FORETOLD:
+                if source == pool:
+                    foretold[other].append(plan(logs, *_options(other, pod_bytes)))
+    for pool in _POOLS:
+        _compare(bench, f"{pool}", planned[pool], [each["observed"] for each in planned[pool]], are_bars=True)
+    for source, pool in _FORETOLD:
+        title = f"{pool}, foretold from a log of {source.policy}"
+        _compare(bench, title, foretold[pool], [each["observed"] for each in planned[pool]], are_bars=False)
+    bench.progress(1, 1)
+
+
+def _options(pool: _Pool, pod_bytes: int) -> tuple[str, ...]:
+    # A pod prefetches unless it is told not to.
+    return "--capacity", str(pod_bytes), "--pods", str(pool.pods), "--policy", f"{pool.policy}+prefetch"
+
+
+def _compare(
+    bench: Reporter, title: str, planned: list[dict[str, Any]], seen: list[dict[str, Any]], *, are_bars: bool
+) -> None:
+    """Each run with its plan; beside it how far the runs are from one another."""
+    for number, (plan_, real) in enumerate(zip(planned, seen, strict=True), 1):
+        who = title if len(seen) == 1 else f"{title}, run {number}"
+        others = [other for other in seen if other is not real]
         bench.figure(
             f"{who}: cold fraction, plan against reality",
-            100 * abs(planned["cold_fraction"] - seen["cold_fraction"]),
+            100 * abs(plan_["cold_fraction"] - real["cold_fraction"]),
             "points",
-            bar=COLD_FRACTION_BAR_POINTS,
-            note=note,
+            bar=COLD_FRACTION_BAR_POINTS if are_bars else None,
+            baseline=100 * abs(others[0]["cold_fraction"] - real["cold_fraction"]) if others else None,
+            baseline_name="the other run against this" if others else "",
+            note=f"planned {plan_['cold_fraction']:.2%}, real {real['cold_fraction']:.2%} of {plan_['requests']:,}",
         )
         bench.figure(
             f"{who}: cold p99, plan against reality",
-            100 * abs(planned["cold_p99_ms"] / seen["cold_p99_ms"] - 1),
+            100 * abs(plan_["cold_p99_ms"] / real["cold_p99_ms"] - 1),
             "%",
-            bar=COLD_P99_BAR,
-            note=f"planned {planned['cold_p99_ms']:.0f} ms, real {seen['cold_p99_ms']:.0f} ms; p50 "
-            f"{planned['cold_p50_ms']:.0f} and {seen['cold_p50_ms']:.0f} ms",
+            bar=COLD_P99_BAR if are_bars else None,
+            baseline=100 * abs(others[0]["cold_p99_ms"] / real["cold_p99_ms"] - 1) if others else None,
+            baseline_name="the other run against this" if others else "",
+            note=f"planned {plan_['cold_p99_ms']:.0f} ms, real {real['cold_p99_ms']:.0f} ms; p50 "
+            f"{plan_['cold_p50_ms']:.0f} and {real['cold_p50_ms']:.0f} ms",
         )
-    bench.progress(3, 3)
 
 
 # The schedule and the pods ----------------------------------------------------------------------------------------

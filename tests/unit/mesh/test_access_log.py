@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from mesh import access_log
-from mesh.access_log import COLUMNS, AccessLog
+from mesh.access_log import COLUMNS, AccessLog, ColdStart
 
 
 def answered(log: AccessLog, model: str, *, cold: bool = False) -> None:
-    log.answered("default", model, 0.002, cold=cold, size_bytes=4096, load_s=0.25)
+    log.answered("default", model, 0.002, ColdStart(4096, load_s=0.25, fetch_s=0.125, wait_s=0.0015) if cold else None)
 
 
 def lines(path: Path) -> list[dict[str, str]]:
@@ -40,6 +40,8 @@ async def test_hits_name_the_model_and_misses_what_it_takes_as_well(tmp_path: Pa
         "latency_ms": "2.000",
         "size_bytes": "4096",
         "load_s": "0.250000",
+        "fetch_s": "0.125000",
+        "wait_ms": "1.500",
     }
     assert (second["model"], second["outcome"], second["size_bytes"]) == ('b,"quoted"', "hit", "")
 
@@ -51,6 +53,17 @@ async def test_a_log_that_is_there_is_continued_and_has_one_header(tmp_path: Pat
         answered(log, model)
         await log.close()
     assert [line["model"] for line in lines(path)] == ["a", "b"]
+
+
+async def test_a_log_with_the_columns_of_an_earlier_version_is_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "access.csv"
+    earlier = "time_s,tenant,model,outcome,latency_ms,size_bytes,load_s\n1.0,default,old,hit,1.0,,\n"
+    path.write_text(earlier)
+    log = AccessLog(path, bytes_max=1 << 20)
+    answered(log, "new", cold=True)
+    await log.close()
+    assert [(line["model"], line["wait_ms"]) for line in lines(path)] == [("new", "1.500")]
+    assert path.with_name("access.csv.1").read_text() == earlier
 
 
 async def test_a_log_that_is_full_is_put_aside_once(tmp_path: Path) -> None:

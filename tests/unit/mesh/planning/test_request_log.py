@@ -9,6 +9,7 @@ import pytest
 from mesh.access_log import COLUMNS
 from mesh.planning.log_lines import UnreadableLog
 from mesh.planning.request_log import RequestLog, read_request_log, read_sizes
+from mesh.simulation.workloads.trace import RecordedLoad, RecordedRun
 
 HEADER = ",".join(COLUMNS) + "\n"
 
@@ -43,9 +44,30 @@ def test_loads_are_replayed_as_they_were_without_the_first_which_fetched(tmp_pat
     lines = [(0, 0.9), (1, 0.9), (10, 0.02), (20, 0.04)]  # the second waited for the first one's load
     log = read(tmp_path, HEADER + "".join(f"{at},default,iris,miss,1,2000,{load_s}\n" for at, load_s in lines))
     model = log.trace.models[0]
-    assert model.loads_s == (0.02, 0.04)
+    assert model.first is None
+    assert model.loads == (RecordedLoad(10.0, 0.0, 0.02), RecordedLoad(20.0, 0.0, 0.04))
     assert model.load_s == pytest.approx(0.03)
-    assert [model.load_s_of(number) for number in range(3)] == [0.02, 0.04, 0.02]
+
+
+def test_where_the_log_says_what_fetches_took_the_first_load_is_replayed_with_its_own(tmp_path: Path) -> None:
+    lines = [(0, 0.9, 0.85), (1, 0.9, 0.85), (10, 0.022, 0.002), (20, 0.04, 0.0)]
+    log = read(
+        tmp_path,
+        HEADER + "".join(f"{at},default,iris,miss,950,2000,{load_s},{fetch_s},940\n" for at, load_s, fetch_s in lines),
+    )
+    model = log.trace.models[0]
+    assert model.first == RecordedLoad(0.0, 0.85, pytest.approx(0.05))
+    assert model.loads == (RecordedLoad(10.0, 0.002, pytest.approx(0.02)), RecordedLoad(20.0, 0.0, 0.04))
+    assert model.runs == tuple(RecordedRun(at, pytest.approx(0.01)) for at in (0.0, 1.0, 10.0, 20.0))
+    assert log.remarks == ()
+
+
+def test_of_a_model_that_was_loaded_once_a_later_load_would_be_the_same_without_its_fetch(tmp_path: Path) -> None:
+    log = read(tmp_path, HEADER + "1,default,a,miss,1,100,0.8,0.75,1\n2,default,a,hit,1,,,,\n")
+    model = log.trace.models[0]
+    assert model.first == RecordedLoad(0.0, 0.75, pytest.approx(0.05))
+    assert model.loads == (RecordedLoad(0.0, 0.0, pytest.approx(0.05)),)
+    assert log.remarks == ()
 
 
 def test_a_model_that_was_loaded_once_is_taken_to_load_from_disk_as_others_do(tmp_path: Path) -> None:
@@ -53,7 +75,7 @@ def test_a_model_that_was_loaded_once_is_taken_to_load_from_disk_as_others_do(tm
         tmp_path,
         HEADER + "1,default,a,miss,1,100,0.8\n2,default,a,miss,1,100,0.2\n3,default,b,miss,1,100,0.4\n",
     )
-    assert log.trace.models[1].loads_s == pytest.approx((0.1,))
+    assert [load.load_s for load in log.trace.models[1].loads] == pytest.approx([0.1])
     assert "1 of 2 models were loaded once" in log.remarks[0]
     assert "25% of that is taken" in log.remarks[0]
 
@@ -84,7 +106,7 @@ def test_a_file_of_sizes_wins_over_the_log(tmp_path: Path) -> None:
         HEADER + "1,default,a,miss,1,100,0.1\n2,team,a,hit,1,,\n",
         sizes="model,size_bytes,load_s\na,1MiB,0.5\nteam/a,7,0.25\n",
     )
-    assert [(model.name, model.size_bytes, model.load_s_of(3)) for model in log.trace.models] == [
+    assert [(model.name, model.size_bytes, model.load_at(3.0, is_first=True).load_s) for model in log.trace.models] == [
         ("a", 1 << 20, 0.5),
         ("team/a", 7, 0.25),
     ]
@@ -118,7 +140,11 @@ def test_the_least_is_time_and_model_without_a_header(tmp_path: Path) -> None:
         ),
         (HEADER + "1,default,a,miss,1,10,soon\n", "line 2, field load_s: found 'soon'; allowed are seconds"),
         (HEADER + "1,default,a,warm,1,10,1\n", "line 2, field outcome: found 'warm'; allowed are hit, miss"),
-        (HEADER + "1,default,a,miss,1,10,1,9\n", "line 2: found 8 fields, the columns are 7"),
+        (
+            HEADER + "1,default,a,miss,1,10,1,0,early\n",
+            "line 2, field wait_ms: found 'early'; allowed are milliseconds",
+        ),
+        (HEADER + "1,default,a,miss,1,10,1,0,1,9\n", "line 2: found 10 fields, the columns are 9"),
         ("time_s,model,model\n1,a,a\n", "line 1: the column model is named twice"),
         ("1,a\n2,b\n", "nothing says the size_bytes of any of the 2 models"),
         ("time_s,model,size_bytes\n1,a,10\n", "nothing says the load_s of any of the 1 models"),

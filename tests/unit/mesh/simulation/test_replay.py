@@ -9,7 +9,7 @@ import pytest
 from mesh.simulation.bounds import clairvoyant, clairvoyant_cold_time_s, pfoo_lower_s
 from mesh.simulation.replay import ReplayOptions, home_of, replay
 from mesh.simulation.workloads import WORKLOADS, workload
-from mesh.simulation.workloads.trace import Trace, TraceModel, trace_of
+from mesh.simulation.workloads.trace import RecordedLoad, RecordedRun, Trace, TraceModel, trace_of
 
 GB = 1_000_000_000
 
@@ -24,6 +24,17 @@ def test_a_miss_waits_for_the_load_and_who_joins_it_for_the_rest() -> None:
     assert result.cold_time_s == pytest.approx(1.75)
     assert result.cold_fraction == pytest.approx(2 / 3)
     assert result.memory[-1][1] == 10
+
+
+def test_the_first_load_fetches_where_that_was_recorded_and_the_run_is_in_the_percentiles_only() -> None:
+    first, later = RecordedLoad(0.0, 2.0, 0.5), RecordedLoad(10.0, 0.0, 0.25)
+    model = TraceModel("a", 10, 0.25, first, (later,), (RecordedRun(0.0, 0.125),))
+    other = TraceModel("b", 10, 1.0)
+    trace = trace_of([model, other], [(0.0, 0), (10.0, 1), (20.0, 0)])
+    result = replay(trace, ReplayOptions(capacity_bytes=10))
+    assert result.cold_time_s == pytest.approx(2.5 + 1.0 + 0.25, abs=0.01)  # and an unload each
+    assert result.cold_p99_ms == pytest.approx(2625.0, abs=1.0)
+    assert result.cold_p50_ms == pytest.approx(1000.0, abs=10.0)
 
 
 def test_what_does_not_fit_beside_another_has_it_evicted() -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from mesh.simulation.workloads import SPAN_S, WORKLOADS, workload
-from mesh.simulation.workloads.trace import Trace, TraceModel, trace_of
+from mesh.simulation.workloads.trace import RecordedLoad, RecordedRun, Trace, TraceModel, trace_of
 
 names = pytest.mark.parametrize("name", sorted(WORKLOADS))
 
@@ -65,6 +65,23 @@ def test_an_unknown_workload_is_refused_with_the_names_of_those_that_are() -> No
 def test_equal_times_are_ordered_by_model() -> None:
     models = [TraceModel("a", 1, 1.0), TraceModel("b", 1, 1.0)]
     assert trace_of(models, [(1.0, 1), (1.0, 0), (0.5, 1)]).asked == (1, 0, 1)
+
+
+def test_loads_and_runs_take_what_those_recorded_nearest_in_time_took() -> None:
+    first, early, late = RecordedLoad(1.0, 0.5, 0.3), RecordedLoad(10.0, 0.0, 0.1), RecordedLoad(20.0, 0.0, 0.2)
+    runs = (RecordedRun(1.0, 0.01), RecordedRun(20.0, 0.02))
+    model = TraceModel("a", 1, 0.15, first, (early, late), runs)
+    assert model.load_at(19.0, is_first=True) is first
+    assert [model.load_at(time_s, is_first=False) for time_s in (0.0, 10.0, 15.0, 15.1, 99.0)] == [
+        early, early, early, late, late,
+    ]  # fmt: skip
+    assert [model.run_at(time_s) for time_s in (0.0, 10.0, 11.0, 30.0)] == [0.01, 0.01, 0.02, 0.02]
+
+
+def test_where_nothing_was_recorded_every_load_is_alike_and_runs_take_no_time() -> None:
+    model = TraceModel("a", 1, 0.15)
+    assert model.load_at(3.0, is_first=True) == RecordedLoad(3.0, 0.0, 0.15)
+    assert model.run_at(3.0) == 0.0
 
 
 FIRST: dict[str, tuple[int, float, tuple[int, ...]]] = {
