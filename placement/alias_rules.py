@@ -19,7 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from placement.errors import AlreadyExists, NotFound, TargetMismatch
-from placement.records import VALUE_LENGTH_MAX, AliasRecord
+from placement.record_checks import VALUE_LENGTH_MAX
+from placement.records import AliasRecord
 from placement.registration import Refused
 
 

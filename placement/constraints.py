@@ -15,7 +15,7 @@ pods forward in the order.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,10 +45,10 @@ class Constraints:
     by_format: Mapping[str, LabelRule] = field(default_factory=dict)
     default: LabelRule = ANY_POD
 
-    def rule(self, format_name: str, labels: Mapping[str, str]) -> LabelRule:
-        """The rule for a model of this format (empty: not known yet) with these labels in its spec."""
+    def rule(self, format_name: str, label: Callable[[str], str | None]) -> LabelRule:
+        """The rule for a model of this format (empty: not known yet) whose spec has these labels."""
         rule = self.by_format.get(format_name, self.default)
-        required, preferred = labels.get(REQUIRED_LABELS), labels.get(PREFERRED_LABELS)
+        required, preferred = label(REQUIRED_LABELS), label(PREFERRED_LABELS)
         if required is None and preferred is None:
             return rule
         return LabelRule(

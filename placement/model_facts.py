@@ -50,7 +50,7 @@ class FactsGatherer:
         spec = record.spec
         name = ModelName(record.tenant, record.id)
         size_bytes = self._known_size(name) or self._declared_bytes(spec) or self.guessed_bytes()
-        rule = self._constraints.rule(spec.format or "", spec.labels)
+        rule = self._constraints.rule(spec.format or "", spec.label)
         parked = self._view.parked.get(name, ())
         on_disk = [each for each in parked if each.disk == record.generation] if parked else ()
         measured_s = _measured_s(on_disk) if on_disk else 0.0

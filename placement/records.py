@@ -5,8 +5,7 @@ Unknown fields of version 1 are ignored, and are lost when this pod writes the r
 whose loss would matter raises the version. Fields that have their default are not written, so that ten thousand
 ordinary records stay small. Tenant and id are not in the value: the key is the one place that says them.
 
-A record that exists is valid: the checks run when the value is made, so nothing later repeats them. They are plain
-code and not a schema library, since every registration and every start of a pod runs them for every model.
+A record that exists is valid: the checks run when the value is made, so nothing later repeats them.
 
 Deliberately absent: credentials (a spec names a storage key), and anything measured or resident (`profiles/`,
 `copies/`), so that traffic never rewrites a registration.
@@ -14,118 +13,215 @@ Deliberately absent: credentials (a spec names a storage key), and anything meas
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Literal, cast
+from inspect import signature
+from typing import Any, cast
 
 from placement.errors import InvalidName, InvalidSpec, PlacementError, UnsupportedRecord
 from placement.keys import check_id
-from placement.shared_values import NO_TEXTS, shared_text, shared_texts
+from placement.record_checks import check_int, check_seconds, check_texts, check_uri, check_word
+from placement.shared_values import NO_TEXTS, shared_texts
+from placement.spec_terms import Isolation, Terms, checksum_in, pack, shared_terms, texts_in
 
 RECORD_VERSION = 1
 
-URI_LENGTH_MAX = 4096
-WORD_LENGTH_MAX = 256
-"""Of formats, storage keys, owners, and the names of labels and parameters."""
-VALUE_LENGTH_MAX = 4096
-"""Of the values of labels and parameters, and of failure messages."""
-ENTRIES_MAX = 128
-"""Of labels and parameters, each."""
 WEIGHTS_MAX = 16
 """Models that one alias splits its traffic over: changing them all is one transaction of the store."""
 PRIORITY_LIMIT = 2**31
 BYTES_LIMIT = 2**63
-SECONDS_MAX = 10 * 365 * 86_400.0
 
-Isolation = Literal["none", "process"]
-
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
-_URI_PASSWORD = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#]*:[^/?#]*@")
 
 
-@dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What an operator says of a model. None always means: not said, the default of format or pod applies."""
+    """What an operator says of a model; never changes. None always means: not said, the default of format or pod
+    applies. How it lies in memory: `placement.spec_terms`.
+    """
 
-    uri: str
-    """Where the artifact lies: file://, http(s)://, s3://."""
-    format: str | None = None
-    """None: found out from the artifact."""
-    storage_key: str | None = None
-    """Names stored credentials; never holds any."""
-    capacity_hint_bytes: int | None = None
-    """Size of a loaded copy."""
-    labels: Mapping[str, str] = field(default_factory=lambda: NO_TEXTS, hash=False)
-    priority: int = 0
-    """Higher is kept longer."""
-    pinned: bool = False
-    """Loaded always, never evicted."""
-    copies_min: int = 0
-    copies_max: int | None = None
-    ttl_s: float | None = None
-    """Unload a copy that no request has used for so long."""
-    checksum: str | None = None
-    """`sha256:<64 hex digits>` of the artifact."""
-    isolation: Isolation | None = None
-    """`process`: run in a subprocess. None: what the format needs."""
-    parameters: Mapping[str, str] = field(default_factory=lambda: NO_TEXTS, hash=False)
-    """The adapter's own."""
-    load_timeout_s: float | None = None
+    __slots__ = ("_capacity_hint_bytes", "_own", "_parameters", "_terms")
 
-    def __post_init__(self) -> None:
-        _check_uri(self.uri)
-        if self.format is not None:
-            _check_word("format", self.format)
-        if self.storage_key is not None:
-            _check_word("storage_key", self.storage_key)
-        if self.capacity_hint_bytes is not None:
-            _check_int("capacity_hint_bytes", self.capacity_hint_bytes, 1, BYTES_LIMIT - 1)
-        if self.priority != 0 or type(self.priority) is not int:
-            _check_int("priority", self.priority, -PRIORITY_LIMIT, PRIORITY_LIMIT - 1)
-        if type(self.pinned) is not bool:
-            raise InvalidSpec(f"pinned is {self.pinned!r}; it must be true or false")
-        if self.copies_min != 0 or type(self.copies_min) is not int:
-            _check_int("copies_min", self.copies_min, 0, 10_000)
-        if self.copies_max is not None:
-            _check_int("copies_max", self.copies_max, 1, 10_000)
-            if self.copies_max < self.copies_min:
+    def __init__(
+        self,
+        uri: str,
+        format: str | None = None,
+        storage_key: str | None = None,
+        capacity_hint_bytes: int | None = None,
+        labels: Mapping[str, str] = NO_TEXTS,
+        priority: int = 0,
+        pinned: bool = False,
+        copies_min: int = 0,
+        copies_max: int | None = None,
+        ttl_s: float | None = None,
+        checksum: str | None = None,
+        isolation: Isolation | None = None,
+        parameters: Mapping[str, str] = NO_TEXTS,
+        load_timeout_s: float | None = None,
+    ) -> None:
+        """Raises InvalidSpec, naming the field."""
+        check_uri(uri)
+        if format is not None:
+            check_word("format", format)
+        if storage_key is not None:
+            check_word("storage_key", storage_key)
+        if capacity_hint_bytes is not None:
+            check_int("capacity_hint_bytes", capacity_hint_bytes, 1, BYTES_LIMIT - 1)
+        if priority != 0 or type(priority) is not int:
+            check_int("priority", priority, -PRIORITY_LIMIT, PRIORITY_LIMIT - 1)
+        if type(pinned) is not bool:
+            raise InvalidSpec(f"pinned is {pinned!r}; it must be true or false")
+        if copies_min != 0 or type(copies_min) is not int:
+            check_int("copies_min", copies_min, 0, 10_000)
+        if copies_max is not None:
+            check_int("copies_max", copies_max, 1, 10_000)
+            if copies_max < copies_min:
                 raise InvalidSpec(
-                    f"copies_max is {self.copies_max}, below copies_min {self.copies_min}; raise one or lower the other"
+                    f"copies_max is {copies_max}, below copies_min {copies_min}; raise one or lower the other"
                 )
-        if self.ttl_s is not None:
-            _check_seconds("ttl_s", self.ttl_s)
-        if self.load_timeout_s is not None:
-            _check_seconds("load_timeout_s", self.load_timeout_s)
-        if self.checksum is not None and (not isinstance(self.checksum, str) or not _CHECKSUM.fullmatch(self.checksum)):
+        if ttl_s is not None:
+            check_seconds("ttl_s", ttl_s)
+        if load_timeout_s is not None:
+            check_seconds("load_timeout_s", load_timeout_s)
+        if checksum is not None and (not isinstance(checksum, str) or not _CHECKSUM.fullmatch(checksum)):
             raise InvalidSpec(
-                f"checksum is {str(self.checksum)[:80]!r}; write sha256: and the 64 lower-case hex digits that "
+                f"checksum is {str(checksum)[:80]!r}; write sha256: and the 64 lower-case hex digits that "
                 "`sha256sum` prints"
             )
-        if self.isolation not in (None, "none", "process"):
+        if isolation not in (None, "none", "process"):
             raise InvalidSpec(
-                f"isolation is {str(self.isolation)[:40]!r}; allowed are 'none' and 'process', or leave it out"
+                f"isolation is {str(isolation)[:40]!r}; allowed are 'none' and 'process', or leave it out"
             )
-        if self.labels:
-            _check_texts("labels", self.labels)
-        if self.parameters:
-            _check_texts("parameters", self.parameters)
+        if labels:
+            check_texts("labels", labels)
+        if parameters:
+            check_texts("parameters", parameters)
+        label_names = tuple(sorted(labels)) if labels else ()
+        self._terms = shared_terms(
+            Terms(
+                format,
+                storage_key,
+                priority,
+                pinned,
+                copies_min,
+                copies_max,
+                ttl_s,
+                isolation,
+                load_timeout_s,
+                checksum is not None,
+                label_names,
+            )
+        )
+        self._own = pack(checksum, [uri, *[labels[name] for name in label_names]])
+        self._capacity_hint_bytes = capacity_hint_bytes
+        self._parameters = shared_texts(parameters)
+
+    @property
+    def uri(self) -> str:
+        """Where the artifact lies: file://, http(s)://, s3://."""
+        return texts_in(self._own, self._terms, 1)[0]
+
+    @property
+    def format(self) -> str | None:
+        """None: found out from the artifact."""
+        return self._terms.format
+
+    @property
+    def storage_key(self) -> str | None:
+        """Names stored credentials; never holds any."""
+        return self._terms.storage_key
+
+    @property
+    def capacity_hint_bytes(self) -> int | None:
+        """Size of a loaded copy."""
+        return self._capacity_hint_bytes
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """What operators say of the model, for themselves and for where it may be placed."""
+        names = self._terms.label_names
+        return dict(zip(names, texts_in(self._own, self._terms)[1:], strict=True)) if names else NO_TEXTS
+
+    def label(self, name: str) -> str | None:
+        """One label, at no cost when there is none of this name."""
+        names = self._terms.label_names
+        return texts_in(self._own, self._terms)[1 + names.index(name)] if name in names else None
+
+    @property
+    def priority(self) -> int:
+        """Higher is kept longer."""
+        return self._terms.priority
+
+    @property
+    def pinned(self) -> bool:
+        """Loaded always, never evicted."""
+        return self._terms.pinned
+
+    @property
+    def copies_min(self) -> int:
+        """So many copies are kept, whether they are asked for or not."""
+        return self._terms.copies_min
+
+    @property
+    def copies_max(self) -> int | None:
+        """At most so many copies."""
+        return self._terms.copies_max
+
+    @property
+    def ttl_s(self) -> float | None:
+        """Unload a copy that no request has used for so long."""
+        return self._terms.ttl_s
+
+    @property
+    def checksum(self) -> str | None:
+        """`sha256:<64 hex digits>` of the artifact."""
+        return checksum_in(self._own) if self._terms.has_checksum else None
+
+    @property
+    def isolation(self) -> Isolation | None:
+        """`process`: run in a subprocess. None: what the format needs."""
+        return self._terms.isolation
+
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        """The adapter's own."""
+        return self._parameters
+
+    @property
+    def load_timeout_s(self) -> float | None:
+        """Most that a load may take."""
+        return self._terms.load_timeout_s
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ModelSpec):
+            return NotImplemented
+        return (
+            self._own == other._own
+            and self._terms == other._terms
+            and self._capacity_hint_bytes == other._capacity_hint_bytes
+            and self._parameters == other._parameters
+        )
+
+    def __hash__(self) -> int:
+        return hash((self._own, self._terms))
+
+    def __repr__(self) -> str:
+        return f"ModelSpec({', '.join(f'{name}={value!r}' for name, value in spec_to_mapping(self).items())})"
+
+    def replaced(self, **changes: Any) -> ModelSpec:
+        """The same but for these fields. Raises InvalidSpec."""
+        return ModelSpec(**{**spec_to_mapping(self), **changes})
 
     def differences(self, other: ModelSpec) -> tuple[str, ...]:
         """Names of the fields in which two specs differ."""
         return tuple(name for name in _SPEC_FIELDS if getattr(self, name) != getattr(other, name))
 
 
-_SPEC_FIELDS = tuple(f.name for f in fields(ModelSpec))
+_SPEC_FIELDS = tuple(signature(ModelSpec).parameters)
 _SPEC_FIELD_SET = frozenset(_SPEC_FIELDS)
-_SPEC_DEFAULTS: tuple[tuple[str, Any], ...] = tuple(
-    (f.name, {} if f.name in ("labels", "parameters") else f.default) for f in fields(ModelSpec) if f.name != "uri"
-)
+_SPEC_DEFAULTS = tuple((p.name, p.default) for p in signature(ModelSpec).parameters.values() if p.name != "uri")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +276,7 @@ class AliasRecord:
         check_id(self.active)
         check_id(self.target)
         if self.owner:
-            _check_word("owner", self.owner)
+            check_word("owner", self.owner)
         if self.failure is not None and not isinstance(self.failure, str):
             raise InvalidSpec(f"failure is {type(self.failure).__name__}; it must be text or left out")
         if self.weights:
@@ -270,7 +366,7 @@ def model_from_json(tenant: str, model_id: str, value: bytes, revision: int = 0)
         return ModelRecord(
             tenant,
             model_id,
-            ModelSpec(**_sharing(spec_data)),
+            ModelSpec(**spec_data),
             generation,
             registered_at_s,
             registered_at_s if generation_at_s == registered_at_s else generation_at_s,
@@ -279,18 +375,6 @@ def model_from_json(tenant: str, model_id: str, value: bytes, revision: int = 0)
         )
     except (KeyError, TypeError, ValueError, AttributeError, PlacementError) as error:
         raise _unreadable("model", tenant, model_id, error) from error
-
-
-def _sharing(spec_data: dict[str, Any]) -> dict[str, Any]:
-    """The same fields, with what recurs from model to model in memory once. What is wrong with them, the spec says."""
-    for name in ("format", "storage_key", "isolation"):
-        if isinstance(value := spec_data.get(name), str):
-            spec_data[name] = shared_text(value)
-    for name in ("labels", "parameters"):
-        if isinstance(entries := spec_data.get(name), dict):
-            with contextlib.suppress(TypeError):
-                spec_data[name] = shared_texts(entries)
-    return spec_data
 
 
 def alias_to_json(record: AliasRecord) -> bytes:
@@ -351,7 +435,7 @@ def tombstone_from_json(tenant: str, model_id: str, value: bytes) -> Tombstone:
 
 def with_pinned(record: ModelRecord, pinned: bool) -> ModelRecord:
     """The same generation, pinned or not: what is served does not change."""
-    return replace(record, spec=replace(record.spec, pinned=pinned))
+    return replace(record, spec=record.spec.replaced(pinned=pinned))
 
 
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -385,62 +469,6 @@ def _unreadable(kind: str, tenant: str, name: str, error: Exception) -> Unsuppor
     )
 
 
-# Checks of single fields --------------------------------------------------------------------------------------------
-
-
-def _check_uri(uri: str) -> None:
-    if not isinstance(uri, str) or not uri:
-        raise InvalidSpec(
-            "uri is empty; say where the artifact lies (file://, http(s):// or s3://)"
-            if uri == ""
-            else f"uri is {type(uri).__name__}; it must be text"
-        )
-    if len(uri) > URI_LENGTH_MAX:
-        raise InvalidSpec(f"uri has {len(uri)} characters; at most {URI_LENGTH_MAX} are allowed: shorten the path")
-    if bad := _CONTROL.search(uri):
-        raise InvalidSpec(f"uri holds {bad[0]!a} at position {bad.start()}; percent-encode or remove it")
-    if "@" in uri and _URI_PASSWORD.match(uri):
-        raise InvalidSpec("uri holds a password before the @; put credentials under a storage key and name that key")
-
-
-def _check_word(name: str, value: str) -> None:
-    if not isinstance(value, str):
-        raise InvalidSpec(f"{name} is {type(value).__name__}; it must be text")
-    if not value or len(value) > WORD_LENGTH_MAX:
-        raise InvalidSpec(f"{name} has {len(value)} characters; 1 to {WORD_LENGTH_MAX} are allowed, or leave it out")
-    if bad := _CONTROL.search(value):
-        raise InvalidSpec(f"{name} holds {bad[0]!a} at position {bad.start()}; remove it")
-
-
-def _check_int(name: str, value: int, low: int, high: int) -> None:
-    if type(value) is not int:
-        raise InvalidSpec(f"{name} is {str(value)[:40]!r}; it must be a whole number from {low} to {high}")
-    if not low <= value <= high:
-        raise InvalidSpec(f"{name} is {value}; allowed is {low} to {high}")
-
-
-def _check_seconds(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidSpec(f"{name} is {str(value)[:40]!r}; it must be a number of seconds")
-    if not 0 < value <= SECONDS_MAX:
-        raise InvalidSpec(f"{name} is {value}; allowed is above 0 up to {SECONDS_MAX:.0f} seconds, or leave it out")
-
-
-def _check_texts(name: str, entries: Mapping[str, str]) -> None:
-    if not isinstance(entries, Mapping):
-        raise InvalidSpec(f"{name} is {type(entries).__name__}; it must map names to texts")
-    if len(entries) > ENTRIES_MAX:
-        raise InvalidSpec(f"{name} has {len(entries)} entries; at most {ENTRIES_MAX} are allowed")
-    for key, value in entries.items():
-        _check_word(f"a name in {name}", key)
-        if not isinstance(value, str):
-            raise InvalidSpec(f"{name}[{key!r}] is {type(value).__name__}; it must be text: put it in quotes")
-        if len(value) > VALUE_LENGTH_MAX:
-            raise InvalidSpec(f"{name}[{key!r}] has {len(value)} characters; at most {VALUE_LENGTH_MAX} are allowed")
-        if not value.isascii() and (bad := _SURROGATE.search(value)):
-            raise InvalidSpec(f"{name}[{key!r}] holds {bad[0]!a} at position {bad.start()}, which is no character")
-
-
 def _check_weights(weights: Mapping[str, int], active: str) -> None:
     if not isinstance(weights, Mapping):
         raise InvalidSpec(f"weights is {type(weights).__name__}; it must map model ids to shares")
@@ -451,7 +479,7 @@ def _check_weights(weights: Mapping[str, int], active: str) -> None:
             check_id(model_id)
         except InvalidName as error:
             raise InvalidSpec(f"weights names a model that cannot exist: {error}") from error
-        _check_int(f"weights[{model_id!r}]", weight, 0, 1_000_000)
+        check_int(f"weights[{model_id!r}]", weight, 0, 1_000_000)
     if not any(weights.values()):
         raise InvalidSpec("weights are all 0, so nothing would serve; give at least one model a share above 0")
     if active not in weights:

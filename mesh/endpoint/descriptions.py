@@ -11,8 +11,9 @@ from mesh.pod import PodReport
 from mesh.status import FailureStatus, ModelState, ModelStatus, StatusView
 from mesh.wire.generated import hexcomb_pb2
 from placement.policy.snapshot import ModelName
-from placement.records import AliasRecord, AliasState, Isolation, ModelRecord, ModelSpec
+from placement.records import AliasRecord, AliasState, ModelRecord, ModelSpec
 from placement.registry import Registry
+from placement.spec_terms import Isolation
 
 STATES = {
     ModelState.NOT_LOADED: hexcomb_pb2.NOT_LOADED,

@@ -37,7 +37,7 @@ def test_a_pin_that_any_pod_wrote_is_heeded_by_the_copy_here() -> None:
     sent, unused = Sent(), None
     models = Models(unused, SourcePolicy(), sent, unused)  # type: ignore[arg-type]
     free = ModelRecord("t", "m", ModelSpec("file:///m"), 1, 0.0, 0.0)
-    pinned = replace(free, spec=replace(free.spec, pinned=True))
+    pinned = replace(free, spec=free.spec.replaced(pinned=True))
     models.heed_pin(free, pinned)
     models.heed_pin(pinned, free)
     assert sent.events == [SetPinned(ModelKey("t", "m", 1), True), SetPinned(ModelKey("t", "m", 1), False)]

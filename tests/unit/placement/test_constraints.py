@@ -21,21 +21,21 @@ RULES = parse_constraints(
 
 
 def test_a_named_format_has_its_own_rule() -> None:
-    assert RULES.rule("tensorflow", {}) == LabelRule(frozenset({"gpu", "disk=ssd"}), frozenset({"zone-a"}))
-    assert RULES.rule("onnx", {}) == LabelRule(preferred=frozenset({"avx512"}))
+    assert RULES.rule("tensorflow", {}.get) == LabelRule(frozenset({"gpu", "disk=ssd"}), frozenset({"zone-a"}))
+    assert RULES.rule("onnx", {}.get) == LabelRule(preferred=frozenset({"avx512"}))
 
 
 @pytest.mark.parametrize("format_name", ["xgboost", ""])
 def test_every_other_format_has_the_default_rule(format_name: str) -> None:
-    assert RULES.rule(format_name, {}) == LabelRule(frozenset({"general"}))
-    assert NO_CONSTRAINTS.rule(format_name, {}) == ANY_POD
+    assert RULES.rule(format_name, {}.get) == LabelRule(frozenset({"general"}))
+    assert NO_CONSTRAINTS.rule(format_name, {}.get) == ANY_POD
 
 
 def test_a_model_says_for_itself_and_an_empty_text_means_none() -> None:
     labels = {"hexcomb/required-labels": " big , gpu,", "team": "a"}
-    assert RULES.rule("tensorflow", labels) == LabelRule(frozenset({"big", "gpu"}), frozenset({"zone-a"}))
-    assert RULES.rule("xgboost", {"hexcomb/required-labels": ""}) == ANY_POD
-    assert RULES.rule("xgboost", {"hexcomb/preferred-labels": "x"}) == LabelRule(
+    assert RULES.rule("tensorflow", labels.get) == LabelRule(frozenset({"big", "gpu"}), frozenset({"zone-a"}))
+    assert RULES.rule("xgboost", {"hexcomb/required-labels": ""}.get) == ANY_POD
+    assert RULES.rule("xgboost", {"hexcomb/preferred-labels": "x"}.get) == LabelRule(
         frozenset({"general"}), frozenset({"x"})
     )
 

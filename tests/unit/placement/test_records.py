@@ -161,6 +161,39 @@ def test_a_record_that_is_none_says_which_and_what_to_do(value: bytes) -> None:
             read("t", "m", value)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"labels": {"b": "", "a": "x\x00y\ny", "ž": "𝄞"}},
+        {"labels": {"b": "1"}, "checksum": "sha256:" + "ff" * 32},
+        {"labels": {f"name-{number}": "v" for number in range(100)}, "checksum": "sha256:" + "00" * 32},
+        {"labels": {"n" * 200: "v" * 4096}, "parameters": {"p": "v" * 4096}},
+    ],
+)
+def test_a_spec_says_again_what_it_was_made_of(fields: dict[str, Any]) -> None:
+    spec = ModelSpec("file:///models/ž", **fields)
+    assert spec.uri == "file:///models/ž"
+    assert {name: getattr(spec, name) for name in fields} == fields
+    for name, value in fields["labels"].items():
+        assert spec.label(name) == value
+    assert spec.label("absent") is None
+    assert spec == ModelSpec("file:///models/ž", **fields)
+    assert spec.replaced(priority=1).replaced(priority=0) == spec
+
+
+def test_the_order_of_labels_makes_no_other_spec() -> None:
+    one = ModelSpec("file:///m", labels={"a": "1", "b": "2"})
+    other = ModelSpec("file:///m", labels={"b": "2", "a": "1"})
+    assert (one, hash(one), repr(one)) == (other, hash(other), repr(other))
+    assert one != ModelSpec("file:///m", labels={"a": "2", "b": "1"})
+
+
+def test_a_spec_cannot_be_changed() -> None:
+    spec = ModelSpec("file:///m")
+    with pytest.raises(AttributeError):
+        spec.priority = 3  # type: ignore[misc]
+
+
 def test_differences_name_the_fields() -> None:
     plain = ModelSpec("file:///m", labels={"a": "1"})
     relabelled = ModelSpec("file:///m", labels={"a": "2"}, pinned=True)
