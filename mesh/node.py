@@ -247,7 +247,7 @@ class Node:
         if self.pool is not None:
             self.pool.attach(self.loading)
 
-        access = Access()
+        access = Access("" if self.pool is None else world.peer_key)
         self.health = HealthEndpoint(access)
         self.transport = world.listen(
             self._routes(access, name),

@@ -57,3 +57,5 @@ class World:
     """In [0, 1): which model of an alias with weights serves."""
     incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
     """Of this process."""
+    peer_key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+    """What other pods show when they call this one; told to nobody but the pool's store."""

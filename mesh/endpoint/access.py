@@ -6,13 +6,18 @@ never contain it, so an unmodified client works.
 
 Management and inference share the port and never the role. Every method stands in the table below with the role that it
 needs; a method that is not in the table is not served. Without configured credentials a pod listens on loopback only
-(or was told `--insecure`), and every caller has every role: that is the one place where authentication will plug in.
+(or was told `--insecure`), and every caller has every client's role: that is where authentication will plug in.
+
+Pods of a pool share the clients' port, too, and are told from clients by a key: each pod draws one at its start and
+publishes it in its record in the store, and who calls it shows it. So nobody has to hand out a secret: what makes a pod
+of the pool is that it can read the pool's store. Without the key a call is a client's, whatever else it says of itself.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Flag, auto
+from hmac import compare_digest
 
 from mesh.transport.base import Call, StatusCode, TransportError
 from mesh.wire import messages
@@ -37,7 +42,8 @@ class Role(Flag):
     """Be a pod of this pool."""
 
 
-EVERY_ROLE = Role.OBSERVE | Role.INFER | Role.MANAGE | Role.OPERATE | Role.PEER
+CLIENT_ROLES = Role.OBSERVE | Role.INFER | Role.MANAGE | Role.OPERATE
+"""Of every caller, until authentication is configured. PEER is not among them: pods prove that they are pods."""
 
 ROLE_OF_METHOD: dict[str, Role] = {
     messages.SERVER_LIVE.path: Role.OBSERVE,
@@ -68,7 +74,7 @@ ROLE_OF_METHOD: dict[str, Role] = {
     messages.DELETE_ALIAS.path: Role.MANAGE,
     messages.POD_STATUS.path: Role.OPERATE,
     messages.DRAIN_POD.path: Role.OPERATE,
-    messages.PROBE.path: Role.PEER,
+    messages.PROBE.path: Role.OBSERVE,
     messages.ORDER.path: Role.PEER,
     messages.EXPORT_NAMES.path: Role.PEER,
     messages.DIAL_BACK.path: Role.PEER,
@@ -86,8 +92,10 @@ class Caller:
 class Access:
     """Decides who a call is from. One per pod; immutable but for its memory of callers already seen."""
 
-    def __init__(self) -> None:
-        self._callers: dict[str, Caller] = {DEFAULT_TENANT: Caller(DEFAULT_TENANT, EVERY_ROLE)}
+    def __init__(self, peer_key: str = "") -> None:
+        """`peer_key`: what pods must show; empty: nobody is a pod."""
+        self._peer_key = peer_key.encode()
+        self._callers: dict[str, Caller] = {DEFAULT_TENANT: Caller(DEFAULT_TENANT, CLIENT_ROLES)}
 
     def caller(self, call: Call) -> Caller:
         """The caller, allowed to make this call. Raises TransportError."""
@@ -96,18 +104,30 @@ class Access:
         if caller is None:
             caller = self._admit(tenant)
         role = ROLE_OF_METHOD[call.method]
-        if role not in caller.roles:
+        if role is Role.PEER:
+            if not self.is_peer(call):
+                raise TransportError(
+                    StatusCode.PERMISSION_DENIED,
+                    f"{call.method} is for pods of this pool, and this caller does not show the key that pods find in "
+                    "their store",
+                )
+        elif role not in caller.roles:
             raise TransportError(
                 StatusCode.PERMISSION_DENIED, f"{call.method} needs the role {role.name}, which this caller lacks"
             )
         return caller
+
+    def is_peer(self, call: Call) -> bool:
+        """Whether a pod of this pool is calling: only then is what it says of itself and of the call believed."""
+        shown = call.metadata_value(messages.PEER_KEY_METADATA) if call.metadata else None
+        return shown is not None and self._peer_key != b"" and compare_digest(shown.encode(), self._peer_key)
 
     def _admit(self, tenant: str) -> Caller:
         try:
             check_tenant(tenant)
         except InvalidName as error:
             raise TransportError(StatusCode.INVALID_ARGUMENT, str(error)) from None
-        caller = Caller(tenant, EVERY_ROLE)
+        caller = Caller(tenant, CLIENT_ROLES)
         if len(self._callers) < _CALLERS_REMEMBERED_MAX:
             self._callers[tenant] = caller
         return caller

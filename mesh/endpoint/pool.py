@@ -1,6 +1,6 @@
 """What pods ask of one another: are you there, load this, what did you last know, can you reach me.
 
-These methods need the role PEER, which no tenant has once authentication is on.
+All but the first need the role PEER, which no client has (`mesh.endpoint.access`).
 """
 
 from __future__ import annotations

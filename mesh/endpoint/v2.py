@@ -93,7 +93,7 @@ class V2Endpoint:
         """The generation that answers here, and the hop that brought the call, if it came from another pod."""
         if self._router is None:
             return self._serving.resolve(tenant, name, version), None
-        hop = hop_of(call)
+        hop = hop_of(call) if self._access.is_peer(call) else None
         if hop is not None:
             return self._serving.current(await self._router.registered(tenant, hop)), hop
         try:

@@ -4,6 +4,8 @@ The message and the caller's own metadata travel untouched. The entry names the 
 resolved (an alias with weights must not be drawn twice), the generation and the revision of the registry at which it
 is known, so that a pod whose view lags can wait for it instead of answering "unknown".
 
+It is heeded from pods only, which show that they are pods (`mesh.endpoint.access`); from anybody else it means nothing.
+
 A forwarded request is never forwarded again: whoever cannot serve it answers `NotHere`, and the first pod goes on.
 The longest way of a request is therefore one hop at a time, from the pod that it came in at.
 """
@@ -35,7 +37,9 @@ does not show it to the server's handlers, where it ends; callers behind grpcio 
 
 _DIGITS_MAX = 9
 """Of a count; beyond it the client is not serious."""
-_DROPPED = frozenset({FORWARD_METADATA, messages.TENANT_METADATA, "user-agent", "te", "content-type"})
+_DROPPED = frozenset(
+    {FORWARD_METADATA, messages.PEER_KEY_METADATA, messages.TENANT_METADATA, "user-agent", "te", "content-type"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ def encode_hop(hop: Hop) -> str:
 
 
 def hop_of(call: Call) -> Hop | None:
-    """The hop that brought this call; None for a client's. Raises TransportError for one that cannot be read."""
+    """The hop that brought a pod's call; None: there is none. Raises TransportError for one that cannot be read."""
     if not call.metadata:
         return None
     value = call.metadata_value(FORWARD_METADATA)
@@ -87,8 +91,7 @@ def hop_of(call: Call) -> Hop | None:
     except ValueError:
         raise TransportError(
             StatusCode.INVALID_ARGUMENT,
-            f"metadata {FORWARD_METADATA} is {value[:80]!r}, which no pod of this version writes; clients must not "
-            "send it",
+            f"metadata {FORWARD_METADATA} is {value[:80]!r}, which no pod of this version writes",
         ) from None
 
 

@@ -4,6 +4,9 @@ A call that waits for a pod which has stopped answering must not wait for the cl
 pod down, `cut` ends every call to it at once, as a broken line, and the router asks another pod: inference has no
 effects, so asking twice is safe.
 
+Every call shows the key of the pod that is called (`mesh.endpoint.access`): it stands in that pod's record beside its
+address, so whoever knows where to call knows with which key.
+
 Deliberately absent: who is down (`probes`), what to do then (`router`).
 """
 
@@ -15,12 +18,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mesh.transport.base import Dial, Line, LineBroken, Metadata, Reply, StatusCode, TransportError
+from mesh.wire import messages
 from placement.policy.snapshot import Pod
 
 
 @dataclass(slots=True)
 class _Link:
     address: str
+    peer_key: str
     line: Line
     in_flight: int = 0
     calls: dict[asyncio.Task[Any], bool] = field(default_factory=dict)
@@ -46,14 +51,16 @@ class Links:
 
     def follow(self, pods: Iterable[Pod]) -> None:
         """These are the pods now: new ones are dialled, those that left or moved are hung up."""
-        present = {pod.id: pod.address for pod in pods if pod.id != self._own_pod and pod.address}
+        present = {pod.id: pod for pod in pods if pod.id != self._own_pod and pod.address}
         for pod_id, link in list(self._links.items()):
-            if present.get(pod_id) != link.address:
+            if pod_id not in present or present[pod_id].address != link.address:
                 self._hang_up(pod_id)
-        for pod_id, address in present.items():
+        for pod_id, pod in present.items():
             if pod_id not in self._links:
-                self._links[pod_id] = _Link(address, self._dial(address))
+                self._links[pod_id] = _Link(pod.address, pod.peer_key, self._dial(pod.address))
                 self._in_flight[pod_id] = 0
+            else:
+                self._links[pod_id].peer_key = pod.peer_key
 
     def _hang_up(self, pod_id: str) -> None:
         self.cut(pod_id)
@@ -82,7 +89,8 @@ class Links:
         self._in_flight[pod_id] = link.in_flight
         link.calls[task] = False
         try:
-            return await link.line.call(path, body, metadata, deadline_s)
+            shown = (*metadata, (messages.PEER_KEY_METADATA, link.peer_key))
+            return await link.line.call(path, body, shown, deadline_s)
         except asyncio.CancelledError:
             if link.calls[task] and task.uncancel() == 0:
                 raise LineBroken(

@@ -182,6 +182,7 @@ class PoolSide:
             frozenset(self._settings.labels),
             formats,
             started_at_s=self._world.wall_clock(),
+            peer_key=self._world.peer_key,
         )
         self._pod = self._measured(pod)
         self.membership.on_change(self._pool_changed)

@@ -142,6 +142,7 @@ class SimulatedPod:
             serves_http=False,
             draw=self._random.random,
             incarnation=self.incarnation,
+            peer_key=f"key-of-{self.incarnation}",
         )
         return Node(settings, self.client, world)
 

@@ -111,6 +111,9 @@ MODEL_ID_METADATA = "mm-model-id"
 VMODEL_ID_METADATA = "mm-vmodel-id"
 """ModelMesh's metadata keys: they name a concrete model or an alias, before the message does."""
 
+PEER_KEY_METADATA = "hexcomb-peer-key"
+"""With every call of a pod to a pod: the key that the called one publishes in the pool's store, beside its address. Who
+shows it can read the store, and is believed to be a pod."""
 PREVIOUS_ATTEMPTS_METADATA = "hexcomb-previous-attempts"
 """With a call that our client repeats: how many tries of it ended without anybody's answer."""
 DRAINING_METADATA = "hexcomb-draining"

@@ -99,6 +99,8 @@ class Pod:
     loads: int = 0
     load_failures: int = 0
     """Since the start."""
+    peer_key: str = field(default="", repr=False)
+    """Drawn at each start: what another pod shows when it calls this one. Who can read the store is in the pool."""
 
 
 @dataclass(frozen=True, slots=True)

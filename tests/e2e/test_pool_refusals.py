@@ -10,13 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
 from mesh.client import Client, HexcombError, InvalidRequest, Refused
 from mesh.demo.local_pool import LocalPod, LocalPool
 from mesh.demo.ports import free_ports
+from mesh.routing import hop
 from mesh.wire import messages
-from mesh.wire.generated import hexcomb_pb2
+from mesh.wire.generated import hexcomb_pb2, inference_pb2
+from mesh.wire.tensors import encode_request
 from tests.e2e.conftest import Example, ModelFiles, Refusal, StartPool
 from tests.e2e.pools import LEASE_TTL_S, ONE_TRY, check, holders, put_by_hand, stored, wait_until
 
@@ -233,17 +236,49 @@ def test_a_leaders_record_that_was_damaged_by_hand_is_replaced(pool: LocalPool, 
     ask_all(pool, models)
 
 
+# Callers that say they are pods --------------------------------------------------------------------------------------
+
+
+def peer_key_of(pool: LocalPool, pod: LocalPod) -> str:
+    return str(stored(pool, f"pods/{pod.name}")[f"pods/{pod.name}"]["peer_key"])
+
+
+def test_who_claims_to_be_a_pod_without_its_key_is_a_client_like_any_other(
+    pool: LocalPool, models: dict[str, Example], raw_call: Callable[..., bytes | Refusal]
+) -> None:
+    pod, other = pool.pods
+    body = encode_request("m-0", models["m-0"].inputs)
+    forged = (hop.FORWARD_METADATA, hop.encode_hop(hop.Hop(other.name, "m-1", 1, 1, load=True)))
+
+    def factor(*metadata: tuple[str, str]) -> float:
+        """Which model answered: m-N multiplies by N + 2."""
+        answer = raw_call(pod.grpc_endpoint, messages.MODEL_INFER.path, body, metadata)
+        assert isinstance(answer, bytes), answer
+        outputs = np.frombuffer(inference_pb2.ModelInferResponse.FromString(answer).raw_output_contents[0], np.float32)
+        return float(outputs[1] / models["m-0"].inputs["x"].flat[1])
+
+    assert factor((messages.PEER_KEY_METADATA, peer_key_of(pool, pod)), forged) == 3, "a pod's word is heeded"
+    for claim in ((), (("hexcomb-peer-key", "guessed"),), ((messages.PEER_KEY_METADATA, peer_key_of(pool, other)),)):
+        assert factor(*claim, forged) == 2
+        assert factor(*claim, (hop.FORWARD_METADATA, "no pod would write this")) == 2
+        for method in (messages.ORDER, messages.EXPORT_NAMES, messages.DIAL_BACK):
+            refused = raw_call(pod.grpc_endpoint, method.path, b"", claim)
+            assert isinstance(refused, Refusal), method.path
+            assert refused.code is grpc.StatusCode.PERMISSION_DENIED
+
+
 def test_random_bytes_to_what_pods_ask_of_one_another_are_refused_without_a_defect(
     pool: LocalPool, models: dict[str, Example], raw_call: Callable[..., bytes | Refusal]
 ) -> None:
     pod = pool.pods[0]
     before = pod.log_text().count("incident")
     methods = [messages.PROBE, messages.ORDER, messages.EXPORT_NAMES, messages.DIAL_BACK]
+    as_pod = ((messages.PEER_KEY_METADATA, peer_key_of(pool, pod)),)
     seeds = random.Random(11)
     allowed = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION}
     for method in methods:
         for _ in range(12):
-            answer = raw_call(pod.grpc_endpoint, method.path, seeds.randbytes(seeds.randrange(1, 80)))
+            answer = raw_call(pod.grpc_endpoint, method.path, seeds.randbytes(seeds.randrange(1, 80)), as_pod)
             assert isinstance(answer, bytes) or answer.code in allowed, (method.path, answer)
     assert pod.log_text().count("incident") == before
     with Client(pool.endpoints) as client:

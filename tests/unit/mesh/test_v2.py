@@ -16,7 +16,7 @@ from mesh.routing.hop import FORWARD_METADATA, Hop, encode_hop
 from mesh.serving import Answer, Tensors
 from mesh.transport.base import Call, Metadata, Reply, ReplyWithTrailers
 from mesh.wire.errors import InvalidMessage
-from mesh.wire.messages import DRAINING_METADATA, MODEL_INFER
+from mesh.wire.messages import DRAINING_METADATA, MODEL_INFER, PEER_KEY_METADATA
 from mesh.wire.peek import peek
 from mesh.wire.tensors import decode_request, encode_request
 from placement.records import ModelRecord, ModelSpec
@@ -118,17 +118,30 @@ class Elsewhere:
 async def test_a_client_hears_that_the_pod_it_called_drains_and_not_the_one_that_ran_its_request() -> None:
     body = encode_request("m", {"x": np.zeros(1)})
     called = Call(MODEL_INFER.path, body)
-    forwarded = Call(MODEL_INFER.path, body, ((FORWARD_METADATA, encode_hop(Hop("p1", "m", 1, 1, load=False))),))
+    hop = (FORWARD_METADATA, encode_hop(Hop("p1", "m", 1, 1, load=False)))
+    forwarded = Call(MODEL_INFER.path, body, (hop, (PEER_KEY_METADATA, "key")))
     echo: Any = Echo()
     elsewhere: Any = Elsewhere()
 
     alone = v2.V2Endpoint(echo, Access(), lambda: "draining")
     assert _trailers(await alone.model_infer(called)) == {DRAINING_METADATA: "1"}
-    leaving = v2.V2Endpoint(echo, Access(), lambda: "draining", elsewhere)
+    leaving = v2.V2Endpoint(echo, Access("key"), lambda: "draining", elsewhere)
     assert _trailers(await leaving.model_infer(called)) == {v2.COLD_METADATA: "1", DRAINING_METADATA: "1"}
     assert _trailers(await leaving.model_infer(forwarded)) == {}
     staying = v2.V2Endpoint(echo, Access(), lambda: "", elsewhere)
     assert _trailers(await staying.model_infer(called)) == {v2.COLD_METADATA: "1"}
+
+
+@pytest.mark.parametrize("hop", [encode_hop(Hop("p1", "secret", 1, 1, load=True)), "no hop at all"])
+async def test_what_a_client_says_of_a_forwarding_is_not_heeded(hop: str) -> None:
+    echo: Any = Echo()
+    elsewhere: Any = Elsewhere()
+    endpoint = v2.V2Endpoint(echo, Access("key"), lambda: "", elsewhere)
+    body = encode_request("m", {"x": np.zeros(1)})
+    reply = await endpoint.model_infer(Call(MODEL_INFER.path, body, ((FORWARD_METADATA, hop),)))
+    assert isinstance(reply, ReplyWithTrailers)
+    assert reply.body == b"there"  # as any client's call: routed from here
+    assert echo.asked == ["m"]
 
 
 def _trailers(reply: Reply) -> dict[str, str]:

@@ -73,6 +73,7 @@ FULL_POD = Pod(
     ready=True,
     draining=True,
     why_unready="it drains",
+    peer_key="drawn at the start",
     started_at_s=1.7e9,
     loads=7,
     load_failures=8,

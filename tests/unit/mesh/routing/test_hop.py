@@ -17,7 +17,7 @@ from mesh.routing.hop import (
     why_not_here,
 )
 from mesh.transport.base import Call, Metadata, StatusCode, TransportError
-from mesh.wire.messages import MODEL_INFER, PREVIOUS_ATTEMPTS_METADATA, TENANT_METADATA
+from mesh.wire.messages import MODEL_INFER, PEER_KEY_METADATA, PREVIOUS_ATTEMPTS_METADATA, TENANT_METADATA
 
 HOP = Hop("p;1", "a b/ü;", 3, 1234, load=True)
 
@@ -63,6 +63,7 @@ def test_the_callers_metadata_travels_but_for_what_a_pod_says_itself() -> None:
         ("grpc-previous-rpc-attempts", "1"),
         (TENANT_METADATA, "asked-for"),
         (FORWARD_METADATA, "forged"),
+        (PEER_KEY_METADATA, "this pod's own"),
     )
     sent = forwarded_metadata(call(*given), "verified", HOP)
     assert sent == (

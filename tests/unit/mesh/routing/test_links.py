@@ -9,9 +9,10 @@ import pytest
 
 from mesh.routing.links import Links
 from mesh.transport.base import LineBroken, Metadata, Reply, StatusCode, TransportError
+from mesh.wire.messages import PEER_KEY_METADATA
 from placement.policy.snapshot import Pod
 
-POD = Pod("p1", "one", "h:1")
+POD = Pod("p1", "one", "h:1", peer_key="key")
 
 
 class Wire:
@@ -21,9 +22,11 @@ class Wire:
         self.address = address
         self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.cancelled = 0
+        self.shown: list[Metadata] = []
         self.closed = False
 
     async def call(self, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None) -> Reply:
+        self.shown.append(metadata)
         try:
             return await asyncio.shield(self.answer)
         except asyncio.CancelledError:
@@ -62,6 +65,17 @@ async def test_calls_in_flight_are_counted_by_pod(links: Links, wires: list[Wire
     wires[0].answer.set_result(b"ok")
     assert await task == b"ok"
     assert links.in_flight == {"p1": 0}
+
+
+async def test_each_call_shows_the_key_that_the_pod_has_now(links: Links, wires: list[Wire]) -> None:
+    wires[0].answer.set_result(b"ok")
+    await links.call("p1", "/m", b"", (("a", "b"),), None)
+    links.follow([replace(POD, incarnation="two", peer_key="another")])
+    await links.call("p1", "/m", b"", (), None)
+    assert wires[0].shown == [
+        (("a", "b"), (PEER_KEY_METADATA, "key")),
+        ((PEER_KEY_METADATA, "another"),),
+    ]
 
 
 async def test_a_pod_that_is_found_dead_fails_its_calls_at_once(links: Links, wires: list[Wire]) -> None:
