@@ -85,9 +85,10 @@ def ends_of_logs(pool: LocalPool) -> str:
     return "\n".join(f"---- {pod.name}\n{pod.log_text()[-2500:]}" for pod in pool.pods)
 
 
-def etcd_call(server: EtcdServer, path: str, **fields: Any) -> dict[str, Any]:
-    """A call over etcd's own HTTP gateway."""
-    request = urllib.request.Request(f"http://{server.endpoint}/v3/{path}", json.dumps(fields).encode())
+def etcd_call(server: EtcdServer, path: str, token: str = "", **fields: Any) -> dict[str, Any]:
+    """A call over etcd's own HTTP gateway. `token`: of an etcd with users."""
+    headers = {"Authorization": token} if token else {}
+    request = urllib.request.Request(f"http://{server.endpoint}/v3/{path}", json.dumps(fields).encode(), headers)
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20) as answer:
         found: dict[str, Any] = json.load(answer)
         return found
