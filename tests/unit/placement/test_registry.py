@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -89,7 +88,7 @@ async def test_the_same_spec_again_changes_nothing(registry: Registry, store: Me
 async def test_another_spec_is_refused_and_the_error_names_what_differs(registry: Registry) -> None:
     await registry.register(T, "iris", SPEC)
     with pytest.raises(AlreadyExists, match=r"generation 1; differs in uri, labels\).*pass if_generation=1"):
-        await registry.register(T, "iris", replace(OTHER, labels={"a": "b"}))
+        await registry.register(T, "iris", OTHER.replaced(labels={"a": "b"}))
     assert registry.resolve(T, "iris").record.spec == SPEC
 
 
@@ -193,7 +192,7 @@ async def test_an_id_twice_in_one_call_acts_as_one_after_the_other(registry: Reg
 
 
 async def test_entries_too_large_together_are_stored_apart(registry: Registry) -> None:
-    fat = replace(SPEC, parameters={f"p{i}": "x" * 4096 for i in range(30)})
+    fat = SPEC.replaced(parameters={f"p{i}": "x" * 4096 for i in range(30)})
     results = await registry.register_many(T, [Registration(f"m{i}", fat) for i in range(50)])
     assert all(isinstance(result, Registered) and result.created for result in results)
 
