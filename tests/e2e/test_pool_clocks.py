@@ -1,7 +1,7 @@
 """Pods whose clocks are minutes apart, as real processes: everything works as if they agreed.
 
-The clock of a process is set by a `sitecustomize` that Python imports before anything else. It moves `time.time` for the
-pod's own code, which reads times of day nowhere else; grpc compares that function with the kernel's clock, which stays.
+The clock of a process is set by a `sitecustomize` that Python imports before anything else. It moves `time.time` for
+the pod's own code, which reads times of day nowhere else; grpc compares that function with the kernel's clock.
 """
 
 from __future__ import annotations
