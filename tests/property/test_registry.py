@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,7 +101,7 @@ class RegistryAgainstDictionary(RuleBasedStateMachine):
                 self.run(call)
         else:
             assert self.run(call).generation == known[1]
-            self.models[tenant, name] = (replace(known[0], pinned=pinned), known[1])
+            self.models[tenant, name] = (known[0].replaced(pinned=pinned), known[1])
 
     @rule(tenant=TENANTS, name=NAMES)
     def unregister(self, tenant: str, name: str) -> None:
