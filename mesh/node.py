@@ -49,6 +49,7 @@ from mesh.endpoint.management import ManagementEndpoint
 from mesh.endpoint.modelmesh import ModelMeshEndpoint
 from mesh.endpoint.pods import PodsEndpoint
 from mesh.endpoint.pool import PoolEndpoint
+from mesh.endpoint.quick import QuickInference
 from mesh.endpoint.revisions import catching_up
 from mesh.endpoint.status import code_name, guarded_stream, guarded_unary
 from mesh.endpoint.v2 import V2Endpoint
@@ -75,6 +76,7 @@ from mesh.status import StatusView
 from mesh.telemetry import Telemetry
 from mesh.tenant_shares import tenant_shares
 from mesh.transport.base import ListenAddress, Routes, TransportLimits
+from mesh.transport.choosing import Choice, TransportMissing, choose_transport, native_is_here
 from mesh.wire import messages
 from mesh.world import World
 from placement.constraints import NO_CONSTRAINTS, Constraints, parse_constraints
@@ -249,7 +251,9 @@ class Node:
 
         access = Access("" if self.pool is None else world.peer_key)
         self.health = HealthEndpoint(access)
+        self.transport_choice = chosen_transport(settings)
         self.transport = world.listen(
+            self.transport_choice,
             self._routes(access, name),
             listen_addresses(settings),
             TransportLimits(
@@ -270,6 +274,7 @@ class Node:
             calls_in_flight=lambda: self.transport.calls_in_flight,
             memory_pressure=lambda: self.memory_watch.pressure,
             box_limits=box_limits(settings),
+            transport=str(self.transport_choice),
             clock=world.clock,
             wall_clock=world.wall_clock,
         )
@@ -323,6 +328,7 @@ class Node:
     def _routes(self, access: Access, name: str) -> Routes:
         router = None if self.pool is None else self.pool.router
         v2 = V2Endpoint(self.serving, access, self.unready_reason, router)
+        quick = QuickInference(self.serving, access, self.registry, self.unready_reason, router)
         describer = Describer(self.registry, self.status, self.overview)
         aliases = AliasSetting(self.models, self.registry, describer)
         mmesh = ModelMeshEndpoint(self.models, self.registry, self.status, aliases, access)
@@ -365,6 +371,7 @@ class Node:
         return Routes(
             {path: guarded_unary(handler) for path, handler in unary.items()},
             {path: guarded_stream(handler) for path, handler in streaming.items()},
+            {messages.MODEL_INFER.path: quick.answer},
         )
 
     def unready_reason(self) -> str:
@@ -414,6 +421,7 @@ class Node:
             self.size_watch.start()
         await self.transport.start()
         grpc = [address.address for address in self.transport.addresses]
+        log.info("gRPC on %s: %s", ", ".join(grpc), self.transport_choice)
         self.pod.addresses = tuple(f"grpc://{address}" for address in grpc)
         http_port = 0
         if self.http is not None:
@@ -591,6 +599,14 @@ def listen_addresses(settings: Settings) -> list[ListenAddress]:
         ListenAddress(f"{host}:{settings.grpc_port}"),
         *(ListenAddress(f"{host}:{port}", tenant) for tenant, port in settings.tenant_addresses.items()),
     ]
+
+
+def chosen_transport(settings: Settings) -> Choice:
+    """What speaks gRPC. Raises CannotStart when the one that was asked for is not there."""
+    try:
+        return choose_transport(settings.transport, listen_addresses(settings), native_is_here=native_is_here())
+    except TransportMissing as error:
+        raise CannotStart(str(error)) from error
 
 
 def _write_ready_file(path: Path, grpc_address: str, http_port: int) -> None:

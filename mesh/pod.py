@@ -127,6 +127,8 @@ class PodReport:
     memory_pressure: str = ""
     """Why it holds less than its capacity."""
     box_limits: tuple[BoxLimit, ...] = ()
+    transport: str = ""
+    """What speaks gRPC, and why."""
 
 
 class PodView:
@@ -145,6 +147,7 @@ class PodView:
         calls_in_flight: Callable[[], int],
         memory_pressure: Callable[[], str] = str,
         box_limits: tuple[BoxLimit, ...] = (),
+        transport: str = "",
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -159,6 +162,7 @@ class PodView:
         self._calls_in_flight = calls_in_flight
         self._memory_pressure = memory_pressure
         self._box_limits = box_limits
+        self._transport = transport
         self._clock = clock
         self._wall_clock = wall_clock
         self._started_at_ms = int(wall_clock() * 1e3)
@@ -208,6 +212,7 @@ class PodView:
             tenants=tuple(self._tenants(usage)),
             memory_pressure=self._memory_pressure(),
             box_limits=self._box_limits,
+            transport=self._transport,
             eviction_policy=usage.policy,
             prefetches=usage.prefetches,
             prefetches_used=usage.prefetches_used,

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from cache.copies import Copy
 from mesh.known_sizes import NOTHING, Loadable
+from mesh.plans import Plan
 from mesh.telemetry import RequestMeter
 from runtime_adapters.artifacts.fetch import Artifact
 from runtime_adapters.base import Device, LoadedModel, Promotable, Size, Tensors
@@ -74,6 +75,9 @@ class Resident:
     """Requests up to this size are no news."""
     unmeasured: RequestShape | None = None
     """The largest request, while nobody has measured what it takes (`mesh.size_watch`)."""
+    plans: dict[tuple[str, int], Plan] = field(default_factory=dict, repr=False)
+    """How requests of the kinds that it has seen are answered, by the model's name in them and their bytes
+    (`mesh.endpoint.quick`)."""
     runs: int = 0
     queued_total_s: float = 0.0
     run_total_s: float = 0.0

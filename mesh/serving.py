@@ -180,13 +180,46 @@ class Serving:
             raise
         finally:
             resident.let_go()
-        seconds = time.perf_counter() - began
-        meter.answered(seconds, cold=cold)
+        self._answered(record, resident, time.perf_counter() - began, wait_s if cold else None)
+        return Answer(outputs, tensors.outputs, record, cold)
+
+    def infer_now(
+        self,
+        record: ModelRecord,
+        resident: Resident,
+        inputs: dict[str, Array],
+        outputs: tuple[str, ...],
+        size_bytes: int,
+    ) -> dict[str, Array] | None:
+        """As `infer`, on a copy that `hit` gave and with inputs that were checked, without waiting for anything; None
+        when that cannot be, and then nothing has happened that `infer` would count again.
+
+        Raises BadInput, ModelRaised.
+        """
+        if not self._runner.runs_inline(resident, size_bytes):
+            return None
+        began = time.perf_counter()
+        try:
+            answer = self._runner.run_inline(resident, inputs, outputs)
+        except (OutOfMemory, MemoryError, ModelCrashed):
+            return None  # `infer` tries again, and knows what to do then
+        except Exception as error:
+            self.hits += 1
+            resident.meter.failed(self._code_of(error))
+            raise
+        self.hits += 1
+        self._answered(record, resident, time.perf_counter() - began, None)
+        return answer
+
+    def _answered(self, record: ModelRecord, resident: Resident, seconds: float, wait_s: float | None) -> None:
+        """`wait_s`: what it waited for its model to be loaded; None: nothing, the copy was here."""
+        resident.meter.answered(seconds, cold=wait_s is not None)
         if self._access_log is not None:
             copy = resident.copy
-            met = ColdStart(resident.size.total_bytes, copy.load_time_s, copy.fetch_time_s, wait_s) if cold else None
+            met = None
+            if wait_s is not None:
+                met = ColdStart(resident.size.total_bytes, copy.load_time_s, copy.fetch_time_s, wait_s)
             self._access_log.answered(record.tenant, record.id, seconds, met)
-        return Answer(outputs, tensors.outputs, record, cold)
 
     async def _wait(
         self, record: ModelRecord, deadline_s: float | None, space_wait_s: float

@@ -19,10 +19,15 @@ from mesh.running import Runs
 from mesh.settings import Settings
 from mesh.threads import InThread, in_thread
 from mesh.transport.base import Dial, Line, ListenAddress, Routes, Transport, TransportLimits
+from mesh.transport.choosing import Choice
 from runtime_adapters.memory_reading import MemoryReading, read_memory
 
 
-def _listen(routes: Routes, addresses: Sequence[ListenAddress], limits: TransportLimits) -> Transport:
+def _listen(choice: Choice, routes: Routes, addresses: Sequence[ListenAddress], limits: TransportLimits) -> Transport:
+    if choice.name == "native":
+        from mesh.transport.native_transport import NativeTransport
+
+        return NativeTransport(routes, addresses, limits)
     from mesh.transport.grpcio_transport import GrpcioTransport
 
     return GrpcioTransport(routes, addresses, limits)
@@ -43,7 +48,7 @@ class World:
     wall_clock: Callable[[], float] = time.time
     in_thread: InThread = in_thread
     """Runs what blocks."""
-    listen: Callable[[Routes, Sequence[ListenAddress], TransportLimits], Transport] = _listen
+    listen: Callable[[Choice, Routes, Sequence[ListenAddress], TransportLimits], Transport] = _listen
     dial: Dial = _dial
     staging: Callable[[Callable[[ModelKey], bool], DiskListener], Stages] | None = None
     """Made with what says which models must run apart, and with who hears what is on the disk. None: artifacts are

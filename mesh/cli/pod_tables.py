@@ -71,6 +71,7 @@ def pod_details(pod: Any) -> list[tuple[str, str]]:
         ("pod", pod.pod),
         ("state", pod_state(pod)),
         ("addresses", ", ".join(pod.addresses)),
+        ("transport", pod.transport),
         ("zone", pod.zone),
         ("labels", ", ".join(pod.labels)),
         ("capacity", show_size(capacity_bytes(pod))),

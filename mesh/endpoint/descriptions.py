@@ -205,6 +205,6 @@ _POD_FIELDS = (
     "pod", "version", "started_at_ms", "ready", "draining", "models_registered", "models_resident", "models_loading",
     "loads_queued", "requests_in_flight", "requests_waiting", "hits", "misses", "loads", "load_failures", "evictions",
     "eviction_age_s", "rss_bytes", "zone", "why_unready", "reachable", "why_unreachable", "leader",
-    "store_away_since_ms", "requests_per_s", "queue_delay_s", "thrashing",
+    "store_away_since_ms", "requests_per_s", "queue_delay_s", "thrashing", "transport",
     "memory_pressure", "eviction_policy", "prefetches", "prefetches_used", "prefetches_wasted",
 )  # fmt: skip

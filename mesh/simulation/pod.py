@@ -28,6 +28,7 @@ from mesh.simulation.scenario import Scenario
 from mesh.simulation.store import StoreServer
 from mesh.simulation.virtual_loop import Process, VirtualLoop
 from mesh.transport.base import ListenAddress, Routes, Transport, TransportLimits
+from mesh.transport.choosing import Choice
 from mesh.world import World
 from placement.errors import PlacementError
 from placement.policy.snapshot import PoolView
@@ -146,7 +147,9 @@ class SimulatedPod:
         )
         return Node(settings, self.client, world)
 
-    def _listen(self, routes: Routes, addresses: Sequence[ListenAddress], limits: TransportLimits) -> Transport:
+    def _listen(
+        self, choice: Choice, routes: Routes, addresses: Sequence[ListenAddress], limits: TransportLimits
+    ) -> Transport:
         self.transport = SimulatedTransport(
             self._around.network, self.process, self.machine.name, self.machine.address, routes, limits
         )

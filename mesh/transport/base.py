@@ -14,10 +14,14 @@ What every transport promises (tests/contract/test_transport.py is this list as 
 * Calls above `limits.calls_max`, or whose messages together exceed `limits.bytes_in_flight_max`, are refused at once
   with RESOURCE_EXHAUSTED and a retry hint; none waits unseen in a queue of the transport's own, none is answered
   CANCELLED for lack of room.
-* A message above `limits.message_bytes_max` is refused with RESOURCE_EXHAUSTED before it lies in memory whole, and
-  the transport goes on.
+* A message above `limits.message_bytes_max` is refused with RESOURCE_EXHAUSTED, and the transport goes on. grpcio
+  refuses it before it lies in memory whole; the native transport cannot, and so serves loopback only by default.
 * `stop` refuses new calls with UNAVAILABLE, lets those that run finish for at most `grace_s`, and ends the rest with
   UNAVAILABLE.
+
+A method may have a quick handler beside its handler: it is given calls that arrived together, and answers those that
+it can at once, without waiting for anything; the rest go to the handler, each in a task of its own. It is how a call
+that takes less than a task costs no task.
 
 Streaming methods have one kind of handler, for client, server and two-way streams alike: an async generator over an
 async iterator. A server stream's iterator yields one message.
@@ -99,9 +103,9 @@ def never_abandoned() -> bool:
     return False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """One call as it arrived.
+    """One call as it arrived. Nobody changes it; not frozen, because making a frozen one takes three times as long.
 
     `deadline_s` is on this process's `time.monotonic()`; None means that the client set none.
     `listener_tenant` is the tenant of the address that was called, if that address has one.
@@ -135,6 +139,8 @@ class ReplyWithTrailers:
 Reply = bytes | ReplyWithTrailers
 
 UnaryHandler = Callable[[Call], Awaitable[Reply]]
+QuickHandler = Callable[[Sequence[Call]], Sequence[Reply | Exception | None]]
+"""For each call its answer, its error, or None: the method's handler is to answer it. Raises nothing."""
 StreamHandler = Callable[[Call, AsyncIterator[bytes]], AsyncIterator[bytes]]
 """The call's `body` is empty; the messages come through the iterator."""
 
@@ -145,6 +151,8 @@ class Routes:
 
     unary: Mapping[str, UnaryHandler]
     streaming: Mapping[str, StreamHandler] = field(default_factory=dict)
+    quick: Mapping[str, QuickHandler] = field(default_factory=dict)
+    """Of methods that are in `unary`, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +239,7 @@ class Transport(Protocol):
 
     @property
     def name(self) -> str:
-        """`grpcio`, ...: for logs and `pods`."""
+        """`grpcio` or `native`: for logs and `pods`."""
 
     @property
     def limits(self) -> TransportLimits: ...

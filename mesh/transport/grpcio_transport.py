@@ -20,21 +20,17 @@ Deliberately absent: compression of responses (tensors hardly shrink, and it cos
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import secrets
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from mesh.transport.admission import Admission
 from mesh.transport.base import (
-    ANSWERED_METADATA,
-    RETRY_AFTER_METADATA,
     Call,
-    CannotListen,
     ListenAddress,
+    QuickHandler,
+    Reply,
     ReplyWithTrailers,
     Routes,
     ServerTls,
@@ -44,22 +40,17 @@ from mesh.transport.base import (
     TransportLimits,
     UnaryHandler,
 )
+from mesh.transport.listening import check_free, taken, with_port
+from mesh.transport.refusals import as_transport_error, response_too_large, sendable, trailers_of
 
 if TYPE_CHECKING:
     import grpc
     import grpc.aio
 
-_log = logging.getLogger(__name__)
-
 _BEYOND_REACH = 2**31 - 1
 """For grpc's own limits where ours stands in front of them."""
 _LAST_ANSWERS_S = 0.5
 """Once nothing runs, calls that were on their way are still answered (refused) for so long, whatever the grace."""
-_PORT_MAX = 65535
-_MESSAGE_BYTES_MAX = 2048
-"""Of an error's text: at most three times as many once encoded, and gRPC clients take 8 KiB of headers by default."""
-_PUSHBACK_METADATA = "grpc-retry-pushback-ms"
-"""gRPC's own spelling of a retry hint, for clients with a retry policy."""
 
 
 class GrpcioTransport:
@@ -71,7 +62,9 @@ class GrpcioTransport:
         addresses: Sequence[ListenAddress],
         limits: TransportLimits | None = None,
         tls: ServerTls | None = None,
+        admission: Admission | None = None,
     ) -> None:
+        """`admission`: of the transport that this one is a part of."""
         if not addresses:
             raise ValueError("a transport needs at least one address to listen on")
         self._routes = routes
@@ -79,13 +72,7 @@ class GrpcioTransport:
         self._limits = limits or TransportLimits()
         self._tls = tls
         self._servers: list[grpc.aio.Server] = []
-        self._running: set[asyncio.Task[Any]] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._refusing = False
-        self._ending = False
-        self._calls_shed = 0
-        self._bytes_in_flight = 0
+        self._admission = admission or Admission(self._limits)
 
     @property
     def name(self) -> str:
@@ -101,11 +88,11 @@ class GrpcioTransport:
 
     @property
     def calls_in_flight(self) -> int:
-        return len(self._running)
+        return self._admission.in_flight
 
     @property
     def calls_shed(self) -> int:
-        return self._calls_shed
+        return self._admission.shed
 
     async def start(self) -> int:
         import grpc.aio
@@ -119,7 +106,8 @@ class GrpcioTransport:
                 server.add_generic_rpc_handlers((self._generic_handler(wanted.tenant),))
                 port = _bind(server, wanted.address, self._tls)
                 first_port = first_port or port
-                bound.append(wanted if wanted.is_unix_socket else replace(wanted, address=_at(wanted.address, port)))
+                address = wanted.address if wanted.is_unix_socket else with_port(wanted.address, port)
+                bound.append(replace(wanted, address=address))
             for server in self._servers:
                 await server.start()
         except BaseException:
@@ -129,16 +117,8 @@ class GrpcioTransport:
         return 0 if bound[0].is_unix_socket else first_port
 
     async def stop(self, grace_s: float) -> None:
-        self._refusing = True
         grace_ends_s = time.monotonic() + grace_s
-        try:
-            async with asyncio.timeout(grace_s):
-                await self._idle.wait()
-        except TimeoutError:
-            _log.warning("%d calls did not finish within %.1f s of grace and are ended", len(self._running), grace_s)
-            self._ending = True
-            for task in tuple(self._running):
-                task.cancel()
+        await self._admission.close(grace_s)
         # What is left of the grace is for answers that are still being sent, to slow readers.
         await self._stop_servers(max(_LAST_ANSWERS_S, grace_ends_s - time.monotonic()))
 
@@ -166,100 +146,79 @@ class GrpcioTransport:
 
     def _unary(self, path: str, handler: UnaryHandler, tenant: str | None) -> Callable[..., Any]:
         response_bytes_max = self._limits.response_bytes_max
+        quick = self._routes.quick.get(path)
+        admission = self._admission
 
         async def serve(body: bytes, context: grpc.aio.ServicerContext) -> bytes | None:
-            task = self._admit(len(body))
-            if isinstance(task, TransportError):
-                await _refuse(context, task)
+            error = admission.refusal(len(body))
+            if error is not None:
+                await _refuse(context, error)
                 return None
-            error: TransportError
+            task = _current_task()
+            admission.enter(task, len(body))
             try:
-                reply = await handler(_call(path, body, context, tenant, task))
+                call = _call(path, body, context, tenant, task)
+                reply = None if quick is None else _quick_reply(quick, call)
+                if reply is None:
+                    reply = await handler(call)
                 if isinstance(reply, ReplyWithTrailers):
                     context.set_trailing_metadata(reply.trailers)
                     reply = reply.body
                 if len(reply) <= response_bytes_max:
                     return reply
-                error = TransportError(
-                    StatusCode.RESOURCE_EXHAUSTED,
-                    f"the response has {len(reply)} bytes, above the limit of {response_bytes_max}; ask for less",
-                )
+                error = response_too_large(len(reply), response_bytes_max)
             except asyncio.CancelledError:
-                if not self._ending:
+                if not admission.ending:
                     raise  # the client's doing: nobody is left to answer
-                error = self._stopped()
+                error = admission.stopped()
             except Exception as failure:
-                error = _as_transport_error(path, failure)
+                error = as_transport_error(path, failure)
             finally:
-                self._leave(task, len(body))
+                admission.leave(task, len(body))
             await _refuse(context, error)
             return None
 
         return serve
 
     def _stream(self, path: str, handler: StreamHandler, tenant: str | None) -> Callable[..., Any]:
+        admission = self._admission
+
         async def serve(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
-            task = self._admit()
-            if isinstance(task, TransportError):
-                await _refuse(context, task)
+            error = admission.refusal()
+            if error is not None:
+                await _refuse(context, error)
                 return
+            task = _current_task()
+            admission.enter(task)
             try:
                 async for reply in handler(_call(path, b"", context, tenant, task), requests):
                     yield reply
                 return
             except asyncio.CancelledError:
-                if not self._ending:
+                if not admission.ending:
                     raise  # the client's doing: nobody is left to answer
-                error = self._stopped()
+                error = admission.stopped()
             except Exception as failure:
-                error = _as_transport_error(path, failure)
+                error = as_transport_error(path, failure)
             finally:
-                self._leave(task)
+                admission.leave(task)
             await _refuse(context, error)
 
         return serve
 
-    def _admit(self, body_bytes: int = 0) -> asyncio.Task[Any] | TransportError:
-        """Count the call that the current task serves, or say why there is no room for it."""
-        if self._refusing:
-            return TransportError(
-                StatusCode.UNAVAILABLE, "this pod is stopping; try another one", self._limits.shed_retry_after_s
-            )
-        if len(self._running) >= self._limits.calls_max:
-            self._calls_shed += 1
-            return TransportError(
-                StatusCode.RESOURCE_EXHAUSTED,
-                f"{self._limits.calls_max} calls are in flight on this pod, its limit; try again shortly",
-                self._limits.shed_retry_after_s,
-            )
-        if self._running and self._bytes_in_flight + body_bytes > self._limits.bytes_in_flight_max:
-            self._calls_shed += 1
-            return TransportError(
-                StatusCode.RESOURCE_EXHAUSTED,
-                f"requests of {self._bytes_in_flight} bytes are in flight on this pod, near its limit of "
-                f"{self._limits.bytes_in_flight_max}; try again shortly",
-                self._limits.shed_retry_after_s,
-            )
-        self._bytes_in_flight += body_bytes
-        task = asyncio.current_task()
-        assert task is not None
-        self._running.add(task)
-        self._idle.clear()
-        return task
 
-    def _leave(self, task: asyncio.Task[Any], body_bytes: int = 0) -> None:
-        self._bytes_in_flight -= body_bytes
-        self._running.discard(task)
-        if not self._running:
-            self._idle.set()
+def _current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
-    def _stopped(self) -> TransportError:
-        """The answer to a call that `stop` cancelled."""
-        return TransportError(
-            StatusCode.UNAVAILABLE,
-            "this pod stopped before the call was done; try another one",
-            self._limits.shed_retry_after_s,
-        )
+
+def _quick_reply(quick: QuickHandler, call: Call) -> Reply | None:
+    """The answer to one call, if there is one at once. Raises what the handler gives as its error."""
+    (reply,) = quick((call,))
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
 
 
 def _call(
@@ -282,24 +241,10 @@ def _call(
     )
 
 
-def _as_transport_error(path: str, failure: Exception) -> TransportError:
-    if isinstance(failure, TransportError):
-        return failure
-    incident = secrets.token_hex(4)
-    _log.error("incident %s: %s failed", incident, path, exc_info=failure)
-    return TransportError(
-        StatusCode.INTERNAL, f"the server failed on this call; its log tells why under incident {incident}"
-    )
-
-
 async def _refuse(context: grpc.aio.ServicerContext, error: TransportError) -> None:
     """Answer with an error: sets status and trailers, then raises grpc's own AbortError."""
-    trailers = ((ANSWERED_METADATA, "1"), *error.trailers)
-    if error.retry_after_s is not None:
-        retry_after_ms = str(max(0, round(error.retry_after_s * 1000)))
-        trailers = (*trailers, (RETRY_AFTER_METADATA, retry_after_ms), (_PUSHBACK_METADATA, retry_after_ms))
     try:
-        await context.abort(_grpc_code(error.status), _sendable(error.message), trailers)
+        await context.abort(_grpc_code(error.status), sendable(error.message), trailers_of(error))
     except Exception as raised:
         import grpc.aio
 
@@ -307,14 +252,6 @@ async def _refuse(context: grpc.aio.ServicerContext, error: TransportError) -> N
             raise  # how abort ends a handler once its status is sent
         # Not sent: the client left in this very moment, which is no error of anybody's.
         raise asyncio.CancelledError from raised
-
-
-def _sendable(message: str) -> str:
-    """A message travels in a header, percent-encoded; of one that is too long for it, the client gets nothing."""
-    encoded = message.encode(errors="replace")
-    if len(encoded) <= _MESSAGE_BYTES_MAX:
-        return encoded.decode()
-    return encoded[:_MESSAGE_BYTES_MAX].decode(errors="ignore") + " ..."
 
 
 _GRPC_CODES: dict[int, grpc.StatusCode] = {}
@@ -347,35 +284,13 @@ def _server_options(limits: TransportLimits) -> list[tuple[str, int]]:
 
 
 def _bind(server: grpc.aio.Server, address: str, tls: ServerTls | None) -> int:
-    if address.startswith("unix:"):
-        _refuse_live_socket(address.removeprefix("unix:"))
-    else:
-        _, _, port_text = address.rpartition(":")
-        if ":" not in address or not port_text.isdecimal() or int(port_text) > _PORT_MAX:
-            # gRPC would take 99999 for 34463, and a lone host name for port 443.
-            raise CannotListen(f"cannot listen on {address}: write HOST:PORT, [IPv6]:PORT or unix:PATH")
+    check_free(address)
     try:
         if tls is None:
             return int(server.add_insecure_port(address))
         return int(server.add_secure_port(address, _credentials(tls)))
     except (RuntimeError, OSError) as error:
-        raise CannotListen(
-            f"cannot listen on {address}: it is taken by another process, or is no address of this machine; stop that "
-            f"process or choose another address (port 0 takes any free one)"
-        ) from error
-
-
-def _refuse_live_socket(path: str) -> None:
-    """gRPC deletes a socket file that is in its way, in use or not; leave it to do so only with dead ones."""
-    if not os.path.exists(path):
-        return
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except OSError:
-            return
-    raise CannotListen(f"cannot listen on unix:{path}: another process serves it; stop that one or choose another path")
+        raise taken(address) from error
 
 
 def _credentials(tls: ServerTls) -> grpc.ServerCredentials:
@@ -386,7 +301,3 @@ def _credentials(tls: ServerTls) -> grpc.ServerCredentials:
         root_certificates=tls.client_ca_pem,
         require_client_auth=tls.client_ca_pem is not None,
     )
-
-
-def _at(address: str, port: int) -> str:
-    return f"{address.rpartition(':')[0]}:{port}"

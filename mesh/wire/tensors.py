@@ -347,12 +347,13 @@ def _with_raw(rest: bytes, raw_field: int, raw: Sequence[Buffer]) -> bytes:
     """A serialised message with its raw-tensor field appended: protobuf fields may stand in any order."""
     parts: list[Buffer] = [rest]
     for data in raw:
-        parts.append(_prefix(raw_field, len(data)))
+        parts.append(length_prefix(raw_field, len(data)))
         parts.append(data)
     return b"".join(parts)
 
 
-def _prefix(field: int, length: int) -> bytes:
+def length_prefix(field: int, length: int) -> bytes:
+    """What stands before the bytes of a field: its tag and their number."""
     prefix = bytearray((field << 3 | 2,))
     while length >= 0x80:
         prefix.append(length & 0x7F | 0x80)

@@ -1,27 +1,39 @@
-"""The pod's transport with nothing behind it: the floor under every request. Prints its port; ends on SIGTERM."""
+"""A pod's transport with nothing behind it: the floor under every request. Prints its port; ends on SIGTERM.
+
+python -m tests.bench.echo_server native|grpcio
+"""
 
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections.abc import Sequence
 
 import uvloop
 
-from mesh.transport.base import Call, ListenAddress, Reply, Routes
-from mesh.transport.grpcio_transport import GrpcioTransport
+from mesh.transport.base import Call, ListenAddress, Reply, Routes, TransportLimits
+from mesh.transport.choosing import Choice
 from mesh.wire import messages
+from mesh.world import World
 
 
 async def _echo(call: Call) -> Reply:
     return bytes(call.body)
 
 
-async def _serve() -> None:
-    routes = Routes({messages.MODEL_INFER.path: _echo})
-    transport = GrpcioTransport(routes, [ListenAddress("127.0.0.1:0")])
+def _echo_at_once(calls: Sequence[Call]) -> Sequence[Reply]:
+    return [bytes(call.body) for call in calls]
+
+
+async def _serve(name: str) -> None:
+    path = messages.MODEL_INFER.path
+    routes = Routes({path: _echo}, quick={path: _echo_at_once})
+    choice = Choice("native" if name == "native" else "grpcio", "as was asked for")
+    transport = World().listen(choice, routes, [ListenAddress("127.0.0.1:0")], TransportLimits())
     port = await transport.start()
     print(port, flush=True)
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve())
+    uvloop.run(_serve(sys.argv[1]))

@@ -42,7 +42,7 @@ def run(bench: Reporter) -> None:
     _measure_handover(bench)
     bench.progress(1, steps, "echo")
     echo = subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.echo_server"], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tests.bench.echo_server", "native"], stdout=subprocess.PIPE, text=True
     )
     try:
         assert echo.stdout is not None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
+import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from mesh.transport.base import (
     Call,
     CannotListen,
     ListenAddress,
+    Reply,
     ReplyWithTrailers,
     Routes,
     ServerTls,
@@ -27,8 +29,9 @@ from mesh.transport.base import (
     TransportLimits,
 )
 from mesh.transport.grpcio_transport import GrpcioTransport
+from mesh.transport.native_transport import NativeTransport
 
-IMPLEMENTATIONS = {"grpcio": GrpcioTransport}
+IMPLEMENTATIONS = {"grpcio": GrpcioTransport, "native": NativeTransport}
 MIB = 1024 * 1024
 
 
@@ -73,7 +76,18 @@ class EchoServer:
         return ReplyWithTrailers(bytes(call.body), (("hexcomb-cold", "1"),))
 
     async def grow(self, call: Call) -> bytes:
+        self.entered.release()
         return bytes(int(call.body))
+
+    def quick(self, calls: Sequence[Call]) -> Sequence[Reply | Exception | None]:
+        answers: dict[bytes, Reply | Exception] = {
+            b"plain": b"at once",
+            b"trailing": ReplyWithTrailers(b"at once", (("hexcomb-cold", "1"),)),
+            b"refused": TransportError(StatusCode.NOT_FOUND, "none of that name"),
+            b"broken": RuntimeError("password=hunter2"),
+            b"large": bytes(2000),
+        }
+        return [answers.get(bytes(call.body)) for call in calls]
 
     async def stream(self, call: Call, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         self.calls.append(call)
@@ -106,6 +120,7 @@ class EchoServer:
         return Routes(
             {f"/test.Echo/{name}": handler for name, handler in unary.items()},
             {f"/test.Echo/{name}": handler for name, handler in streaming.items()},
+            {"/test.Echo/hold": self.quick},
         )
 
 
@@ -113,7 +128,7 @@ Start = Callable[..., Awaitable[Transport]]
 
 
 @pytest.fixture(params=sorted(IMPLEMENTATIONS))
-def implementation(request: pytest.FixtureRequest) -> type[GrpcioTransport]:
+def implementation(request: pytest.FixtureRequest) -> type[GrpcioTransport] | type[NativeTransport]:
     return IMPLEMENTATIONS[request.param]
 
 
@@ -123,7 +138,9 @@ def server() -> EchoServer:
 
 
 @pytest.fixture
-async def start(implementation: type[GrpcioTransport], server: EchoServer) -> AsyncIterator[Start]:
+async def start(
+    implementation: type[GrpcioTransport] | type[NativeTransport], server: EchoServer
+) -> AsyncIterator[Start]:
     started: list[Transport] = []
 
     async def start_one(
@@ -258,6 +275,79 @@ async def test_an_exception_is_answered_without_its_story_which_goes_to_the_log(
     assert await channel.unary_unary("/test.Echo/echo")(b"on we go") == b"on we go"
 
 
+async def test_a_quick_handler_answers_what_it_can_and_leaves_the_rest_to_the_handler(start, dial, server):
+    transport = await start(limits=TransportLimits(response_bytes_max=1000))
+    hold = dial(transport.addresses[0].address).unary_unary("/test.Echo/hold")
+    left = hold(b"left")
+    await server.wait_entered(1)
+    assert await hold(b"plain") == b"at once"
+    trailing = hold(b"trailing")
+    assert await trailing == b"at once"
+    assert ("hexcomb-cold", "1") in tuple(await trailing.trailing_metadata())
+    for body, code, details in (
+        (b"refused", grpc.StatusCode.NOT_FOUND, "none of that name"),
+        (b"broken", grpc.StatusCode.INTERNAL, "its log tells why"),
+        (b"large", grpc.StatusCode.RESOURCE_EXHAUSTED, "2000 bytes"),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await hold(body)
+        assert failure.value.code() is code
+        assert details in failure.value.details()
+        assert ("hexcomb-answered", "1") in tuple(failure.value.trailing_metadata())
+    assert [call.body for call in server.calls] == [b"left"]
+    server.release.set()
+    assert await left == b"left"
+    stopping = asyncio.create_task(transport.stop(30))
+    await asyncio.sleep(0)
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await hold(b"plain")
+    assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+    await stopping
+
+
+async def test_many_connections_are_served_and_each_cancellation_reaches_its_own_call(start, dial, server):
+    """Calls that end in every way at once, from many clients: what the parts of a transport share stays whole."""
+    transport = await start()
+    address = transport.addresses[0].address
+    chance = random.Random(1)
+
+    async def client(number: int) -> None:
+        channel = dial(address)
+        for turn in range(6):
+            body = b"%d %d" % (number, turn)
+            kind = chance.choice(["echo", "cancel", "deadline", "quick"])
+            if kind == "echo":
+                assert await channel.unary_unary("/test.Echo/echo")(body) == body
+            elif kind == "quick":
+                assert await channel.unary_unary("/test.Echo/hold")(b"plain") == b"at once"
+            elif kind == "cancel":
+                call = channel.unary_unary("/test.Echo/hold")(body)
+                await asyncio.sleep(0)
+                call.cancel()
+            else:
+                with pytest.raises(grpc.aio.AioRpcError) as failure:
+                    await channel.unary_unary("/test.Echo/hold")(body, timeout=0.02)
+                assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+    await asyncio.gather(*(client(number) for number in range(40)))
+    assert await dial(address).unary_unary("/test.Echo/echo")(b"still whole") == b"still whole"
+    async with asyncio.timeout(20):
+        await transport.stop(60)  # waits for what still runs: nothing is left behind
+    assert transport.calls_in_flight == 0
+
+
+async def test_a_client_that_vanished_without_a_word_is_hung_up_on(start):
+    transport = await start(limits=TransportLimits(keepalive_after_s=0.2, keepalive_timeout_s=0.2))
+    host, _, port = transport.addresses[0].address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    preface, no_settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+    writer.write(preface + no_settings)
+    async with asyncio.timeout(20):
+        while await reader.read(4096):
+            pass  # what the server says is not answered, its pings included
+    writer.close()
+
+
 async def test_an_unknown_method_is_unimplemented(start, dial):
     channel = dial((await start()).addresses[0].address)
     for path in ("/test.Echo/nope", "/nope.Nope/echo"):
@@ -390,6 +480,36 @@ async def test_stop_finishes_what_runs_and_refuses_what_comes(start, dial, serve
     await transport.stop(0)
 
 
+async def test_stop_sends_to_the_end_what_was_answered_before_it(start, dial, server):
+    transport = await start()
+    large = dial(transport.addresses[0].address).unary_unary("/test.Echo/grow")(b"%d" % (32 * MIB))
+    await server.wait_entered(1)
+    await transport.stop(30)
+    assert len(await large) == 32 * MIB
+
+
+async def test_clients_that_go_on_calling_through_a_stop_see_answers_or_unavailable_and_nothing_else(start, dial):
+    transport = await start()
+    echo = [dial(transport.addresses[0].address).unary_unary("/test.Echo/echo") for _ in range(4)]
+    ended: list[grpc.StatusCode] = []
+    answered = asyncio.Semaphore(0)
+
+    async def client(number: int) -> None:
+        try:
+            while True:
+                assert await echo[number % 4](b"x") == b"x"
+                answered.release()
+        except grpc.aio.AioRpcError as failure:
+            ended.append(failure.code())
+
+    clients = [asyncio.create_task(client(number)) for number in range(8)]
+    for _ in range(50):
+        await answered.acquire()
+    await transport.stop(5)
+    await asyncio.gather(*clients)
+    assert set(ended) == {grpc.StatusCode.UNAVAILABLE}
+
+
 async def test_stop_ends_calls_that_outlast_the_grace_with_unavailable(start, dial, server):
     transport = await start()
     running = dial(transport.addresses[0].address).unary_unary("/test.Echo/hold")(b"stuck")
@@ -503,11 +623,9 @@ def certificate() -> ServerTls:
 
 
 @pytest.mark.parametrize("mutual", [False, True])
-async def test_tls_serves_those_who_speak_it_and_asks_for_a_certificate_if_told_to(
-    implementation, server, certificate, mutual
-):
+async def test_grpcio_tls_serves_those_who_speak_it_and_asks_for_a_certificate_if_told_to(server, certificate, mutual):
     tls = certificate if mutual else replace(certificate, client_ca_pem=None)
-    transport = implementation(server.routes(), [ListenAddress("localhost:0")], tls=tls)
+    transport = GrpcioTransport(server.routes(), [ListenAddress("localhost:0")], tls=tls)
     await transport.start()
     address = transport.addresses[0].address
     own = (certificate.private_key_pem, certificate.certificate_chain_pem) if mutual else (None, None)

@@ -1,0 +1,167 @@
+"""Inference without a task: requests that this pod answers at once, from a copy that it has, on the event loop.
+
+Most requests of a busy pod are alike: small, from clients that send the same metadata with each, for a model that
+serves here and runs in less time than a hand-over to a thread. Such a request takes five looks into dictionaries
+(who asks, which model, which copy, which plan, which metrics), one comparison of bytes, the run, and one join. All that
+`mesh.endpoint.v2` promises holds here, since anything out of the ordinary is left to it: this module answers None, and
+nothing has happened.
+
+What is out of the ordinary: a model that is unknown, not here, busier than its other copies, or slow; a message that is
+large or has no pattern; ModelMesh's headers; a view that is behind what the client has seen; a pod that drains; a run
+that found no memory or lost its process.
+
+Belongs to the event loop; nothing here awaits, so nothing changes between the look and the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mesh.endpoint.access import Access
+from mesh.endpoint.status import as_transport_error
+from mesh.plans import Plan, plan_request
+from mesh.resident import Resident
+from mesh.routing.hop import Hop, hop_of
+from mesh.routing.router import Router
+from mesh.running import INLINE_BYTES_MAX
+from mesh.serving import Serving, UnknownModel
+from mesh.transport.base import Call, Metadata, Reply, TransportError
+from mesh.wire import messages
+from placement.errors import PlacementError
+from placement.records import ModelRecord
+from placement.registry import Registry
+
+ASKERS_MAX = 4096
+"""Kinds of metadata that are remembered; a client sends the same with all its calls, a pod the same for a model."""
+PLANS_MAX = 16
+"""Kinds of requests that are remembered per copy: its clients', and the numbers of rows that they send."""
+
+_NAME_TAG = 0x0A
+_ONE_BYTE_LENGTHS = 128
+_LEFT_TO_V2 = frozenset(
+    f"{key}{form}" for key in (messages.MODEL_ID_METADATA, messages.VMODEL_ID_METADATA) for form in ("", "-bin")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asker:
+    """What a call's metadata say of it."""
+
+    tenant: str
+    hop: Hop | None
+    revision: int
+    """Of the registry, that the client has seen."""
+
+
+class QuickInference:
+    """The quick handler of ModelInfer (`Routes.quick`)."""
+
+    def __init__(
+        self,
+        serving: Serving,
+        access: Access,
+        registry: Registry,
+        unready: Callable[[], str],
+        router: Router | None = None,
+    ) -> None:
+        self._serving = serving
+        self._access = access
+        self._registry = registry
+        self._unready = unready
+        self._router = router
+        self._askers: dict[tuple[Metadata, str | None], _Asker | None] = {}
+
+    def answer(self, calls: Sequence[Call]) -> Sequence[Reply | Exception | None]:
+        """For each call its answer, its error, or None: `V2Endpoint.model_infer` is to answer it."""
+        draining = bool(self._unready())
+        return [self._answer(call, draining) for call in calls]
+
+    def _answer(self, call: Call, draining: bool) -> Reply | Exception | None:
+        body = call.body
+        if len(body) > INLINE_BYTES_MAX or not isinstance(body, bytes):
+            return None
+        known = (call.metadata, call.listener_tenant)
+        asker = self._askers[known] if known in self._askers else self._meet(call)
+        if asker is None or asker.revision > self._registry.view.revision or (draining and asker.hop is None):
+            return None
+        name = _first_name(body)
+        if name is None:
+            return None
+        record = self._find(asker, name)
+        resident = None if record is None else self._serving.hit(record)
+        if record is None or resident is None:
+            return None
+        try:
+            return self._run(asker, record, resident, name, body)
+        except Exception as error:
+            return as_transport_error(error) or error
+        finally:
+            resident.let_go()
+
+    def _run(self, asker: _Asker, record: ModelRecord, resident: Resident, name: str, body: bytes) -> bytes | None:
+        if asker.hop is None and self._router is not None and self._router.saturated(record, resident.copy.pins):
+            return None
+        plan = self._plan(resident, name, body)
+        if plan is None:
+            return None
+        try:
+            request_id = plan.pattern.request_id(body)
+        except UnicodeDecodeError:
+            return None
+        outputs = self._serving.infer_now(record, resident, plan.inputs(body), plan.outputs, len(body))
+        return None if outputs is None else plan.answer(outputs, request_id)
+
+    def _find(self, asker: _Asker, name: str) -> ModelRecord | None:
+        """The generation that answers here; None when that is not plain."""
+        if asker.hop is not None:
+            record = self._registry.model(asker.tenant, asker.hop.model_id)
+            if record is None or record.generation < asker.hop.generation:
+                return None
+            return self._serving.current(record)
+        try:
+            return self._serving.resolve(asker.tenant, name)
+        except (UnknownModel, PlacementError):
+            return None
+
+    def _plan(self, resident: Resident, name: str, body: bytes) -> Plan | None:
+        plans = resident.plans
+        kind = (name, len(body))
+        plan = plans.get(kind)
+        if plan is None or not plan.pattern.matches(body):
+            plan = plan_request(resident.checker, body, name, resident.copy.key.generation)
+            if plan is not None:
+                if len(plans) >= PLANS_MAX:
+                    plans.clear()
+                plans[kind] = plan
+        return plan
+
+    def _meet(self, call: Call) -> _Asker | None:
+        """Read a call's metadata, once for all calls that carry the same; None: they are left to V2."""
+        if len(self._askers) >= ASKERS_MAX:
+            self._askers.clear()
+        asker = self._read(call)
+        self._askers[call.metadata, call.listener_tenant] = asker
+        return asker
+
+    def _read(self, call: Call) -> _Asker | None:
+        if any(key in _LEFT_TO_V2 for key, _ in call.metadata):
+            return None
+        seen = call.metadata_value(messages.REVISION_METADATA)
+        if seen is not None and not seen.isdecimal():
+            return None
+        try:
+            tenant = self._access.caller(call).tenant
+            return _Asker(tenant, hop_of(call), 0 if seen is None else int(seen))
+        except TransportError:
+            return None
+
+
+def _first_name(body: bytes) -> str | None:
+    """The name in the message's first field. Whether another one follows, its pattern knows."""
+    if len(body) < 2 or body[0] != _NAME_TAG or body[1] >= _ONE_BYTE_LENGTHS:
+        return None
+    try:
+        return body[2 : 2 + body[1]].decode() or None
+    except UnicodeDecodeError:
+        return None

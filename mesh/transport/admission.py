@@ -1,0 +1,95 @@
+"""How many calls a transport has in hand, and whether there is room for one more.
+
+Both transports, and the two halves of the native one, count here, so that a limit means the same on each: calls in
+flight, and the bytes of their requests together. What does not fit is refused at once, with a hint; nothing queues.
+
+Deliberately absent: the network, and threads. It belongs to the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from mesh.transport.base import StatusCode, TransportError, TransportLimits
+
+_log = logging.getLogger(__name__)
+
+
+class Admission:
+    """The calls of one transport, all addresses together."""
+
+    def __init__(self, limits: TransportLimits) -> None:
+        self._limits = limits
+        self._running: set[asyncio.Task[Any]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._bytes_in_flight = 0
+        self.refusing = False
+        """The transport stops: nothing is let in."""
+        self.ending = False
+        """The grace is over: what still runs has been cancelled, and is answered."""
+        self.shed = 0
+        """Refused for want of room, since the start."""
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._running)
+
+    def refusal(self, body_bytes: int = 0) -> TransportError | None:
+        """Why there is no room for a call of so many bytes; None: there is."""
+        limits = self._limits
+        if self.refusing:
+            return TransportError(
+                StatusCode.UNAVAILABLE, "this pod is stopping; try another one", limits.shed_retry_after_s
+            )
+        if len(self._running) >= limits.calls_max:
+            self.shed += 1
+            return TransportError(
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"{limits.calls_max} calls are in flight on this pod, its limit; try again shortly",
+                limits.shed_retry_after_s,
+            )
+        if self._running and self._bytes_in_flight + body_bytes > limits.bytes_in_flight_max:
+            self.shed += 1
+            return TransportError(
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"requests of {self._bytes_in_flight} bytes are in flight on this pod, near its limit of "
+                f"{limits.bytes_in_flight_max}; try again shortly",
+                limits.shed_retry_after_s,
+            )
+        return None
+
+    def enter(self, task: asyncio.Task[Any], body_bytes: int = 0) -> None:
+        """A call that was not refused is served by this task until `leave`."""
+        self._bytes_in_flight += body_bytes
+        self._running.add(task)
+        self._idle.clear()
+
+    def leave(self, task: asyncio.Task[Any], body_bytes: int = 0) -> None:
+        """The call's handler has ended."""
+        self._bytes_in_flight -= body_bytes
+        self._running.discard(task)
+        if not self._running:
+            self._idle.set()
+
+    async def close(self, grace_s: float) -> None:
+        """Refuse what comes; wait until nothing runs, and cancel what runs after `grace_s`."""
+        self.refusing = True
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
+        except TimeoutError:
+            _log.warning("%d calls did not finish within %.1f s of grace and are ended", len(self._running), grace_s)
+            self.ending = True
+            for task in tuple(self._running):
+                task.cancel()
+
+    def stopped(self) -> TransportError:
+        """The answer to a call that `close` cancelled."""
+        return TransportError(
+            StatusCode.UNAVAILABLE,
+            "this pod stopped before the call was done; try another one",
+            self._limits.shed_retry_after_s,
+        )

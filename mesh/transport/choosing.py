@@ -1,0 +1,73 @@
+"""Which transport serves, and why.
+
+pygrpc-native answers several times as many requests per core as grpcio (`make bench`, transport), so it serves where it
+can. Two things it cannot: speak TLS, and refuse a message before it lies in memory whole. The second is nobody's
+concern on loopback, where whoever reaches the port is on this machine already; beyond it, whoever reaches the port
+could fill the pod's memory, so there an operator has to ask for it.
+
+A host name is left to grpcio, which listens on every address that the name stands for (`localhost` often has two).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from ipaddress import ip_address
+from typing import Literal
+
+from mesh.transport.base import ListenAddress
+
+Wanted = Literal["auto", "grpcio", "native"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A transport's name, and a clause that says why it was taken."""
+
+    name: Literal["grpcio", "native"]
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.why}"
+
+
+class TransportMissing(Exception):
+    """The transport that was asked for is not installed; the message says how to install it."""
+
+
+def choose_transport(wanted: Wanted, addresses: Sequence[ListenAddress], *, native_is_here: bool) -> Choice:
+    """The transport for these addresses. Raises TransportMissing when `wanted` is one that is not installed."""
+    if wanted == "grpcio":
+        return Choice("grpcio", "as was asked for")
+    if not native_is_here:
+        if wanted == "native":
+            raise TransportMissing(
+                "transport: `native` was asked for, but pygrpc-native is not installed; run "
+                "`pip install pygrpc-native`, or use --transport auto"
+            )
+        return Choice("grpcio", "since pygrpc-native is not installed (`pip install pygrpc-native`)")
+    if wanted == "native":
+        return Choice("native", "as was asked for")
+    for listen in addresses:
+        why_not = _why_not_native(listen)
+        if why_not:
+            return Choice("grpcio", why_not)
+    return Choice("native", "since only this machine reaches it")
+
+
+def native_is_here() -> bool:
+    """Whether pygrpc-native is installed."""
+    return find_spec("pygrpc_native") is not None
+
+
+def _why_not_native(listen: ListenAddress) -> str:
+    if listen.is_unix_socket:
+        return ""
+    host = listen.address.rpartition(":")[0].strip("[]")
+    try:
+        if ip_address(host).is_loopback:
+            return ""
+    except ValueError:
+        return f"since {host} is a name, which may stand for several addresses"
+    return f"since {host} is reached from elsewhere, and the native transport measures a message only once it is read"
