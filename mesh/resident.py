@@ -22,6 +22,9 @@ from runtime_adapters.workspace import RequestShape, shape_of
 
 RUN_MEAN_WEIGHT = 0.2
 """Of the newest run in the mean."""
+RUN_OUTLIER_FACTOR = 4.0
+"""A run counts at most as so many times the mean. One that the kernel interrupted for 20 ms says nothing of the model;
+a model that has become slower has said so after a few runs."""
 SMALL_REQUEST_BYTES = 4096
 """What requests of this size take is lost in the noise, whatever the model makes of them: nearly always."""
 LARGER_FACTOR = 1.25
@@ -120,4 +123,4 @@ class Resident:
         self.runs += 1
         self.queued_total_s += queued_s
         self.run_total_s += run_s
-        self.run_s += RUN_MEAN_WEIGHT * (run_s - self.run_s)
+        self.run_s += RUN_MEAN_WEIGHT * (min(run_s, RUN_OUTLIER_FACTOR * self.run_s or run_s) - self.run_s)

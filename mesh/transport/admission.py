@@ -16,6 +16,10 @@ from mesh.transport.base import StatusCode, TransportError, TransportLimits
 
 _log = logging.getLogger(__name__)
 
+_LAST_CALLS_S = 0.1
+"""Once nothing runs, calls that were on their way are still refused for so long. Whoever hangs up on them answers them
+with CANCELLED, or not at all, and clients repeat neither."""
+
 
 class Admission:
     """The calls of one transport, all addresses together."""
@@ -26,6 +30,7 @@ class Admission:
         self._idle = asyncio.Event()
         self._idle.set()
         self._bytes_in_flight = 0
+        self._was_called = False
         self.refusing = False
         """The transport stops: nothing is let in."""
         self.ending = False
@@ -40,6 +45,7 @@ class Admission:
     def refusal(self, body_bytes: int = 0) -> TransportError | None:
         """Why there is no room for a call of so many bytes; None: there is."""
         limits = self._limits
+        self._was_called = True
         if self.refusing:
             return TransportError(
                 StatusCode.UNAVAILABLE, "this pod is stopping; try another one", limits.shed_retry_after_s
@@ -75,7 +81,7 @@ class Admission:
             self._idle.set()
 
     async def close(self, grace_s: float) -> None:
-        """Refuse what comes; wait until nothing runs, and cancel what runs after `grace_s`."""
+        """Refuse what comes, and what is on its way; wait until nothing runs, and cancel what runs after `grace_s`."""
         self.refusing = True
         try:
             async with asyncio.timeout(grace_s):
@@ -85,6 +91,9 @@ class Admission:
             self.ending = True
             for task in tuple(self._running):
                 task.cancel()
+        if self._was_called:
+            self._was_called = False
+            await asyncio.sleep(_LAST_CALLS_S)
 
     def stopped(self) -> TransportError:
         """The answer to a call that `close` cancelled."""

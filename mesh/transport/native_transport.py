@@ -67,8 +67,6 @@ _METADATA_ENTRY_BYTES = 32
 """What an entry counts beside its key and value, as HTTP/2 has it."""
 _METADATA_KNOWN_MAX = 1024
 """Metadata that was measured and is not measured again: a client sends the same with all its calls."""
-_LAST_CALLS_S = 0.1
-"""Once nothing runs, calls that were on their way are still refused for so long."""
 _UNSENT_LOOK_S = 0.01
 """How often `stop` looks whether all answers have been sent; the library does not say when."""
 _LAST_ANSWERS_S = 0.5
@@ -196,8 +194,6 @@ class NativeTransport:
     async def stop(self, grace_s: float) -> None:
         grace_ends_s = time.monotonic() + grace_s
         await self._admission.close(grace_s)
-        if self._ports:
-            await asyncio.sleep(_LAST_CALLS_S)
         await self._close(max(_LAST_ANSWERS_S, grace_ends_s - time.monotonic()))
 
     async def _close(self, sending_s: float) -> None:

@@ -1,0 +1,207 @@
+"""Inference without a task: the answers that `v2` gives, and what is out of the ordinary left to it untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cache.types import ModelKey
+from mesh.endpoint.access import Access
+from mesh.endpoint.quick import PLANS_MAX, QuickInference
+from mesh.endpoint.v2 import V2Endpoint
+from mesh.plans import Plan
+from mesh.routing.hop import FORWARD_METADATA, Hop, encode_hop
+from mesh.serving import Answer, Tensors, UnknownModel
+from mesh.transport.base import Call, Metadata, StatusCode, TransportError
+from mesh.wire.generated.inference_pb2 import ModelInferRequest
+from mesh.wire.messages import MODEL_INFER, REVISION_METADATA
+from mesh.wire.tensors import encode_request
+from placement.records import ModelRecord, ModelSpec
+from runtime_adapters.base import ModelMetadata, TensorSpec
+from runtime_adapters.errors import ModelRaised
+from runtime_adapters.validation import InputChecker
+
+ROW = np.arange(4, dtype=np.float32).reshape(1, 4)
+GENERATION = 3
+REVISION = 7
+METADATA = ModelMetadata(
+    "fake",
+    (TensorSpec("x", "FP32", (-1, 4)),),
+    (TensorSpec("y", "FP32", (-1, 4)), TensorSpec("n", "INT64", (1,))),
+    any_input_name=True,
+    batch_dimension=True,
+)
+
+
+class Here:
+    """Serves one model, `m`, also as `alias`: twice its input, and how many rows that has."""
+
+    def __init__(self) -> None:
+        self.pins = self.runs = 0
+        self.loaded, self.is_quick = True, True
+        self.error: Exception | None = None
+        self.copy = SimpleNamespace(pins=0, key=ModelKey("default", "m", GENERATION))
+        self.checker = InputChecker(METADATA)
+        self.plans: dict[tuple[str, int], Plan] = {}
+        self.view = SimpleNamespace(revision=REVISION)
+
+    def resolve(self, tenant: str, name: str, version: str = "") -> ModelRecord:
+        if tenant != "default" or name not in ("m", "alias") or version not in ("", str(GENERATION)):
+            raise UnknownModel(name)
+        return ModelRecord(tenant, "m", ModelSpec(uri="file:///m"), GENERATION, 0.0, 0.0)
+
+    def model(self, tenant: str, model_id: str) -> ModelRecord:
+        return self.resolve(tenant, model_id)
+
+    def current(self, record: ModelRecord) -> ModelRecord:
+        return record
+
+    def hit(self, record: ModelRecord) -> Any:
+        self.pins += self.loaded
+        return self if self.loaded else None
+
+    def let_go(self) -> None:
+        self.pins -= 1
+
+    def run(self, inputs: dict[str, Any], outputs: tuple[str, ...]) -> dict[str, Any]:
+        self.runs += 1
+        if self.error is not None:
+            raise self.error
+        (x,) = inputs.values()
+        made = {"y": x * 2, "n": np.array([len(x)], np.int64)}
+        return {name: made[name] for name in outputs or made}
+
+    def infer_now(self, record: Any, resident: Any, inputs: Any, outputs: Any, size_bytes: int) -> Any:
+        return self.run(inputs, outputs) if self.is_quick else None
+
+    async def infer(
+        self, record: Any, resident: Any, deadline_s: Any, decode: Callable[[], Awaitable[Tensors]], _: float
+    ):
+        tensors = await decode()
+        inputs = self.checker.check(tensors.inputs, tensors.datatypes)
+        self.let_go()
+        return Answer(self.run(inputs, tensors.outputs), tensors.outputs, record, cold=False)
+
+
+@pytest.fixture
+def here() -> Here:
+    return Here()
+
+
+def quick_of(here: Here, unready: str = "", router: Any = None) -> QuickInference:
+    serving: Any = here
+    registry: Any = here
+    return QuickInference(serving, Access(), registry, lambda: unready, router)
+
+
+def call(body: bytes, metadata: Metadata = ()) -> Call:
+    return Call(MODEL_INFER.path, body, metadata)
+
+
+def forwarded(generation: int = GENERATION) -> Metadata:
+    return ((FORWARD_METADATA, encode_hop(Hop("p1", "m", generation, REVISION, load=False))),)
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        [encode_request("m", {"x": ROW}), encode_request("m", {"x": ROW + 1}), encode_request("m", {"x": ROW})],
+        [encode_request("m", {"x": ROW}, request_id=f"id-{number}") for number in range(3)],
+        [encode_request(name, {"x": ROW}) for name in ("m", "alias", "m")],
+        [encode_request("m", {"x": np.repeat(ROW, rows, axis=0)}) for rows in (1, 2, 1, 3)],
+        [encode_request("m", {"x": ROW}, outputs) for outputs in (["n", "y"], ["y"], ["n"], ["n", "y"])],
+        [encode_request("m", {"x": ROW}, model_version=str(GENERATION))],
+        [encode_request("m", {"my own name for it": ROW})],
+        [encode_request("m", {"x": ROW.astype(dtype)}) for dtype in (np.float64, np.int32, np.float64)],
+    ],
+)
+async def test_the_answer_is_the_one_that_v2_gives_to_the_byte(here: Here, requests: list[bytes]):
+    quick = quick_of(here)
+    serving: Any = here
+    v2 = V2Endpoint(serving, Access(), lambda: "")
+    for body in (*requests, *requests):
+        (answer,) = quick.answer([call(body)])
+        assert answer == await v2.model_infer(call(body))
+    assert here.pins == 0
+
+
+async def test_a_forwarded_request_is_answered_even_while_the_pod_drains(here: Here):
+    body = encode_request("any name", {"x": ROW})
+    assert isinstance(quick_of(here, unready="draining").answer([call(body, forwarded())])[0], bytes)
+
+
+TYPED = ModelInferRequest(model_name="m")
+TYPED.inputs.add(name="x", datatype="FP32", shape=[1, 4]).contents.fp32_contents.extend([1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(
+    ("body", "metadata"),
+    [
+        (encode_request("nobody", {"x": ROW}), ()),
+        (encode_request("", {"x": ROW}), ()),
+        (encode_request("m", {"x": ROW}, model_version="1"), ()),
+        (encode_request("m", {"x": np.zeros((1, 5), np.float32)}), ()),
+        (encode_request("m", {"x": np.array([["a"] * 4], object)}), ()),
+        (encode_request("m", {"x": ROW}, ["no such output"]), ()),
+        (encode_request("m", {"x": np.repeat(ROW, 1000, axis=0)}), ()),
+        (encode_request("m", {"x": ROW}) + b"\x0a\x05other", ()),
+        (encode_request("m", {"x": ROW})[:-1], ()),
+        (b"\x0a\x01\xff", ()),
+        (b"\xff\xff", ()),
+        (b"", ()),
+        (TYPED.SerializeToString(), ()),
+        (encode_request("m", {"x": ROW}), (("mm-model-id", "m"),)),
+        (encode_request("m", {"x": ROW}), (("mm-vmodel-id-bin", b"m"),)),
+        (encode_request("m", {"x": ROW}), (("hexcomb-tenant", "blue"),)),
+        (encode_request("m", {"x": ROW}), (("hexcomb-tenant", "no such/tenant name"),)),
+        (encode_request("m", {"x": ROW}), ((REVISION_METADATA, str(REVISION + 1)),)),
+        (encode_request("m", {"x": ROW}), forwarded(GENERATION + 1)),
+        (encode_request("m", {"x": ROW}), ((FORWARD_METADATA, "no hop"),)),
+    ],
+)
+def test_what_is_out_of_the_ordinary_is_left_to_v2_and_nothing_has_happened(
+    here: Here, body: bytes, metadata: Metadata
+):
+    quick = quick_of(here)
+    plain = call(encode_request("m", {"x": ROW}), ((REVISION_METADATA, str(REVISION)),))
+    for _ in range(2):
+        first, left, last = quick.answer([plain, call(body, metadata), plain])
+        assert isinstance(first, bytes)
+        assert first == last
+        assert left is None
+    assert here.runs == 4
+    assert here.pins == 0
+
+
+@pytest.mark.parametrize("why", ["not loaded", "slow", "draining", "busier than the other copies"])
+def test_a_pod_that_cannot_answer_at_once_leaves_it_to_v2(here: Here, why: str):
+    here.loaded, here.is_quick = why != "not loaded", why != "slow"
+    router: Any = SimpleNamespace(saturated=lambda record, in_flight: why == "busier than the other copies")
+    quick = quick_of(here, unready="draining" if why == "draining" else "", router=router)
+    assert quick.answer([call(encode_request("m", {"x": ROW}))]) == [None]
+    assert (here.runs, here.pins) == (0, 0)
+
+
+def test_a_models_own_error_is_its_callers_alone(here: Here):
+    quick = quick_of(here)
+    body = call(encode_request("m", {"x": ROW}))
+    here.error = ModelRaised("division by zero")
+    (failure,) = quick.answer([body])
+    assert isinstance(failure, TransportError)
+    assert failure.status is StatusCode.INTERNAL
+    here.error = RuntimeError("a defect")
+    assert quick.answer([body]) == [here.error]
+    here.error = None
+    assert isinstance(quick.answer([body])[0], bytes)
+    assert here.pins == 0
+
+
+def test_clients_that_send_ever_new_kinds_of_requests_do_not_fill_the_memory(here: Here):
+    quick = quick_of(here)
+    for rows in range(1, 3 * PLANS_MAX):
+        assert quick.answer([call(encode_request("m", {"x": np.repeat(ROW, rows, axis=0)}))]) != [None]
+    assert len(here.plans) <= PLANS_MAX
