@@ -56,7 +56,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _EVENTS_MAX = 64
-"""Calls taken at a time: what they take together, a millisecond or two, is what others wait for."""
+"""Calls taken at a time: what they take together, one or two milliseconds (five, if each runs as long as runs on the
+loop may), is what everything else on the loop waits for."""
 _IO_THREADS = 1
 """Of the library, per port. A second one gains nothing while Python takes longer over a call than Rust does."""
 _STREAMS_MAX = 2**31 - 1
@@ -222,6 +223,7 @@ class NativeTransport:
                 loop.call_soon_threadsafe(self._take, port, events)
             except RuntimeError:  # the loop ended without a stop
                 return
+            del events  # or this thread keeps a large request until there is another one
             port.none_left.acquire()
 
     # The event loop -------------------------------------------------------------------------------------------------
