@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from cache.events import Forgive, SetPinned
 from cache.types import ModelKey, Refusal, RefusalKind
 from mesh.generations import key_of
-from mesh.loading import Loading, Refused
+from mesh.loading.loading import Loading, Refused
 from mesh.serving import Serving, wanted
 from mesh.staging import ALWAYS_ISOLATED
 from placement.errors import InvalidSpec, NotFound, PlacementError

@@ -56,9 +56,9 @@ from mesh.endpoint.v2 import V2Endpoint
 from mesh.explaining import Explaining
 from mesh.flight_recorder import FlightRecorder, read_last_flight
 from mesh.generations import Generations, key_of
-from mesh.host_tier import HOST_TIER
 from mesh.known_sizes import Known, KnownSizes
-from mesh.loading import HOST_MEMORY, Loading, Stages
+from mesh.loading.loading import Loading
+from mesh.loading.places import HOST_MEMORY, HOST_TIER
 from mesh.memory_watch import MemoryWatch
 from mesh.models import Models
 from mesh.overview import Alone, InPool, Overview
@@ -71,7 +71,7 @@ from mesh.running import Runner, Runs
 from mesh.serving import Serving
 from mesh.settings import Settings, box_limits
 from mesh.size_watch import SizeWatch
-from mesh.staging import Staging, never
+from mesh.staging import Stages, Staging, never
 from mesh.status import StatusView
 from mesh.telemetry import Telemetry
 from mesh.tenant_shares import tenant_shares

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from cache.machine import CacheMachine
 from cache.types import ModelKey
-from mesh.loading import Loading
+from mesh.loading.loading import Loading
 from mesh.parking import Parking
 from mesh.routing.measuring import Measuring
 from mesh.routing.pool_side import Condition, PoolSide

@@ -17,7 +17,7 @@ from cache.machine import CacheMachine
 from cache.types import CopyState
 from cache.views import Usage
 from mesh.box import BoxLimit
-from mesh.loading import Loading
+from mesh.loading.loading import Loading
 from mesh.overview import Overview
 from mesh.serving import Serving
 from mesh.telemetry import Sample
@@ -271,7 +271,7 @@ class PodView:
                     (*labels, ("by", what)),
                     amount,
                 )
-        forms = self._loading.copies_by_form()
+        forms = self._loading.residents.copies_by_form()
         for form, count in forms.items():
             yield Sample(
                 "hexcomb_copies_by_form",
@@ -279,7 +279,7 @@ class PodView:
                 (("form", form),),
                 count,
             )
-        declared, estimated, measured = self._loading.size_totals()
+        declared, estimated, measured = self._loading.residents.size_totals()
         for source, amount in (("declared", declared), ("estimated", estimated), ("measured", measured)):
             yield Sample(
                 "hexcomb_resident_model_bytes",

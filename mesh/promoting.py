@@ -28,7 +28,8 @@ from cachetools import LRUCache
 
 from cache.machine import CacheMachine
 from cache.types import CopyState
-from mesh.loading import HOST_MEMORY, Loading
+from mesh.loading.loading import Loading
+from mesh.loading.places import HOST_MEMORY
 from mesh.promotion import CopyHeat, Demote, Promote, PromotionLimits, choose_change
 from mesh.resident import Resident
 from mesh.telemetry import Sample
@@ -134,7 +135,7 @@ class Promotions:
         """One look, and the change that follows from it."""
         residents = {
             copy_id: resident
-            for copy_id, resident in self._loading.two_forms.items()
+            for copy_id, resident in self._loading.residents.two_forms.items()
             if resident.copy.state is CopyState.SERVABLE
         }
         self._watch(residents)
@@ -176,7 +177,7 @@ class Promotions:
 
     def _heats(self, residents: dict[int, Resident]) -> list[CopyHeat]:
         mapped: dict[str, int] = {}
-        for other in self._loading.two_forms.values():
+        for other in self._loading.residents.two_forms.values():
             for content, _ in other.size.shared:
                 mapped[content] = mapped.get(content, 0) + 1
         heats = []

@@ -22,7 +22,8 @@ from math import inf
 from cache.types import Bytes, RefusalKind, WantedModel
 from mesh.access_log import AccessLog, ColdStart
 from mesh.generations import Generations, key_of
-from mesh.loading import HOST_MEMORY, Loading, Refused
+from mesh.loading.loading import Loading, Refused
+from mesh.loading.places import HOST_MEMORY
 from mesh.resident import Resident
 from mesh.running import Runs
 from mesh.telemetry import Telemetry

@@ -40,7 +40,7 @@ GROWN_MIN_BYTES = MIB
 
 
 class Copies(Protocol):
-    """What the watch needs of `mesh.loading.Loading`."""
+    """What the watch needs of `mesh.loading.loading.Loading`."""
 
     def every_resident(self) -> Iterable[Resident]:
         """All loaded copies."""

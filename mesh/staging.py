@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from cachetools import LRUCache
 
@@ -71,6 +72,35 @@ class Staged:
     """What its load takes at its highest; 0: not known."""
     fetch_s: float = 0.0
     """From its storage to being prepared; 0: it was here."""
+
+
+class Stages(Protocol):
+    """What brings artifacts to this pod: `Staging`, or a simulated one."""
+
+    async def stage(self, key: ModelKey, record: ModelRecord) -> Staged:
+        """Fetch and prepare. Raises AdapterError; nothing is held then."""
+
+    async def stage_again(self, key: ModelKey) -> Staged | None:
+        """What this generation was loaded from last time, if it is still here."""
+
+    def release(self, artifact: Artifact) -> None:
+        """Let go of what `stage` or `stage_again` holds."""
+
+    def format_of(self, key: ModelKey) -> str:
+        """The format that was declared or detected; empty while it is not known."""
+
+    def forget(self, key: ModelKey) -> None:
+        """Another model of this name may have been here before."""
+
+    def content_on_disk(self, record: ModelRecord) -> str | None:
+        """The content that a fetch of this model would find on this disk, perhaps from before a restart."""
+
+    def measured(self, staged: Staged, size: Size, load_s: float, run_s: float, peak_bytes: int) -> None:
+        """What a copy was measured to take; how long its load took once the artifact was on the disk, and a run; what
+        the load took at its highest, or 0."""
+
+    def has_loaded(self, staged: Staged) -> bool:
+        """Whether this very content was loaded before."""
 
 
 def never(key: ModelKey) -> bool:

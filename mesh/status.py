@@ -20,7 +20,7 @@ from cache.machine import CacheMachine
 from cache.types import CopyState
 from cache.views import CopyView
 from mesh.generations import Generations, key_of
-from mesh.loading import Loading
+from mesh.loading.loading import Loading
 from placement.policy.obstacles import AGREEING_FAILURES
 from placement.policy.quarantine import Refused, may_load
 from placement.policy.snapshot import LoadFailure, ModelName, PoolView

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cache.types import ModelKey
-from mesh.loading import Stages
 from mesh.parking import DiskListener
 from mesh.running import Runs
 from mesh.settings import Settings
+from mesh.staging import Stages
 from mesh.threads import InThread, in_thread
 from mesh.transport.base import Dial, Line, ListenAddress, Routes, Transport, TransportLimits
 from mesh.transport.choosing import Choice

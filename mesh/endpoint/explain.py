@@ -12,7 +12,7 @@ from mesh.endpoint.access import Access
 from mesh.endpoint.descriptions import Describer
 from mesh.explaining import Explaining, ModelExplanation
 from mesh.generations import key_of
-from mesh.loading import Loading
+from mesh.loading.loading import Loading
 from mesh.overview import Overview
 from mesh.transport.base import Call, Reply, UnaryHandler
 from mesh.wire import messages

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from cache.types import RefusalKind
-from mesh.loading import Refused
+from mesh.loading.loading import Refused
 from mesh.serving import UnknownModel
 from mesh.transport.base import Call, Reply, StatusCode, StreamHandler, TransportError, UnaryHandler
 from mesh.wire.errors import InvalidMessage, UnsendableOutput

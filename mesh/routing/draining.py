@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Container
 from dataclasses import dataclass
 
 from cache.machine import CacheMachine
-from mesh.loading import Loading
+from mesh.loading.loading import Loading
 from placement.expected import ExpectedPool
 from placement.membership import Membership
 from placement.orders import OrdersInFlight

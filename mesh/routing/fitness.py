@@ -13,7 +13,7 @@ from collections.abc import Callable
 from itertools import islice
 
 from cache.types import RefusalKind
-from mesh.loading import Loading, Refused
+from mesh.loading.loading import Loading, Refused
 from mesh.routing.links import Links
 from mesh.serving import wanted
 from mesh.transport.base import LineBroken, ReplyWithTrailers, TransportError

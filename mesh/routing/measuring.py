@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from cache.machine import CacheMachine
 from cache.types import CopyState
-from mesh.loading import Loading
+from mesh.loading.loading import Loading
 from mesh.resident import Resident
 from placement.policy.snapshot import BusyModel, ModelName, Pod, Tier
 

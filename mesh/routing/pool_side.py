@@ -6,7 +6,7 @@ service, which acts when this pod leads.
 
 A turn twice a second measures, publishes and looks at what time alone changes. All else happens when something does.
 
-Deliberately absent: how a model is loaded or run. This module is told of it (`mesh.loading.PoolHooks`).
+Deliberately absent: how a model is loaded or run. This module is told of it (`mesh.loading.pool_hooks.PoolHooks`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from cache.events import EvictRequest
 from cache.machine import CacheMachine
 from cache.types import ModelKey, Refusal, RefusalKind
 from mesh.flight_recorder import FlightRecorder, LastFlight
-from mesh.loading import Loading, PoolHooks, Refused
+from mesh.loading.loading import Loading, Refused
+from mesh.loading.pool_hooks import PoolHooks
 from mesh.parking import Parking
 from mesh.resident import Resident
 from mesh.routing.draining import Draining, DrainLimits

@@ -29,7 +29,7 @@ from typing import Protocol
 
 from cache.types import RefusalKind
 from mesh.endpoint.status import as_transport_error
-from mesh.loading import Refused
+from mesh.loading.loading import Refused
 from mesh.routing.hop import ABSENT, HELD, Hop, forwarded_metadata, not_here, why_not_here
 from mesh.routing.links import Links
 from mesh.routing.losses import Losses

@@ -1,8 +1,8 @@
 """What blocks in a real pod, in virtual time: fetches, loads, unloads, runs.
 
-`mesh.loading.Loading` is real; it is given a `SimulatedStaging` in place of the disk tier, and `SimulatedThreads` in
-place of threads. Models are `runtime_adapters.fake`'s: each multiplies by a factor of its own, so an answer tells
-which artifact computed it, and a request that reached the wrong copy shows.
+`mesh.loading.loading.Loading` is real; it is given a `SimulatedStaging` in place of the disk tier, and
+`SimulatedThreads` in place of threads. Models are `runtime_adapters.fake`'s: each multiplies by a factor of its own, so
+an answer tells which artifact computed it, and a request that reached the wrong copy shows.
 
 A model that kills takes the process with it, in the middle of its load or of its run, unless it runs isolated.
 """
@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 
 from cache.types import ModelKey
 from mesh.generations import key_of
-from mesh.measured_load import MeasuredLoad
+from mesh.loading.measured_load import MeasuredLoad
 from mesh.parking import DiskListener
 from mesh.resident import Resident
 from mesh.simulation.contents import Content, Contents
@@ -54,7 +54,7 @@ class SimulatedModel(FakeModel):
 
 
 class SimulatedStaging:
-    """`mesh.loading.Stages` on one machine's disk."""
+    """`mesh.staging.Stages` on one machine's disk."""
 
     def __init__(
         self,

@@ -13,7 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 
 from cache.types import ModelKey
-from mesh.loading import Stages
 from mesh.node import CannotStart, Node
 from mesh.parking import DiskListener
 from mesh.routing.pool_side import PoolSide
@@ -27,6 +26,7 @@ from mesh.simulation.network import Network, SimulatedTransport
 from mesh.simulation.scenario import Scenario
 from mesh.simulation.store import StoreServer
 from mesh.simulation.virtual_loop import Process, VirtualLoop
+from mesh.staging import Stages
 from mesh.transport.base import ListenAddress, Routes, Transport, TransportLimits
 from mesh.transport.choosing import Choice
 from mesh.world import World

@@ -13,7 +13,7 @@ from cache.copies import Copy
 from cache.limits import CacheLimits
 from cache.types import ModelKey
 from mesh import node
-from mesh.loading import Loading
+from mesh.loading.loading import Loading
 from mesh.resident import Resident
 from mesh.routing.router import Router
 from mesh.serving import Serving

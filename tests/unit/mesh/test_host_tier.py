@@ -13,8 +13,9 @@ from prometheus_client import CollectorRegistry
 from cache.limits import CacheLimits
 from cache.machine import CacheMachine
 from cache.types import Bytes, CopyState, ModelKey, Place, RefusalKind, WantedModel
-from mesh.host_tier import HOST_TIER
-from mesh.loading import HOST_MEMORY, Loading, PoolHooks, Refused
+from mesh.loading.loading import Loading, Refused
+from mesh.loading.places import HOST_MEMORY, HOST_TIER
+from mesh.loading.pool_hooks import PoolHooks
 from mesh.node import cache_limits
 from mesh.settings import Settings
 from mesh.staging import Staging

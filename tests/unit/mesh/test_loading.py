@@ -23,7 +23,11 @@ from cache.events import Crashed, Drain, EvictRequest, Forgive, Retire
 from cache.limits import CacheLimits
 from cache.machine import CacheMachine
 from cache.types import Bytes, CopyState, ModelKey, RefusalKind, WantedModel
-from mesh.loading import HOST_MEMORY, Loading, PoolHooks, Refused
+from mesh.loading.loading import Loading, Refused
+from mesh.loading.places import HOST_MEMORY
+from mesh.loading.pool_hooks import PoolHooks
+from mesh.loading.running_out import RanOut, nobody_hears
+from mesh.room import ReadMemory
 from mesh.settings import Settings
 from mesh.staging import Staging
 from mesh.telemetry import Telemetry
@@ -92,6 +96,8 @@ class Pod:
         directory: Path,
         capacity_bytes: int = CAPACITY_BYTES,
         clock: Callable[[], float] = time.monotonic,
+        ran_out: RanOut = nobody_hears,
+        read_memory: ReadMemory | None = None,
         **settings: Any,
     ) -> None:
         self.directory = directory
@@ -128,6 +134,8 @@ class Pod:
                 is_elsewhere=self.elsewhere.__contains__,
                 crashed=self.crashed.append,
             ),
+            ran_out=ran_out,
+            read_memory=read_memory,
             clock=clock,
         )
 
@@ -480,7 +488,7 @@ async def test_a_model_whose_metadata_make_no_sense_fails_to_load_and_leaves_not
         raise ValueError("two inputs of one name")
 
     model = pod.register("m", FakeSpec(size_bytes=1000))
-    monkeypatch.setattr("mesh.loading.InputChecker", refuse)
+    monkeypatch.setattr("mesh.loading.residents.InputChecker", refuse)
     with pytest.raises(Refused):
         await pod.load(model)
     assert pod.charged_bytes() == 0

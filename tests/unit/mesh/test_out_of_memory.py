@@ -11,7 +11,8 @@ import pytest
 
 from cache.events import CapacityChanged
 from cache.types import Bytes, CopyState, Place, RefusalKind
-from mesh.loading import HOST_MEMORY, Refused
+from mesh.loading.loading import Refused
+from mesh.loading.places import HOST_MEMORY
 from mesh.memory_watch import MemoryWatch
 from mesh.sizing import WORKSPACE_SHARE_MAX
 from runtime_adapters.errors import OutOfMemory
@@ -25,8 +26,19 @@ BIG = FakeSpec(size_bytes=200_000)
 
 
 @pytest.fixture
-async def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pod]:
-    pod = Pod(tmp_path)
+def heard() -> list[tuple[Place, int, bool]]:
+    """What whoever watches the memory of `pod` hears."""
+    return []
+
+
+@pytest.fixture
+async def pod(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: list[tuple[Place, int, bool]]
+) -> AsyncIterator[Pod]:
+    def hear(place: Place, missing_bytes: int, message: str, *, counted: bool) -> None:
+        heard.append((place, missing_bytes, counted))
+
+    pod = Pod(tmp_path, ran_out=hear)
     monkeypatch.setattr("mesh.staging.adapter_for", lambda name: pod.adapter)
     yield pod
     pod.check_at_rest()
@@ -69,13 +81,9 @@ async def test_the_second_time_without_memory_is_told_and_the_pod_lives_on(pod: 
     assert pod.charged_bytes() == 200_000
 
 
-async def test_whoever_watches_the_memory_hears_where_and_how_much_was_missing(pod: Pod) -> None:
-    heard: list[tuple[Place, int, bool]] = []
-
-    def hear(place: Place, missing_bytes: int, message: str, *, counted: bool) -> None:
-        heard.append((place, missing_bytes, counted))
-
-    pod.loading._ran_out = hear
+async def test_whoever_watches_the_memory_hears_where_and_how_much_was_missing(
+    pod: Pod, heard: list[tuple[Place, int, bool]]
+) -> None:
     pod.adapter.on("load", runs_out(1))
     await pod.load(pod.register("hungry", BIG))
     assert heard == [(HOST_MEMORY, 0, False)]
@@ -108,7 +116,11 @@ async def test_a_client_s_huge_requests_never_make_a_model_too_big_for_the_pod(p
 @pytest.fixture
 async def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pod]:
     """A pod that may hold 500 MiB in a box that has 150 for it, beside the 41 that are danger."""
-    pod = Pod(tmp_path, capacity_bytes=500 * MIB)
+
+    def ran_out(place: Place, missing_bytes: int, message: str, *, counted: bool) -> None:
+        watch.ran_out(place, missing_bytes, message, counted=counted)
+
+    pod = Pod(tmp_path, capacity_bytes=500 * MIB, ran_out=ran_out, read_memory=lambda: read())
     monkeypatch.setattr("mesh.staging.adapter_for", lambda name: pod.adapter)
 
     def read() -> MemoryReading:
@@ -122,8 +134,6 @@ async def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         used=lambda: pod.cache.usage().used,
         change_capacity=pod.loading.send,
     )
-    pod.loading._read_memory = read
-    pod.loading._ran_out = watch.ran_out
     yield pod
     pod.check_at_rest()
     await pod.loading.close(LONG_S)

@@ -16,7 +16,8 @@ from cache.events import EvictRequest
 from cache.limits import CacheLimits
 from cache.machine import CacheMachine
 from cache.types import Bytes, ModelKey, WantedModel
-from mesh.loading import HOST_MEMORY, Loading
+from mesh.loading.loading import Loading
+from mesh.loading.places import HOST_MEMORY
 from mesh.promoting import Promotions
 from mesh.promotion import CopyHeat, Demote, Promote, PromotionLimits, choose_change
 from mesh.resident import Resident

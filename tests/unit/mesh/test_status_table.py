@@ -8,7 +8,7 @@ import pytest
 
 from cache.types import Refusal, RefusalKind
 from mesh.endpoint.status import as_transport_error, code_name, guarded_stream, guarded_unary
-from mesh.loading import Refused
+from mesh.loading.loading import Refused
 from mesh.serving import UnknownModel
 from mesh.transport.base import Call, StatusCode, TransportError
 from mesh.wire.errors import InvalidMessage, UnsendableOutput

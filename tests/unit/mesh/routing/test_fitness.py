@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from cache.types import Refusal, RefusalKind, WantedModel
-from mesh.loading import Refused
+from mesh.loading.loading import Refused
 from mesh.routing.fitness import Fitness
 from mesh.transport.base import Reply
 from mesh.wire.generated import hexcomb_pb2

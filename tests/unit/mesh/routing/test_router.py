@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cache.types import Refusal, RefusalKind
-from mesh.loading import Refused
+from mesh.loading.loading import Refused
 from mesh.routing.hop import Hop, hop_of, not_here, why_not_here
 from mesh.routing.router import Router
 from mesh.transport.base import Call, LineBroken, Metadata, Reply, StatusCode, TransportError

@@ -13,15 +13,11 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cache.types import Place
 from mesh.resident import Resident
 from mesh.threads import InThread
 from runtime_adapters.base import LoadedModel, Parkable, ParkedModel, Size
 
 log = logging.getLogger("hexcomb.host_tier")
-
-HOST_TIER = Place("host")
-"""Where the bytes of parked copies are counted."""
 
 
 class ReturnsTooLate(Exception):
