@@ -39,6 +39,10 @@ class StartUnload:
     reason: str
 
 
+EVICTED_FOR = "evicted for "
+"""How the reason of an unload begins when it makes room."""
+
+
 @dataclass(frozen=True, slots=True)
 class StartPark:
     """Move the copy from its device into RAM; nobody holds it. Answer Parked or ParkFailed. `reason` is a sentence."""

@@ -21,6 +21,11 @@ from cache.state import PodState
 from cache.types import NO_BYTES, Bytes, CopyState
 
 
+def can_park(state: PodState, parks: Bytes | None) -> bool:
+    """Whether a copy that takes `parks` in RAM (None: its adapter cannot park it) could ever lie there."""
+    return parks is not None and bool(parks) and not parks.missing_from(state.limits.capacity)
+
+
 def parks_now(state: PodState, copy: Copy) -> bool:
     """Whether this copy, about to leave its device, is parked."""
     if copy.parks is None or copy.key in state.retired or copy.closing_reason:

@@ -89,3 +89,15 @@ class Holders:
 
 NOBODY = Holders()
 """Where nothing is shared. Plans change copies of it."""
+
+
+def check_size(size: Bytes, shared: Shared = ()) -> None:
+    """Raise ValueError where a size was reported that no copy can have."""
+    if any(count < 0 for _, count in size):
+        raise ValueError(f"A size of {size} was reported; every component must be zero or more bytes.")
+    if any(part.count_bytes <= 0 for part in shared) or len({part.content for part in shared}) < len(shared):
+        raise ValueError(
+            f"Shared parts {shared} were reported; each content must be named once, with bytes above zero."
+        )
+    if not bytes_of(shared) <= size:
+        raise ValueError(f"Shared parts of {bytes_of(shared)} were reported of a copy that takes {size}.")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from cachetools import LRUCache, TTLCache
 
+from cache.commands import Command
 from cache.copies import Copy, Waiter
 from cache.failures import FailureMemory
 from cache.history import Histories
@@ -84,6 +85,8 @@ class PodState:
         self.parkings_total = 0
         self.thrash = ThrashWatch(slots=limits.loads_concurrent_max, share=limits.thrash_load_share)
         self.crossings: deque[Crossing] = deque(maxlen=CROSSINGS_MAX)
+        self.out: list[Command] = []
+        """What must be done, in this order, because of the event that is being handled."""
         self.replan = False
         """Something changed that may let a fetch or a load start."""
         self.changed: dict[ModelKey, None] = {}

@@ -6,8 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
+from cache.commands import EVICTED_FOR
 from cache.events import Unloaded, UnloadFailed
-from cache.machine import EVICTED_FOR
 from cache.types import ModelKey
 from mesh.loading.heap import HeapTrimmer
 from mesh.loading.host_tier import HostTier
