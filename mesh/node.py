@@ -15,26 +15,15 @@ import json
 import logging
 import os
 import shutil
-import signal
-import socket
-import sys
-import threading
-import time
-import zlib
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import uvloop
 from prometheus_client import CollectorRegistry
 
 from cache.events import Drain, Forgive, Retire
-from cache.limits import CacheLimits
 from cache.machine import CacheMachine
 from cache.policies import policy_named
-from cache.tenancy import check_shares
-from cache.types import Bytes, ModelKey, Place
+from cache.types import ModelKey, Place
 from mesh.access_log import AccessLog
 from mesh.asking import Asking
 from mesh.box import this_box
@@ -58,12 +47,23 @@ from mesh.flight_recorder import FlightRecorder, read_last_flight
 from mesh.generations import Generations, key_of
 from mesh.known_sizes import Known, KnownSizes
 from mesh.loading.loading import Loading
-from mesh.loading.places import HOST_MEMORY, HOST_TIER
+from mesh.loading.places import HOST_MEMORY
 from mesh.memory_watch import MemoryWatch
 from mesh.models import Models
+from mesh.node_settings import (
+    CannotStart,
+    cache_limits,
+    chosen_device,
+    chosen_transport,
+    file_prefixes,
+    installed_formats,
+    listen_addresses,
+    own_host,
+    read_constraints,
+)
 from mesh.overview import Alone, InPool, Overview
 from mesh.parking import Parking
-from mesh.pod import PodView, default_pod_name, runtime_reports
+from mesh.pod import PodView, default_pod_name
 from mesh.promoting import Promotions
 from mesh.promotion import PromotionLimits
 from mesh.routing.pool_side import Condition, PoolSide, address_to_advertise
@@ -74,37 +74,20 @@ from mesh.size_watch import SizeWatch
 from mesh.staging import Stages, Staging, never
 from mesh.status import StatusView
 from mesh.telemetry import Telemetry
-from mesh.tenant_shares import tenant_shares
-from mesh.transport.base import ListenAddress, Routes, TransportLimits
-from mesh.transport.choosing import Choice, TransportMissing, choose_transport, native_is_here
+from mesh.transport.base import Routes, TransportLimits
 from mesh.wire import messages
 from mesh.world import World
-from placement.constraints import NO_CONSTRAINTS, Constraints, parse_constraints
 from placement.policy.snapshot import ModelName
 from placement.profiles import ProfileStore
 from placement.records import ModelRecord
 from placement.registry import Registry
 from placement.store.base import KeyValueStore
-from placement.store.embedded import EmbeddedStore
-from placement.store.etcd import EtcdStore
-from placement.store.etcd_options import EtcdOptions, Pem
-from placement.store.format import open_format
 from placement.view import Changes
 from runtime_adapters.artifacts.credentials import StorageKeys
 from runtime_adapters.artifacts.fetch import ArtifactStore, FetchLimits
 from runtime_adapters.artifacts.locations import SourcePolicy
-from runtime_adapters.base import CPU, Device
-from runtime_adapters.devices import cuda_devices
-from runtime_adapters.memory import tune_allocator
 
 log = logging.getLogger("hexcomb.node")
-
-_DEVICE_SHARE = 0.9
-"""Of a GPU's memory for models by default; the rest is context and workspace."""
-
-
-class CannotStart(Exception):
-    """The pod cannot start; the message says why and what to do."""
 
 
 class Node:
@@ -527,86 +510,6 @@ _LAST_UNLOADS_S = 5.0
 """At the end: how long copies in subprocesses may take to leave before they are killed."""
 _LAST_FILES_S = 15.0
 """At the end: how long fetches may take to stop; a server that says nothing is given up after ten seconds."""
-_LAST_THREADS_S = 3.0
-"""After the end: how long a thread that nobody can stop, in a model's run or a preparation, may hold up the exit."""
-
-
-def installed_formats() -> frozenset[str]:
-    """Formats whose frameworks are here."""
-    return frozenset(report.format for report in runtime_reports() if report.available)
-
-
-def chosen_device(settings: Settings) -> Device:
-    """The device that models run on. Raises CannotStart when the one that was asked for is not there."""
-    if settings.device == "cpu":
-        return CPU
-    scan = cuda_devices()
-    if scan.devices:
-        return scan.devices[0].device
-    if settings.device == "cuda":
-        raise CannotStart(f"device: `cuda` was asked for, but {scan.why_none}; use --device cpu")
-    return CPU
-
-
-def cache_limits(settings: Settings, device: Device) -> CacheLimits:
-    """The cache's limits from the settings. Raises CannotStart."""
-    capacity = Bytes.of(HOST_MEMORY, int(settings.capacity))
-    if device.kind != "cpu":
-        if settings.device_capacity is None:
-            device_bytes = int(cuda_devices().devices[device.index].total_bytes * _DEVICE_SHARE)
-        else:
-            device_bytes = int(settings.device_capacity)
-        host_bytes = int(settings.capacity) // 2 if settings.host_capacity is None else int(settings.host_capacity)
-        if settings.host_capacity is None:
-            capacity = capacity - Bytes.of(HOST_MEMORY, host_bytes)
-        capacity = capacity + Bytes.of(HOST_TIER, host_bytes) + Bytes.of(Place("device", str(device)), device_bytes)
-    main = HOST_MEMORY if device.kind == "cpu" else Place("device", str(device))
-    tenants = tenant_shares(settings.tenant_shares, settings.tenant_limits, capacity, main)
-    try:
-        check_shares(tenants, capacity)
-    except ValueError as error:
-        raise CannotStart(f"tenant_shares: {error}") from error
-    return CacheLimits(
-        capacity=capacity,
-        tenants=tenants,
-        loads_concurrent_max=settings.loads_concurrent_max,
-        fetches_concurrent_max=settings.fetches_concurrent_max,
-        waiters_per_model_max=settings.waiters_per_model_max,
-        waiters_total_max=settings.waiters_max,
-        wait_max_s=settings.wait_max_s,
-        residency_min_s=settings.residency_min_s,
-        residency_override_wait_s=settings.residency_override_wait_s,
-        thrash_control=settings.thrash_control,
-        prefetch=settings.prefetch,
-        prefetch_period_min_s=settings.prefetch_period_min_s,
-        failure_backoff_base_s=settings.failure_backoff_base_s,
-        failure_backoff_max_s=settings.failure_backoff_max_s,
-        pinned_bytes_per_tenant_max=None if settings.pinned_max is None else int(settings.pinned_max),
-    )
-
-
-def file_prefixes(settings: Settings) -> tuple[Path, ...] | None:
-    """Directories that file:// may read; None: any, which only a pod on loopback allows by default."""
-    if settings.file_prefixes:
-        return tuple(Path(prefix) for prefix in settings.file_prefixes)
-    return None if settings.is_loopback else ()
-
-
-def listen_addresses(settings: Settings) -> list[ListenAddress]:
-    """The pod's gRPC address, and one more for each tenant that has its own."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return [
-        ListenAddress(f"{host}:{settings.grpc_port}"),
-        *(ListenAddress(f"{host}:{port}", tenant) for tenant, port in settings.tenant_addresses.items()),
-    ]
-
-
-def chosen_transport(settings: Settings) -> Choice:
-    """What speaks gRPC. Raises CannotStart when the one that was asked for is not there."""
-    try:
-        return choose_transport(settings.transport, listen_addresses(settings), native_is_here=native_is_here())
-    except TransportMissing as error:
-        raise CannotStart(str(error)) from error
 
 
 def _write_ready_file(path: Path, grpc_address: str, http_port: int) -> None:
@@ -616,142 +519,8 @@ def _write_ready_file(path: Path, grpc_address: str, http_port: int) -> None:
     temporary.replace(path)  # whoever waits for the file never reads half of it
 
 
-async def open_store(settings: Settings) -> KeyValueStore:
-    """The store that the settings name. Raises PlacementError."""
-    if not settings.is_pooled:
-        return await EmbeddedStore.open(settings.data_dir)
-    options = etcd_options(settings)
-    # Each pod begins with another member, so that they share the pods between them.
-    first = zlib.crc32((settings.pod_name or default_pod_name()).encode()) % len(options.endpoints)
-    endpoints = (*options.endpoints[first:], *options.endpoints[:first])
-    store = await EtcdStore.open(replace(options, endpoints=endpoints))
-    try:
-        await open_format(store, f"hexcomb {version('hexcomb')}")
-    except BaseException:
-        await store.close()
-        raise
-    return store
-
-
-def etcd_options(settings: Settings) -> EtcdOptions:
-    """How to reach etcd. Raises InvalidAddress."""
-    if settings.store_connection is not None:
-        text = _read(settings.store_connection, "store_connection")
-        return EtcdOptions.from_connection_json(text, settings.store_connection.parent, default_prefix="hexcomb")
-    options = EtcdOptions.from_url(settings.store)
-    if settings.store_password_file is not None:
-        options = replace(options, password=_read(settings.store_password_file, "store_password_file").strip())
-    if settings.store_ca is not None:
-        options = replace(options, ca=Pem(settings.store_ca))
-    if settings.store_certificate is not None or settings.store_key is not None:
-        options = replace(
-            options,
-            certificate=None if settings.store_certificate is None else Pem(settings.store_certificate),
-            key=None if settings.store_key is None else Pem(settings.store_key),
-        )
-    return options
-
-
 def _access_log(path: Path, bytes_max: int, world: World) -> AccessLog:
     try:
         return AccessLog(path, bytes_max=bytes_max, wall_clock=world.wall_clock, in_thread=world.in_thread)
     except OSError as error:
         raise CannotStart(f"access_log: {path} cannot be written: {error}") from error
-
-
-def _read(path: Path, setting: str) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CannotStart(f"{setting}: {path} cannot be read: {error}") from error
-
-
-def read_constraints(settings: Settings) -> Constraints:
-    """The labels that models of each format need. Raises PlacementError."""
-    if settings.type_constraints is None:
-        return NO_CONSTRAINTS
-    return parse_constraints(_read(settings.type_constraints, "type_constraints"))
-
-
-def own_host() -> str:
-    """This host's address on its network: that of the interface towards everywhere else. Nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-            return str(probe.getsockname()[0])
-        except OSError:
-            return socket.gethostname()
-
-
-async def run_until_stopped(settings: Settings) -> None:
-    """Start a pod, serve until SIGTERM or SIGINT (a second one skips the draining), stop it. Raises as `live` does."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    store = await open_store(settings)
-    node = Node(settings, store)
-    loop = asyncio.get_running_loop()
-    hurry = asyncio.Event()
-
-    def asked_to_stop() -> None:
-        (hurry if node.stop_wanted.is_set() else node.stop_wanted).set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked_to_stop)
-    await live(node, hurry)
-
-
-async def live(node: Node, hurry: asyncio.Event) -> None:
-    """A pod's life from its start until it has stopped; `hurry` ends its draining. Raises what `Node.start` raises."""
-    starting = asyncio.ensure_future(node.start())
-    stopping = asyncio.ensure_future(node.stop_wanted.wait())
-    draining = hurrying = None
-    try:
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            await starting
-        else:
-            await _end(starting)  # it waits to be fit, or for the store
-        await stopping
-        draining, hurrying = asyncio.ensure_future(node.drain()), asyncio.ensure_future(hurry.wait())
-        await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
-        if draining.done():
-            await draining
-    finally:
-        # Nothing may go on starting, or draining, what is being stopped.
-        await _end(starting, stopping, draining, hurrying)
-        await node.stop()
-
-
-async def _end(*tasks: asyncio.Task[Any] | None) -> None:
-    begun = [task for task in tasks if task is not None]
-    for task in begun:
-        task.cancel()
-    await asyncio.gather(*begun, return_exceptions=True)
-
-
-def serve(settings: Settings) -> int:
-    """What `hexcomb serve` does; returns the exit code."""
-    tune_allocator()
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-
-    async def pod() -> None:
-        await run_until_stopped(settings)
-        _exit_within(_LAST_THREADS_S)
-
-    uvloop.run(pod())
-    return 0
-
-
-def _exit_within(limit_s: float) -> None:
-    """The pod has stopped. Python waits at its end for threads of pools, whatever they do; not for ever here."""
-
-    def leave() -> None:
-        time.sleep(limit_s)
-        log.warning("threads still ran %g s after the stop and are ended", limit_s)
-        logging.shutdown()
-        os._exit(0)
-
-    threading.Thread(target=leave, name="hexcomb-exit", daemon=True).start()

@@ -54,7 +54,8 @@ def _serve(**given: Any) -> int:
             _settings_error(error), hint="hexcomb serve --help lists every setting", exit_code=USAGE
         ) from None
     # Imported only now: a wrong option should not cost the import of a server.
-    from mesh.node import CannotStart, serve
+    from mesh.node_settings import CannotStart
+    from mesh.process import serve
     from mesh.transport.base import CannotListen
     from placement.errors import PlacementError
     from runtime_adapters.errors import AdapterError

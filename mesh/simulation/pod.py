@@ -13,7 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from cache.types import ModelKey
-from mesh.node import CannotStart, Node
+from mesh.node import Node
+from mesh.node_settings import CannotStart
 from mesh.parking import DiskListener
 from mesh.routing.pool_side import PoolSide
 from mesh.running import Runs

@@ -10,12 +10,13 @@ from click.testing import CliRunner
 from mesh.cli.failure import Failure
 from mesh.cli.main import run
 from mesh.cli.serve import build_command
+from mesh.node_settings import CannotStart
 from mesh.settings import Settings
 
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    import mesh.node
+    import mesh.process
 
     seen: list[Settings] = []
 
@@ -23,7 +24,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
         seen.append(settings)
         return 0
 
-    monkeypatch.setattr(mesh.node, "serve", serve)
+    monkeypatch.setattr(mesh.process, "serve", serve)
     return seen
 
 
@@ -84,11 +85,11 @@ def test_a_wrong_store_address_is_shown_without_its_password(capsys: pytest.Capt
 
 
 def test_a_pod_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    import mesh.node
+    import mesh.process
 
     def refuse(settings: Any) -> int:
-        raise mesh.node.CannotStart("no room at the inn")
+        raise CannotStart("no room at the inn")
 
-    monkeypatch.setattr(mesh.node, "serve", refuse)
+    monkeypatch.setattr(mesh.process, "serve", refuse)
     with pytest.raises(Failure, match="no room at the inn"):
         build_command().main([], standalone_mode=False)

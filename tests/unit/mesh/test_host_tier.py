@@ -16,7 +16,7 @@ from cache.types import Bytes, CopyState, ModelKey, Place, RefusalKind, WantedMo
 from mesh.loading.loading import Loading, Refused
 from mesh.loading.places import HOST_MEMORY, HOST_TIER
 from mesh.loading.pool_hooks import PoolHooks
-from mesh.node import cache_limits
+from mesh.node_settings import cache_limits
 from mesh.settings import Settings
 from mesh.staging import Staging
 from mesh.telemetry import Telemetry

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mesh.node import live
+from mesh.process import live
 
 
 class Steps:

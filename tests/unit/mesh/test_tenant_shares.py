@@ -6,7 +6,7 @@ import pytest
 
 from cache.tenancy import TenantShare
 from cache.types import Bytes, Place
-from mesh.node import CannotStart, cache_limits
+from mesh.node_settings import CannotStart, cache_limits
 from mesh.settings import Settings
 from mesh.tenant_shares import parse_part, tenant_shares
 from runtime_adapters.base import CPU

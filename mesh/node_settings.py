@@ -1,0 +1,132 @@
+"""What the settings ask of this box, in the words of a pod's parts: its device, its cache's limits, where it listens.
+
+Whatever cannot be had is told before anything is started.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from cache.limits import CacheLimits
+from cache.tenancy import check_shares
+from cache.types import Bytes, Place
+from mesh.loading.places import HOST_MEMORY, HOST_TIER
+from mesh.pod import runtime_reports
+from mesh.settings import Settings
+from mesh.tenant_shares import tenant_shares
+from mesh.transport.base import ListenAddress
+from mesh.transport.choosing import Choice, TransportMissing, choose_transport, native_is_here
+from placement.constraints import NO_CONSTRAINTS, Constraints, parse_constraints
+from runtime_adapters.base import CPU, Device
+from runtime_adapters.devices import cuda_devices
+
+_DEVICE_SHARE = 0.9
+"""Of a GPU's memory for models by default; the rest is context and workspace."""
+
+
+class CannotStart(Exception):
+    """The pod cannot start; the message says why and what to do."""
+
+
+def installed_formats() -> frozenset[str]:
+    """Formats whose frameworks are here."""
+    return frozenset(report.format for report in runtime_reports() if report.available)
+
+
+def chosen_device(settings: Settings) -> Device:
+    """The device that models run on. Raises CannotStart when the one that was asked for is not there."""
+    if settings.device == "cpu":
+        return CPU
+    scan = cuda_devices()
+    if scan.devices:
+        return scan.devices[0].device
+    if settings.device == "cuda":
+        raise CannotStart(f"device: `cuda` was asked for, but {scan.why_none}; use --device cpu")
+    return CPU
+
+
+def cache_limits(settings: Settings, device: Device) -> CacheLimits:
+    """The cache's limits from the settings. Raises CannotStart."""
+    capacity = Bytes.of(HOST_MEMORY, int(settings.capacity))
+    if device.kind != "cpu":
+        if settings.device_capacity is None:
+            device_bytes = int(cuda_devices().devices[device.index].total_bytes * _DEVICE_SHARE)
+        else:
+            device_bytes = int(settings.device_capacity)
+        host_bytes = int(settings.capacity) // 2 if settings.host_capacity is None else int(settings.host_capacity)
+        if settings.host_capacity is None:
+            capacity = capacity - Bytes.of(HOST_MEMORY, host_bytes)
+        capacity = capacity + Bytes.of(HOST_TIER, host_bytes) + Bytes.of(Place("device", str(device)), device_bytes)
+    main = HOST_MEMORY if device.kind == "cpu" else Place("device", str(device))
+    tenants = tenant_shares(settings.tenant_shares, settings.tenant_limits, capacity, main)
+    try:
+        check_shares(tenants, capacity)
+    except ValueError as error:
+        raise CannotStart(f"tenant_shares: {error}") from error
+    return CacheLimits(
+        capacity=capacity,
+        tenants=tenants,
+        loads_concurrent_max=settings.loads_concurrent_max,
+        fetches_concurrent_max=settings.fetches_concurrent_max,
+        waiters_per_model_max=settings.waiters_per_model_max,
+        waiters_total_max=settings.waiters_max,
+        wait_max_s=settings.wait_max_s,
+        residency_min_s=settings.residency_min_s,
+        residency_override_wait_s=settings.residency_override_wait_s,
+        thrash_control=settings.thrash_control,
+        prefetch=settings.prefetch,
+        prefetch_period_min_s=settings.prefetch_period_min_s,
+        failure_backoff_base_s=settings.failure_backoff_base_s,
+        failure_backoff_max_s=settings.failure_backoff_max_s,
+        pinned_bytes_per_tenant_max=None if settings.pinned_max is None else int(settings.pinned_max),
+    )
+
+
+def file_prefixes(settings: Settings) -> tuple[Path, ...] | None:
+    """Directories that file:// may read; None: any, which only a pod on loopback allows by default."""
+    if settings.file_prefixes:
+        return tuple(Path(prefix) for prefix in settings.file_prefixes)
+    return None if settings.is_loopback else ()
+
+
+def listen_addresses(settings: Settings) -> list[ListenAddress]:
+    """The pod's gRPC address, and one more for each tenant that has its own."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return [
+        ListenAddress(f"{host}:{settings.grpc_port}"),
+        *(ListenAddress(f"{host}:{port}", tenant) for tenant, port in settings.tenant_addresses.items()),
+    ]
+
+
+def chosen_transport(settings: Settings) -> Choice:
+    """What speaks gRPC. Raises CannotStart when the one that was asked for is not there."""
+    try:
+        return choose_transport(settings.transport, listen_addresses(settings), native_is_here=native_is_here())
+    except TransportMissing as error:
+        raise CannotStart(str(error)) from error
+
+
+def read_constraints(settings: Settings) -> Constraints:
+    """The labels that models of each format need. Raises PlacementError."""
+    if settings.type_constraints is None:
+        return NO_CONSTRAINTS
+    return parse_constraints(read_file(settings.type_constraints, "type_constraints"))
+
+
+def read_file(path: Path, setting: str) -> str:
+    """The text of a file that a setting names. Raises CannotStart."""
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CannotStart(f"{setting}: {path} cannot be read: {error}") from error
+
+
+def own_host() -> str:
+    """This host's address on its network: that of the interface towards everywhere else. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return socket.gethostname()
