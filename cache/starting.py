@@ -78,10 +78,10 @@ def start_loads(state: PodState) -> bool:
         state.timers.set_no_later(LOOK_AGAIN, look_again_at_s(state, claim, why))
     for victim, claim in plan.unload:
         copy = state.copies[victim.copy_id]
-        why = f"{claim.key}, which needs {claim.needed}: idle for {victim.idle_s:.1f} s"
+        reason = f"{claim.key}, which needs {claim.needed}: idle for {victim.idle_s:.1f} s"
         if victim.young:
-            why += ", loaded a moment ago, but the request has waited too long"
-        evict(state, copy, victim, why, park=parks_now(state, copy))
+            reason += ", loaded a moment ago, but the request has waited too long"
+        evict(state, copy, victim, reason, park=parks_now(state, copy))
         state.crossed(copy, victim.freed, claim.key.tenant)
     for copy_id in plan.start:
         copy = state.copies[copy_id]
