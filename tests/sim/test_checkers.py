@@ -49,7 +49,7 @@ def test_an_answer_of_another_model_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 
     def any_copy(self: Loading, key: ModelKey) -> Resident | None:
         found = servable(self, key)
-        others = [resident for resident in self._residents.values() if resident.copy.key != key]
+        others = [resident for resident in self.every_resident() if resident.copy.key != key]
         if found is None or not others:
             return found
         found.let_go()
