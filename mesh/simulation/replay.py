@@ -52,7 +52,7 @@ class ReplayOptions:
     fetches_concurrent_max: int = 8
     """On each pod."""
     residency_min_s: float = 3.0
-    residency_override_wait_s: float = 1.0
+    residency_override_wait_s: float = 0.05
     thrash_control: bool = True
 
 
