@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from mesh.settings import Settings
 from mesh.simulation.bounds import clairvoyant, clairvoyant_cold_time_s, pfoo_lower_s
 from mesh.simulation.replay import ReplayOptions, home_of, replay
 from mesh.simulation.workloads import WORKLOADS, workload
@@ -68,6 +69,11 @@ def test_a_timer_s_model_is_prefetched_though_it_was_evicted_in_between() -> Non
     assert without.prefetches == 0
     assert prefetched.prefetches_used >= 12
     assert prefetched.cold <= without.cold - 12
+
+
+@pytest.mark.parametrize("limit", ["fetches_concurrent_max", "residency_min_s", "residency_override_wait_s"])
+def test_limits_that_no_plan_asks_for_are_a_pods(limit: str) -> None:
+    assert getattr(ReplayOptions(capacity_bytes=1), limit) == Settings.model_fields[limit].default
 
 
 def test_models_move_only_from_the_pod_that_is_gone() -> None:
