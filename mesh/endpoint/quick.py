@@ -152,7 +152,8 @@ class QuickInference:
             return None
         try:
             tenant = self._access.caller(call).tenant
-            return _Asker(tenant, hop_of(call), 0 if seen is None else int(seen))
+            hop = hop_of(call) if self._access.is_peer(call) else None
+            return _Asker(tenant, hop, 0 if seen is None else int(seen))
         except TransportError:
             return None
 

@@ -1,20 +1,25 @@
 """Pods whose clocks are minutes apart, as real processes: everything works as if they agreed.
 
-The clock of a process is set by a `sitecustomize` that Python imports before anything else. It moves `time.time` for
-the pod's own code, which reads times of day nowhere else; grpc compares that function with the kernel's clock.
+The clock is moved where a pod gets it from (`mesh.world`), by a `sitecustomize` that Python imports before anything
+else. `time.time` as such stays: grpc compares it with the kernel's clock.
 """
 
 from __future__ import annotations
 
+import functools
+import http.server
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from mesh.client import Client, HexcombError
+from mesh.client import Client, HexcombError, Unavailable
 from mesh.demo.etcd_server import EtcdMissing
 from mesh.demo.local_pool import LocalPool
+from mesh.demo.ports import free_ports
 from tests.e2e.conftest import Example, ModelFiles
 from tests.e2e.pools import LEASE_TTL_S, ONE_TRY, SETTINGS, check, holders, leader, pod_named, stored, wait_until
 
@@ -23,12 +28,31 @@ pytestmark = [pytest.mark.slow, pytest.mark.etcd]
 AHEAD_S = {"pod-0": -600, "pod-1": 0, "pod-2": 600}
 TTL_S = 2.0
 PATCH = """
-import os, sys, time
+import importlib.util, os, sys, time
+
 real, ahead_s = time.time, float(os.environ["TEST_CLOCK_AHEAD_S"])
-def moved():
-    asks = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
-    return real() + (ahead_s if asks in ("mesh", "placement") else 0.0)
-time.time = moved
+
+
+class MovesTheWorldsClock:
+    def find_spec(self, name, path=None, target=None):
+        if name != "mesh.world":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            time.time = lambda: real() + ahead_s
+            try:
+                execute(module)
+            finally:
+                time.time = real
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, MovesTheWorldsClock())
 """
 
 
@@ -94,17 +118,29 @@ def test_what_is_not_used_leaves_after_its_time_and_not_before_on_every_pod(
 
 
 def test_a_load_that_failed_is_tried_again_after_the_wait_that_was_meant(
-    pool: LocalPool, models: dict[str, Example], files: ModelFiles, tmp_path: Path
+    pool: LocalPool, models: dict[str, Example], files: ModelFiles
 ) -> None:
     example = files.scale(41)
-    late = tmp_path / "late.onnx"
+    path = Path(example.uri.removeprefix("file://"))
+    (port,) = free_ports(1)
     with Client(pool.endpoints) as client:
-        client.register("late", uri=late.as_uri(), format="onnx")
-        for pod in pool.pods:
-            with Client(pod.grpc_endpoint, retry=ONE_TRY) as own, pytest.raises(HexcombError):
-                own.infer("late", example.inputs)
-        late.write_bytes(Path(example.uri.removeprefix("file://")).read_bytes())
-        wait_until(pool, lambda: answers(client, example), "it serves")
+        client.register("late", uri=f"http://127.0.0.1:{port}/{path.name}", format="onnx")
+        with Client(pool.pods[0].grpc_endpoint, retry=ONE_TRY) as own, pytest.raises(Unavailable):
+            own.infer("late", example.inputs)
+        with serving(path.parent, port):
+            wait_until(pool, lambda: answers(client, example), "it serves")
+
+
+@contextmanager
+def serving(directory: Path, port: int) -> Iterator[None]:
+    """Its files over HTTP."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(directory))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield
+        server.shutdown()
+        thread.join()
 
 
 def answers(client: Client, example: Example) -> bool:

@@ -18,7 +18,7 @@ from mesh.routing.hop import FORWARD_METADATA, Hop, encode_hop
 from mesh.serving import Answer, Tensors, UnknownModel
 from mesh.transport.base import Call, Metadata, StatusCode, TransportError
 from mesh.wire.generated.inference_pb2 import ModelInferRequest
-from mesh.wire.messages import MODEL_INFER, REVISION_METADATA
+from mesh.wire.messages import MODEL_INFER, PEER_KEY_METADATA, REVISION_METADATA
 from mesh.wire.tensors import encode_request
 from placement.records import ModelRecord, ModelSpec
 from runtime_adapters.base import ModelMetadata, TensorSpec
@@ -87,6 +87,9 @@ class Here:
         return Answer(self.run(inputs, tensors.outputs), tensors.outputs, record, cold=False)
 
 
+KEY = "this pod's own"
+
+
 @pytest.fixture
 def here() -> Here:
     return Here()
@@ -95,7 +98,7 @@ def here() -> Here:
 def quick_of(here: Here, unready: str = "", router: Any = None) -> QuickInference:
     serving: Any = here
     registry: Any = here
-    return QuickInference(serving, Access(), registry, lambda: unready, router)
+    return QuickInference(serving, Access(KEY), registry, lambda: unready, router)
 
 
 def call(body: bytes, metadata: Metadata = ()) -> Call:
@@ -103,7 +106,8 @@ def call(body: bytes, metadata: Metadata = ()) -> Call:
 
 
 def forwarded(generation: int = GENERATION) -> Metadata:
-    return ((FORWARD_METADATA, encode_hop(Hop("p1", "m", generation, REVISION, load=False))),)
+    hop = encode_hop(Hop("p1", "m", generation, REVISION, load=False))
+    return ((FORWARD_METADATA, hop), (PEER_KEY_METADATA, KEY))
 
 
 @pytest.mark.parametrize(
@@ -134,6 +138,15 @@ async def test_a_forwarded_request_is_answered_even_while_the_pod_drains(here: H
     assert isinstance(quick_of(here, unready="draining").answer([call(body, forwarded())])[0], bytes)
 
 
+@pytest.mark.parametrize("shown", [(), ((PEER_KEY_METADATA, "guessed"),)])
+async def test_a_client_that_says_it_forwards_is_answered_what_it_asked_for(here: Here, shown: Metadata):
+    quick = quick_of(here)
+    hop, _ = forwarded()
+    for claimed in (hop, (FORWARD_METADATA, "no hop")):
+        assert quick.answer([call(encode_request("nobody", {"x": ROW}), (claimed, *shown))]) == [None]
+        assert isinstance(quick.answer([call(encode_request("m", {"x": ROW}), (claimed, *shown))])[0], bytes)
+
+
 TYPED = ModelInferRequest(model_name="m")
 TYPED.inputs.add(name="x", datatype="FP32", shape=[1, 4]).contents.fp32_contents.extend([1, 2, 3, 4])
 
@@ -160,7 +173,7 @@ TYPED.inputs.add(name="x", datatype="FP32", shape=[1, 4]).contents.fp32_contents
         (encode_request("m", {"x": ROW}), (("hexcomb-tenant", "no such/tenant name"),)),
         (encode_request("m", {"x": ROW}), ((REVISION_METADATA, str(REVISION + 1)),)),
         (encode_request("m", {"x": ROW}), forwarded(GENERATION + 1)),
-        (encode_request("m", {"x": ROW}), ((FORWARD_METADATA, "no hop"),)),
+        (encode_request("m", {"x": ROW}), ((FORWARD_METADATA, "no hop"), (PEER_KEY_METADATA, KEY))),
     ],
 )
 def test_what_is_out_of_the_ordinary_is_left_to_v2_and_nothing_has_happened(
