@@ -60,7 +60,11 @@ class KnownSizes:
 
     async def expected(self, what: Loadable, estimate: Size) -> Known:
         """The estimate, corrected by what another pod has measured."""
-        profile = None if self._profiles is None else await self._profiles.read(what.content_hash, what.runtime)
+        profile = (
+            None
+            if self._profiles is None or not what.content_hash
+            else await self._profiles.read(what.content_hash, what.runtime)
+        )
         return Known(estimate) if profile is None else known_from(profile, estimate)
 
     def measured(

@@ -66,6 +66,7 @@ from mesh.parking import Parking
 from mesh.pod import PodView, default_pod_name
 from mesh.promoting import Promotions
 from mesh.promotion import PromotionLimits
+from mesh.renewing import Renewals
 from mesh.routing.pool_side import Condition, PoolSide, address_to_advertise
 from mesh.running import Runner, Runs
 from mesh.serving import Serving
@@ -84,7 +85,8 @@ from placement.registry import Registry
 from placement.store.base import KeyValueStore
 from placement.view import Changes
 from runtime_adapters.artifacts.credentials import StorageKeys
-from runtime_adapters.artifacts.fetch import ArtifactStore, FetchLimits
+from runtime_adapters.artifacts.fetch import ArtifactStore
+from runtime_adapters.artifacts.fetching import FetchLimits
 from runtime_adapters.artifacts.locations import SourcePolicy
 
 log = logging.getLogger("hexcomb.node")
@@ -137,24 +139,23 @@ class Node:
         must_isolate = never if self.pool is None else self.pool.must_isolate
         self.profiles = ProfileStore(store, clock=world.wall_clock)
         self.known_sizes = KnownSizes(self.profiles)
-        self.staging: Stages = (
-            Staging(
-                self.artifacts,
-                settings,
-                self.telemetry,
-                device,
-                world.clock,
-                must_isolate,
-                self.parking,
-                self.known_sizes,
-                read_memory=world.read_memory if settings.memory_watch_s else None,
-                make_room=lambda missing_bytes, why, counted: self._ran_out(
-                    HOST_MEMORY, missing_bytes, why, counted=counted
-                ),
-            )
-            if world.staging is None
-            else world.staging(must_isolate, self.parking)
+        read_memory = world.read_memory if settings.memory_watch_s else None
+        staging = Staging(
+            self.artifacts,
+            settings,
+            self.telemetry,
+            device,
+            world.clock,
+            must_isolate,
+            self.parking,
+            self.known_sizes,
+            read_memory=read_memory,
+            make_room=lambda missing_bytes, why, counted: self._ran_out(
+                HOST_MEMORY, missing_bytes, why, counted=counted
+            ),
+            free_bytes=lambda: self.cache.usage().free[HOST_MEMORY],
         )
+        self.staging: Stages = staging if world.staging is None else world.staging(must_isolate, self.parking)
         self.loading = Loading(
             cache=self.cache,
             staging=self.staging,
@@ -164,9 +165,18 @@ class Node:
             record_of=self._record_of,
             on_loaded=self.generations.loaded,
             hooks=None if self.pool is None else self.pool.hooks,
-            read_memory=world.read_memory if settings.memory_watch_s else None,
+            loaded_as_fetched=lambda resident, staged: self.renewals.begin(resident, staged),
+            read_memory=read_memory,
             ran_out=self._ran_out,
             clock=world.clock,
+            in_thread=world.in_thread,
+        )
+        self.renewals = Renewals(
+            self.cache,
+            self.loading,
+            staging,
+            read_memory=read_memory,
+            under_pressure=lambda: bool(self.memory_watch.pressure),
             in_thread=world.in_thread,
         )
         self.size_watch = SizeWatch(
@@ -482,6 +492,7 @@ class Node:
         await self.models.close()
         await self.transport.stop(self._settings.stop_grace_s)
         await self.promotions.close()
+        await self.renewals.close()
         self.loading.send(Drain())
         if self.http is not None:
             await self.http.stop()

@@ -81,6 +81,8 @@ class Resident:
     plans: dict[tuple[str, int], Plan] = field(default_factory=dict, repr=False)
     """How requests of the kinds that it has seen are answered, by the model's name in them and their bytes
     (`mesh.endpoint.quick`)."""
+    as_fetched: bool = False
+    """It answers from what was fetched, until its prepared form takes its place (`mesh.renewing`)."""
     runs: int = 0
     queued_total_s: float = 0.0
     run_total_s: float = 0.0
@@ -97,7 +99,9 @@ class Resident:
 
     @property
     def form(self) -> str:
-        """`hot` or `cold`; empty where there is no choice."""
+        """`fetched`, `cold` or `hot`; empty where there is no choice."""
+        if self.as_fetched:
+            return "fetched"
         if self.is_hot:
             return "hot"
         return "" if self.hot_size() is None else "cold"

@@ -187,6 +187,11 @@ class Settings(BaseSettings):
         description="Keep a fetched artifact of 1 MiB or more on disk beside the prepared form that is loaded. Without "
         "it a model that comes to need the original (isolated, or another version of its framework) is fetched again.",
     )
+    answer_as_fetched: bool = Field(
+        True,
+        description="Load an ONNX model as it was fetched for its first answers, in free memory, and change to its "
+        "prepared form while it serves. Without it the first request waits until the model is prepared.",
+    )
     promotion: bool = Field(
         True,
         description="Pack the weights of ONNX models that are used much, in free memory, while they serve: a quarter "

@@ -10,6 +10,7 @@ What is staged holds the artifact; whoever gets it gives it back to the artifact
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,10 +31,12 @@ from mesh.threads import in_thread
 from placement.records import ModelRecord
 from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchRequest
 from runtime_adapters.artifacts.locations import parse_location
-from runtime_adapters.base import CPU, Device, LoadOptions, RuntimeAdapter, Size, Trust
-from runtime_adapters.errors import NoRoom, OutOfMemory, UntrustedArtifact
+from runtime_adapters.base import CPU, Device, LoadOptions, LoadsAsFetched, RuntimeAdapter, Size, Trust
+from runtime_adapters.errors import BadArtifact, NoRoom, OutOfMemory, UntrustedArtifact
 from runtime_adapters.isolation import estimate_isolated
 from runtime_adapters.registry import adapter_for, detect_format
+
+log = logging.getLogger("hexcomb.staging")
 
 ALWAYS_ISOLATED = frozenset({"python"})
 """Formats whose models are somebody's Python code: they never run inside the pod."""
@@ -42,6 +45,9 @@ REMEMBERED_MAX = 100_000
 
 PREPARING_FACTOR = 3
 """Of an artifact's bytes, while it is prepared: the file, what the framework makes of it, and what is written."""
+FORMS_AT_ONCE = 2
+"""While a prepared form takes the place of what was fetched."""
+AS_FETCHED = "as-fetched"
 ROOM_PAUSES_S = (0.1, 0.5, 1.0)
 """For copies to leave, before another look."""
 
@@ -56,7 +62,7 @@ class Staged:
     artifact: Artifact
     path: Path
     variant: str
-    """Which prepared form `path` may be; empty: none was made."""
+    """Which prepared form `path` may be, or will be followed by; empty: none was made."""
     adapter: RuntimeAdapter
     options: LoadOptions
     isolated: bool
@@ -123,11 +129,14 @@ class Staging:
         known_sizes: KnownSizes | None = None,
         read_memory: ReadMemory | None = None,
         make_room: Callable[[int, str, bool], None] = lambda missing_bytes, why, counted: None,
+        free_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
         """`must_isolate`: whether a model may only run in a process of its own, whatever its spec says.
 
         `disk_listener` hears of each artifact that is on the disk, but not when it leaves: the artifact store tells.
         `read_memory`: asked before an artifact is prepared whether the box has room; `make_room` hears when it has not.
+        `free_bytes`: what the ledger has left; where that is enough for two forms of a model, it may be loaded as it
+        was fetched.
         """
         self._artifacts = artifacts
         self._settings = settings
@@ -139,6 +148,7 @@ class Staging:
         self._known_sizes = known_sizes or KnownSizes()
         self._read_memory = read_memory
         self._make_room = make_room
+        self._free_bytes = free_bytes
         self._preparing = asyncio.Semaphore(settings.loads_concurrent_max)
         self._found: LRUCache[ModelKey, Staged] = LRUCache(maxsize=REMEMBERED_MAX)
         self._formats: LRUCache[ModelKey, str] = LRUCache(maxsize=REMEMBERED_MAX)
@@ -204,6 +214,12 @@ class Staging:
         artifact = None if found is None else self._artifacts.hold_again(found.artifact)
         if found is None or artifact is None:
             return None
+        if found.options.as_fetched:
+            try:
+                return await self._staged_anew(key, found, artifact)
+            except BaseException:
+                self._artifacts.release(artifact)
+                raise
         path = artifact.path
         if artifact.form and not (found.variant and self._artifacts.is_prepared(artifact, found.variant)):
             self._artifacts.release(artifact)
@@ -220,6 +236,44 @@ class Staging:
         again = replace(found, artifact=artifact, path=path, fetch_s=0.0)
         known = self._known_sizes.here(found.loadable)
         return again if known is None else _with_known(again, known)
+
+    async def stage_prepared(self, staged: Staged) -> Staged:
+        """What a load that was in no haste would take, of what was loaded as it was fetched: the prepared form, made
+        beside all else if it is not there yet, or the artifact where there is none better, or no room for one on the
+        disk. Raises AdapterError. It is held with what is staged already.
+        """
+        adapter, artifact = staged.adapter, staged.artifact
+        options = replace(staged.options, as_fetched=False)
+        began = self._clock()
+
+        def make(into: Path) -> bool:
+            try:
+                return adapter.prepare(artifact.path, into, options)
+            except BadArtifact as error:  # it serves, so it is not bad altogether
+                log.warning("%s stays as it was fetched: %s", staged.record.id, error)
+                return False
+
+        if not self._artifacts.is_prepared(artifact, staged.variant):
+            await in_thread("room", check_room, PREPARING_FACTOR * artifact.size_bytes, self._read_memory)
+        path = await self._artifacts.prepare(artifact, staged.variant, make, patiently=True)
+        path = path or artifact.path
+        prepared = self._staged(staged.record, artifact, path, staged.variant, adapter, options, isolated=False)
+        took_s = self._clock() - began
+        self._telemetry.load_stage(adapter.format, "prepare_later", took_s)
+        return replace(await self._with_expected_size(prepared), fetch_s=staged.fetch_s + took_s)
+
+    def now_prepared(self, key: ModelKey, staged: Staged) -> None:
+        """A copy goes on as this: the next load of this generation takes it."""
+        if key in self._found:
+            self._found[key] = staged
+
+    async def _staged_anew(self, key: ModelKey, found: Staged, artifact: Artifact) -> Staged:
+        """The same content, of which no copy has become its prepared form yet: perhaps that is there by now."""
+        staged = await self._prepare(found.record, artifact, found.adapter.format)
+        staged = await self._with_expected_size(staged)
+        self._found[key] = staged
+        self._disk_listener.on_disk(key, artifact.content_hash)
+        return staged
 
     def _isolates(self, record: ModelRecord, format_name: str) -> bool:
         if record.spec.isolation == "process" or format_name in ALWAYS_ISOLATED:
@@ -247,14 +301,44 @@ class Staging:
         if not isolated:
             began = self._clock()
             variant = await self._variant(adapter, options.device)
-            prepared = await self._prepared(
-                artifact, variant, lambda into: adapter.prepare(artifact.path, into, options)
-            )
+            if await self._may_load_as_fetched(artifact, variant, adapter, options):
+                options = replace(options, as_fetched=True)
+            else:
+                make = partial(adapter.prepare, artifact.path, options=options)
+                path = await self._prepared(artifact, variant, make) or artifact.path
             self._telemetry.load_stage(format_name, "prepare", self._clock() - began)
-            path = prepared or artifact.path
-        runtime = runtime_of(format_name, variant, adapter.extra, str(options.device), options.parameters)
+        return self._staged(record, artifact, path, variant, adapter, options, isolated=isolated)
+
+    def _staged(
+        self,
+        record: ModelRecord,
+        artifact: Artifact,
+        path: Path,
+        variant: str,
+        adapter: RuntimeAdapter,
+        options: LoadOptions,
+        *,
+        isolated: bool,
+    ) -> Staged:
+        runtime = runtime_of(adapter.format, variant, adapter.extra, str(options.device), options.parameters)
         loadable = Loadable(artifact.content_hash, runtime)
+        if options.as_fetched:  # known here, and no pod's business: it is gone in a moment
+            loadable = Loadable("", f"{AS_FETCHED}-{artifact.content_hash}-{runtime}")
         return Staged(record, artifact, path, variant, adapter, options, isolated, loadable=loadable)
+
+    async def _may_load_as_fetched(
+        self, artifact: Artifact, variant: str, adapter: RuntimeAdapter, options: LoadOptions
+    ) -> bool:
+        """Whether to answer before the artifact is prepared: where it is not, and both forms fit beside each other, so
+        that nobody is evicted for a first answer."""
+        if not (self._settings.answer_as_fetched and isinstance(adapter, LoadsAsFetched)):
+            return False
+        if artifact.form or self._artifacts.tried_to_prepare(artifact, variant):
+            return False
+        if not await in_thread("outline", adapter.loads_as_fetched, artifact.path, options):
+            return False
+        size = await in_thread("estimate", adapter.estimate, artifact.path, replace(options, as_fetched=True))
+        return FORMS_AT_ONCE * size.total_bytes <= self._free_bytes()
 
     async def _prepared(self, artifact: Artifact, variant: str, make: Callable[[Path], bool]) -> Path | None:
         """Prepare, unless it was done; as few at a time as loads, since each holds its model in memory, too."""

@@ -13,6 +13,9 @@ Two kinds of preparation are kept apart:
   fastest (offline-optimised ONNX with external data, XGBoost JSON -> UBJ). Its result lives in the artifact cache.
 * `load` runs on each load, from the prepared form if there is one.
 
+Where an adapter can (`LoadsAsFetched`), the first load does not wait for `prepare`: it takes the artifact as it was
+fetched, and the model goes on as its prepared form (`Replaceable`) once that was made beside it.
+
 Deliberately absent: batching across requests, retries, metrics, time. They belong to the caller.
 """
 
@@ -117,6 +120,8 @@ class LoadOptions:
     trusted: bool = False
     """The artifact came from a storage prefix that the operator marked trusted."""
     parameters: Mapping[str, str] = field(default_factory=dict)
+    as_fetched: bool = False
+    """Load what was fetched, which `LoadsAsFetched` allowed, to answer soon: its prepared form comes after it."""
 
 
 @runtime_checkable
@@ -168,6 +173,16 @@ class Promotable(Protocol):
 
     def demote(self) -> None:
         """Become cold again."""
+
+
+@runtime_checkable
+class Replaceable(Protocol):
+    """A loaded model that another one of the same artifact can take the place of while it serves."""
+
+    def go_on_as(self, prepared: LoadedModel) -> None:
+        """Runs that begin from now on are those of `prepared`, which is this model's own then: nobody else runs or
+        unloads it. Blocks until the last run on what was loaded before has ended, and that is freed. Where their
+        metadata differ: LoadFailed, and both are as they were."""
 
 
 class ParkedModel(Protocol):
@@ -229,6 +244,17 @@ class RuntimeAdapter(Protocol):
         """
 
 
+@runtime_checkable
+class LoadsAsFetched(Protocol):
+    """An adapter whose models may answer before they are prepared. Those are `Replaceable`."""
+
+    def loads_as_fetched(self, artifact: Path, options: LoadOptions) -> bool:
+        """Whether a load with `as_fetched` is as safe as one of the prepared form, and sooner there than `prepare` is.
+
+        Looks at the outline only. Raises BadArtifact.
+        """
+
+
 __all__ = [
     "CPU",
     "DYNAMIC",
@@ -237,10 +263,12 @@ __all__ = [
     "Device",
     "LoadOptions",
     "LoadedModel",
+    "LoadsAsFetched",
     "ModelMetadata",
     "Parkable",
     "ParkedModel",
     "Promotable",
+    "Replaceable",
     "RuntimeAdapter",
     "Size",
     "TensorSpec",

@@ -23,7 +23,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,9 @@ from runtime_adapters.base import (
     Device,
     LoadedModel,
     LoadOptions,
+    LoadsAsFetched,
     Promotable,
+    Replaceable,
     RuntimeAdapter,
     Tensors,
     Trust,
@@ -295,6 +297,43 @@ def both_forms_predict_the_same_while_one_takes_the_other_s_place(subject: Subje
         _expect(all(future.result() > 0 for future in running), "no run ended while the forms changed")
 
 
+def the_prepared_form_takes_the_place_of_what_was_fetched(subject: Subject) -> None:
+    adapter, options = subject.adapter, subject.options()
+    if not isinstance(adapter, LoadsAsFetched) or not adapter.loads_as_fetched(subject.example.artifact, options):
+        return
+    as_fetched = replace(options, as_fetched=True)
+    into = subject.scratch / "prepared"
+    into.mkdir()
+    prepared = into if adapter.prepare(subject.example.artifact, into, options) else subject.example.artifact
+    prediction = subject.example.predictions[0]
+    tolerance = max(subject.tolerance, subject.case.prepared_tolerance)
+    _expect(adapter.estimate(subject.example.artifact, as_fetched).total_bytes > 0, "as fetched it has no size")
+    model = adapter.load(subject.example.artifact, as_fetched)
+    stop = threading.Event()
+
+    def run_until_stopped() -> int:
+        runs = 0
+        while not stop.is_set():
+            answer = _infer(model, prediction.inputs, tuple(prediction.expected))
+            _expect_equal(answer, prediction.expected, tolerance)
+            runs += 1
+        return runs
+
+    with ThreadPoolExecutor(_CONCURRENT_THREADS) as threads:
+        running = [threads.submit(run_until_stopped) for _ in range(_CONCURRENT_THREADS)]
+        try:
+            _expect(isinstance(model, Replaceable), "a model that is loaded as fetched cannot be replaced")
+            assert isinstance(model, Replaceable)
+            form = adapter.load(prepared, options)
+            wanted = form.size()
+            model.go_on_as(form)
+            _expect(model.size() == wanted, "after it has become its prepared form it has another size")
+        finally:
+            stop.set()
+        _expect(all(future.result() > 0 for future in running), "no run ended while the forms changed")
+    model.unload()
+
+
 # --- what it refuses --------------------------------------------------------------------------------------------------
 
 
@@ -396,6 +435,7 @@ CHECKS: tuple[Check, ...] = (
     refused_values_are_bad_input,
     prepared_form_predicts_the_same,
     both_forms_predict_the_same_while_one_takes_the_other_s_place,
+    the_prepared_form_takes_the_place_of_what_was_fetched,
     detection_finds_exactly_this_format,
     broken_artifacts_are_bad_artifacts,
     untrusted_artifacts_are_refused_where_loading_runs_code,

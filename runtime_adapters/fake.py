@@ -28,6 +28,7 @@ from runtime_adapters.base import (
     DYNAMIC,
     Array,
     Device,
+    LoadedModel,
     LoadOptions,
     ModelMetadata,
     Size,
@@ -38,7 +39,10 @@ from runtime_adapters.base import (
 from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelCrashed, ModelRaised
 from runtime_adapters.validation import refuse_unknown_parameters
 
-POINTS = ("estimate", "load", "warm_up", "infer", "promote", "demote", "park", "unpark", "unload")
+POINTS = (
+    "estimate", "prepare", "load", "go_on_as", "warm_up", "infer", "promote", "demote", "park", "unpark", "unload",
+)  # fmt: skip
+_PREPARED = "prepared.json"
 FAILURES = ("", "bad_artifact", "load_failed", "model_raised", "model_crashed", "wrong_shape")
 _ARTIFACT_BYTES_MAX = 1 << 16
 _MAGIC = "hexcomb_fake"
@@ -56,6 +60,8 @@ class FakeSpec:
     estimate_bytes: int = 0
     hot_bytes: int = 0
     """What it takes when it is promoted; 0: it has one form only."""
+    fetched_bytes: int = 0
+    """What it takes as it was fetched, until it is prepared; 0: it is not loaded like that, and there is no other."""
     fails: str = ""
     """One of FAILURES: in load, or at each infer."""
 
@@ -95,10 +101,19 @@ class FakeAdapter:
     def estimate(self, artifact: Path, options: LoadOptions) -> Size:
         self._reach("estimate", options.model_id)
         spec = _read(artifact)
+        if options.as_fetched:
+            return _size(spec.fetched_bytes, options.device)
         return _size(spec.estimate_bytes or spec.size_bytes, options.device)
 
+    def loads_as_fetched(self, artifact: Path, options: LoadOptions) -> bool:
+        return _read(artifact).fetched_bytes > 0
+
     def prepare(self, artifact: Path, into: Path, options: LoadOptions) -> bool:
-        return False
+        if not _read(artifact).fetched_bytes:
+            return False
+        self._reach("prepare", options.model_id)
+        (into / _PREPARED).write_bytes(artifact.read_bytes())
+        return True
 
     def load(self, artifact: Path, options: LoadOptions) -> FakeModel:
         self._reach("load", options.model_id)
@@ -108,7 +123,7 @@ class FakeAdapter:
             raise BadArtifact(f"{artifact.name}: the fake artifact says that it is bad; register another")
         if spec.fails == "load_failed":
             raise LoadFailed(f"{artifact.name}: the fake artifact says that this load fails; try again")
-        return FakeModel(spec, options.model_id, self._reach, options.device)
+        return FakeModel(spec, options.model_id, self._reach, options.device, as_fetched=options.as_fetched)
 
     def _reach(self, point: str, model_id: str) -> None:
         self.calls.append((point, model_id))
@@ -120,8 +135,17 @@ class FakeAdapter:
 class FakeModel:
     """A loaded fake."""
 
-    def __init__(self, spec: FakeSpec, model_id: str, reach: Callable[[str, str], None], device: Device = CPU) -> None:
+    def __init__(
+        self,
+        spec: FakeSpec,
+        model_id: str,
+        reach: Callable[[str, str], None],
+        device: Device = CPU,
+        *,
+        as_fetched: bool = False,
+    ) -> None:
         self._spec = spec
+        self._as_fetched = as_fetched
         self._device = device
         self._model_id = model_id
         self._reach = reach
@@ -157,10 +181,19 @@ class FakeModel:
         return {name: answers[name]() for name in (outputs or ("y",))}
 
     def size(self) -> Size:
+        if self._as_fetched:
+            return _size(self._spec.fetched_bytes, self._device)
         return _size(self._spec.hot_bytes if self.is_hot else self._spec.size_bytes, self._device)
 
     def hot_size(self) -> Size | None:
-        return _size(self._spec.hot_bytes, self._device) if self._spec.hot_bytes else None
+        if self._as_fetched or not self._spec.hot_bytes:
+            return None
+        return _size(self._spec.hot_bytes, self._device)
+
+    def go_on_as(self, prepared: LoadedModel) -> None:
+        assert isinstance(prepared, FakeModel)
+        self._reach("go_on_as", self._model_id)
+        self._as_fetched = prepared._loaded = False
 
     def promote(self) -> None:
         if self._spec.hot_bytes and not self.is_hot:
@@ -220,6 +253,8 @@ def write_fake_artifact(path: Path, spec: FakeSpec | None = None) -> Path:
 
 
 def _read(artifact: Path) -> FakeSpec:
+    if artifact.is_dir():
+        artifact = artifact / _PREPARED
     try:
         if artifact.stat().st_size > _ARTIFACT_BYTES_MAX:
             raise BadArtifact(f"{artifact.name}: a fake artifact has at most {_ARTIFACT_BYTES_MAX:,} bytes")

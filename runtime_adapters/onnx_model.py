@@ -7,6 +7,9 @@ onnxruntime can (a quarter less time for single rows, half for a few). The other
 serves, and takes its place in one assignment: runs that began on the old session end on it, and it is freed after the
 last of them.
 
+**As it was fetched.** A model that came from afar is loaded from the fetched file first, and goes on as its prepared
+form in the same way, once that was made beside it.
+
 A session is never shared between forms. Both prepared files are the same, so a change of form answers to the last bit
 like a reload does.
 """
@@ -23,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime_adapters.base import DYNAMIC, Array, ModelMetadata, Size, Tensors
+from runtime_adapters.base import DYNAMIC, Array, LoadedModel, ModelMetadata, Size, Tensors
 from runtime_adapters.datatypes import DTYPE_OF
-from runtime_adapters.errors import BadInput, ModelRaised
+from runtime_adapters.errors import BadInput, LoadFailed, ModelRaised
 from runtime_adapters.onnx_errors import run_error
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,8 @@ logger = logging.getLogger(__name__)
 OLD_FORM_WAIT_S = 60.0
 """How long a change of form waits for the runs on the old session, so that what is then counted is what is there."""
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
+_Run = Callable[[tuple[str, ...], Tensors], dict[str, Array]]
+"""Wanted outputs and inputs to answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,7 @@ class OnnxModel:
         self._other = other
         self._is_hot = is_hot
         self._default_outputs = tuple(spec.name for spec in metadata.outputs)
-        self._run: Callable[[tuple[str, ...], Tensors], dict[str, Array]] | None = _runner(session, metadata)
+        self._run: _Run | None = _runner(session, metadata)
         self._changing = threading.Lock()
 
     @property
@@ -103,6 +108,18 @@ class OnnxModel:
     def demote(self) -> None:
         self._change(to_hot=False)
 
+    def go_on_as(self, prepared: LoadedModel) -> None:
+        assert isinstance(prepared, OnnxModel)
+        if prepared.metadata != self._metadata:
+            raise LoadFailed("the prepared form has other inputs or outputs than the model; it is not taken")
+        with self._changing:
+            session, run = prepared._session, prepared._run
+            form, other, is_hot = prepared._form, prepared._other, prepared._is_hot
+            prepared.unload()  # it lets go of what is this model's now
+            if self._run is not None and run is not None:
+                self._form, self._other, self._is_hot = form, other, is_hot
+                self._run_from_now_on(session, run)
+
     def unload(self) -> None:
         with self._changing:  # a form that is being built is freed with the rest
             self._run = self._session = None
@@ -116,14 +133,18 @@ class OnnxModel:
             session = self._other.open()
             run = _runner(session, self._metadata)
             self._warm(run)
-            old_gone = threading.Event()
-            weakref.finalize(self._session, old_gone.set)
-            self._session, self._run = session, run
             self._form, self._other, self._is_hot = self._other, self._form, to_hot
-            if not old_gone.wait(OLD_FORM_WAIT_S):
-                logger.warning("a run on the old form of a model goes on for more than %g s", OLD_FORM_WAIT_S)
+            self._run_from_now_on(session, run)
 
-    def _warm(self, run: Callable[[tuple[str, ...], Tensors], dict[str, Array]]) -> None:
+    def _run_from_now_on(self, session: Any, run: _Run) -> None:
+        """Ends when the last run on the session before has ended, and that is freed."""
+        old_gone = threading.Event()
+        weakref.finalize(self._session, old_gone.set)
+        self._session, self._run = session, run
+        if not old_gone.wait(OLD_FORM_WAIT_S):
+            logger.warning("a run on the old form of a model goes on for more than %g s", OLD_FORM_WAIT_S)
+
+    def _warm(self, run: _Run) -> None:
         zeros: dict[str, Array] = {}
         for spec in self._metadata.inputs:
             shape = tuple(1 if size == DYNAMIC else size for size in spec.shape)
@@ -138,7 +159,7 @@ class OnnxModel:
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-def _runner(session: Any, metadata: ModelMetadata) -> Callable[[tuple[str, ...], Tensors], dict[str, Array]]:
+def _runner(session: Any, metadata: ModelMetadata) -> _Run:
     """The run function for these datatypes: most models need neither strings nor BF16, and pay for neither."""
     tensors = (*metadata.inputs, *metadata.outputs)
     strings = any(spec.datatype == "BYTES" for spec in tensors)

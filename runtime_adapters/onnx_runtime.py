@@ -17,6 +17,11 @@ that never shrinks, an optimiser at each load, weights copied and then copied ag
   few). A copy that is used much is packed while it serves (`onnx_model`); a spec that prefers speed from the first
   request on says `weights: packed`.
 
+* **As fetched, for the first answer.** Writing the prepared form takes several times what a load takes. So a model of
+  weights is loaded from the fetched file first, optimised but not packed, and goes on as its prepared form
+  (`loads_as_fetched`), which answers the same to the last bit. Trees are not: unprepared they take five times the
+  memory.
+
 * **Trees once.** onnxruntime keeps the protobuf of every operator beside the kernel that was made from it, and a tree
   ensemble is all operator: five times its file in RAM. Its own `.ort` format has no protobuf to keep, so ensembles
   are prepared as that: a fifth of the memory, half the load time. The format checks less than ONNX does; therefore
@@ -143,6 +148,8 @@ class OnnxAdapter:
         if graph.name == _PREPARED_TREES and artifact.is_dir():
             return _read_size(artifact)
         outline = _checked_outline(graph, artifact)
+        if options.as_fetched:
+            return _size(outline, outline.external_bytes, options.device)
         if graph.name != _PREPARED_GRAPH and _is_tree_ensemble(outline, options.device):
             return _tree_size(outline)
         mapped = _weights_are_mapped(options)
@@ -186,6 +193,13 @@ class OnnxAdapter:
             take_apart(into / _PREPARED_GRAPH, into / _PREPARED_WEIGHTS)
         return True
 
+    def loads_as_fetched(self, artifact: Path, options: LoadOptions) -> bool:
+        refuse_unknown_parameters(options.parameters, _PARAMETERS)
+        graph = _graph_file(artifact)
+        if graph.name in (_PREPARED_GRAPH, _PREPARED_TREES) or options.device.kind != "cpu":
+            return False  # `prepare` refuses these names
+        return _weights_are_mapped(options) and not _checked_outline(graph, artifact).tree_nodes
+
     def load(self, artifact: Path, options: LoadOptions) -> LoadedModel:
         refuse_unknown_parameters(options.parameters, _PARAMETERS)
         runtime = _onnxruntime()
@@ -209,13 +223,15 @@ class OnnxAdapter:
                 settings.add_session_config_entry("session.disable_prepacking", "1")
             return _create_session(runtime, graph, settings, _providers(runtime, options.device))
 
-        session = open_session(packed=not mapped)
+        session = open_session(packed=not mapped and not options.as_fetched)
         if not on_cpu and "CUDAExecutionProvider" not in session.get_providers():
             raise LoadFailed(
                 f"model {options.model_id}: onnxruntime could not start on {options.device}; "
                 "see the pod's log for CUDA or cuDNN libraries that are missing"
             )
         metadata = _metadata(session, graph, options)
+        if options.as_fetched:
+            return OnnxModel(session, metadata, _size(outline, outline.external_bytes, options.device))
         packed_size = _size(outline, 0, options.device)
         if not mapped:
             return OnnxModel(session, metadata, packed_size, is_hot=can_be_mapped)

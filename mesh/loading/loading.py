@@ -55,7 +55,7 @@ from mesh.loading.unloads import Unloads
 from mesh.resident import Resident
 from mesh.room import ReadMemory
 from mesh.settings import Settings
-from mesh.staging import Stages
+from mesh.staging import Staged, Stages
 from mesh.telemetry import Telemetry
 from mesh.threads import InThread, in_thread
 from placement.records import ModelRecord
@@ -95,14 +95,15 @@ class Loading:
         record_of: Callable[[ModelKey], ModelRecord | None],
         on_loaded: Callable[[ModelKey], None],
         hooks: PoolHooks | None = None,
+        loaded_as_fetched: Callable[[Resident, Staged], None] = lambda resident, staged: None,
         ran_out: RanOut = nobody_hears,
         read_memory: ReadMemory | None = None,
         clock: Callable[[], float] = time.monotonic,
         in_thread: InThread = in_thread,
     ) -> None:
-        """`ran_out` hears where there was no memory, and how much was missing. `read_memory`: asked before loads of
-        some size whether the box has room; None: nobody is asked. `clock` is the event loop's; `in_thread` runs what
-        blocks."""
+        """`loaded_as_fetched` hears of copies whose prepared form is yet to come. `ran_out` hears where there was no
+        memory, and how much was missing. `read_memory`: asked before loads of some size whether the box has room; None:
+        nobody is asked. `clock` is the event loop's; `in_thread` runs what blocks."""
         self._cache = cache
         self._staging = staging
         self._settings = settings
@@ -152,6 +153,7 @@ class Loading:
             settings=settings,
             telemetry=telemetry,
             on_loaded=on_loaded,
+            loaded_as_fetched=loaded_as_fetched,
         )
         self._tier_moves = TierMoves(
             host_tier=host_tier,

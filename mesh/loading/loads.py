@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from cachetools import LRUCache
 
+from cache.copies import Copy
 from cache.events import Loaded, LoadFailed, LoadOutOfMemory
 from cache.machine import CacheMachine
 from cache.types import ModelKey
@@ -53,7 +54,9 @@ class Loads:
         settings: Settings,
         telemetry: Telemetry,
         on_loaded: Callable[[ModelKey], None],
+        loaded_as_fetched: Callable[[Resident, Staged], None],
     ) -> None:
+        """`loaded_as_fetched` hears of copies whose prepared form is yet to come, in the turn after their load."""
         self._cache = cache
         self._staging = staging
         self._fetches = fetches
@@ -65,6 +68,7 @@ class Loads:
         self._settings = settings
         self._telemetry = telemetry
         self._on_loaded = on_loaded
+        self._loaded_as_fetched = loaded_as_fetched
         self._metadata: LRUCache[ModelKey, ModelMetadata] = LRUCache(maxsize=REMEMBERED_MAX)
         self.count = 0
         """Loads that succeeded since the pod started."""
@@ -85,7 +89,7 @@ class Loads:
         fetched = self._fetches.take(copy_id)
         staged = on_cpu(fetched) if copy.elsewhere else fetched
         try:
-            loaded = await self._load_twice_at_most(key, copy_id, staged)
+            loaded = await self._load_twice_at_most(copy, staged)
             try:
                 resident = self._residents.made(copy, staged, loaded)
             except Exception:
@@ -105,16 +109,16 @@ class Loads:
             return LoadFailed(copy_id, self._failures.told(key, "load", staged.adapter.format, error))
         return self._loaded(staged, resident, loaded)
 
-    async def _load_twice_at_most(self, key: ModelKey, copy_id: int, staged: Staged) -> MeasuredLoad:
+    async def _load_twice_at_most(self, copy: Copy, staged: Staged) -> MeasuredLoad:
         timeout_s = staged.record.spec.load_timeout_s or self._settings.load_timeout_s
         try:
-            return await self._timed_loads.load(key, copy_id, staged, timeout_s)
+            return await self._timed_loads.load(copy, staged, timeout_s)
         except AdapterError as error:
             if isinstance(error, OutOfMemory) or not self._staging.has_loaded(staged):
                 raise
             # The same bytes have loaded before, so the fault is not theirs: frameworks have races of their own.
-            log.warning("load of %s is tried once more: %s", key, error)
-        return await self._timed_loads.load(key, copy_id, staged, timeout_s)
+            log.warning("load of %s is tried once more: %s", copy.key, error)
+        return await self._timed_loads.load(copy, staged, timeout_s)
 
     def _loaded(self, staged: Staged, resident: Resident, loaded: MeasuredLoad) -> Loaded:
         """Note what the load found out."""
@@ -127,6 +131,8 @@ class Loads:
         self.count += 1
         self.mean_s += LOAD_MEAN_WEIGHT * (took_s - self.mean_s)
         asyncio.get_running_loop().call_soon(self._on_loaded, key)
+        if resident.as_fetched:
+            asyncio.get_running_loop().call_soon(self._loaded_as_fetched, resident, staged)
         remark = wrong_declaration(resident.declared_bytes, loaded.size.total_bytes)
         if remark:
             log.info("%s: %s", key, remark)

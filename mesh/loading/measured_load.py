@@ -45,17 +45,19 @@ LOADING_FACTOR = 4
 """Of what stays: what a load is taken to need at its highest, until one was measured. Two to four times is usual."""
 
 
-def load_and_measure(staged: Staged, read_memory: ReadMemory | None = None) -> MeasuredLoad:
-    """Raises AdapterError; nothing of the model remains then."""
+def load_and_measure(
+    staged: Staged, read_memory: ReadMemory | None = None, somebody_waits: bool = False
+) -> MeasuredLoad:
+    """Raises AdapterError; nothing of the model remains then. `somebody_waits`: whose run may be the first one."""
     with room_for(_needed_bytes(staged), read_memory):
-        return _load_and_measure(staged)
+        return _load_and_measure(staged, somebody_waits)
 
 
 def _needed_bytes(staged: Staged) -> int:
     return max(staged.peak_bytes or LOADING_FACTOR * staged.estimate.host_bytes, staged.estimate.host_bytes)
 
 
-def _load_and_measure(staged: Staged) -> MeasuredLoad:
+def _load_and_measure(staged: Staged, somebody_waits: bool) -> MeasuredLoad:
     model: LoadedModel | None = None
     try:
         # What is too small to be measured is not worth the milliseconds of a trim.
@@ -66,7 +68,9 @@ def _load_and_measure(staged: Staged) -> MeasuredLoad:
             model = staged.adapter.load(staged.path, staged.options)
             load_s = time.perf_counter() - load_began
             warm_began = time.perf_counter()
-            model.warm_up()
+            # What has run here before, and is not measured, runs right for the request that it was loaded for.
+            if large or staged.run_s is None or not somebody_waits:
+                model.warm_up()
             warm_up_s = time.perf_counter() - warm_began
             highest_bytes = 0 if before_bytes is None else high_water_bytes() - before_bytes
         size = _measured_size(model, probe, staged.adapter.format)

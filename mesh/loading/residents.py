@@ -67,6 +67,7 @@ class Residents:
             pin=self._pin,
             unpin=self._unpin,
             loadable=staged.loadable,
+            as_fetched=staged.options.as_fetched,
             workspace_bytes=staged.workspace_bytes,
             request_bytes_measured=staged.request_bytes,
             request_bytes_max=max(SMALL_REQUEST_BYTES, int(LARGER_FACTOR * staged.request_bytes)),

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from cachetools import LRUCache
 
+from cache.copies import Copy
 from cache.events import LoadOverdue
 from cache.types import Failure, ModelKey
 from mesh.loading.failures import LoadFailures
@@ -62,13 +63,13 @@ class TimedLoads:
         self._run_times_s: LRUCache[str, float] = LRUCache(maxsize=REMEMBERED_MAX)
         """By content: what one run took."""
 
-    async def load(self, key: ModelKey, copy_id: int, staged: Staged, timeout_s: float) -> MeasuredLoad:
+    async def load(self, copy: Copy, staged: Staged, timeout_s: float) -> MeasuredLoad:
         """Raises what the adapter raises, Overdue, or CancelledError when nobody waits any more; nothing of the model
         remains then."""
         if staged.isolated:
-            loaded = await self._load_isolated(key, staged, timeout_s)
+            loaded = await self._load_isolated(copy.key, staged, timeout_s)
         else:
-            loaded = await self._load_here(key, copy_id, staged, timeout_s)
+            loaded = await self._load_here(copy, staged, timeout_s)
         self._run_times_s[staged.artifact.content_hash] = loaded.run_s
         return loaded
 
@@ -79,10 +80,11 @@ class TimedLoads:
         except Exception:
             log.exception("freeing what a load has made in vain failed")
 
-    async def _load_here(self, key: ModelKey, copy_id: int, staged: Staged, timeout_s: float) -> MeasuredLoad:
+    async def _load_here(self, copy: Copy, staged: Staged, timeout_s: float) -> MeasuredLoad:
         ends_s = self._clock() + timeout_s
         staged = replace(staged, run_s=self._run_times_s.get(staged.artifact.content_hash))
-        thread = self._in_thread("load", load_and_measure, staged, self._read_memory)
+        somebody_waits = copy.foreground_waiters > 0
+        thread = self._in_thread("load", load_and_measure, staged, self._read_memory, somebody_waits)
         cancelled = False
         try:
             done, _ = await asyncio.wait([thread], timeout=timeout_s)
@@ -94,9 +96,9 @@ class TimedLoads:
             return thread.result()
         error: BaseException = asyncio.CancelledError()
         if not done:
-            failure = self._failures.told(key, "load", staged.adapter.format, _took_too_long(staged, timeout_s))
+            failure = self._failures.told(copy.key, "load", staged.adapter.format, _took_too_long(staged, timeout_s))
             error = Overdue(failure)
-            self._overdue(LoadOverdue(copy_id, failure))
+            self._overdue(LoadOverdue(copy.copy_id, failure))
             await asyncio.wait([thread])
         await self._free_late_result(thread)
         raise error

@@ -33,32 +33,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from runtime_adapters.artifacts.content import FILE_NAME, ContentRecord
-from runtime_adapters.artifacts.download import Stop, boot_id, disk_errors, hash_file, plan_exists
-from runtime_adapters.artifacts.errors import ArtifactTooLarge, BadStorageConfig, DiskFull
+from runtime_adapters.artifacts.disk_directory import DiskDirectory, files_below, remove, sync_file
+from runtime_adapters.artifacts.disk_records import (
+    META,
+    Origin,
+    content_of,
+    file_of,
+    files_of,
+    form_is_synced,
+    found_content,
+    found_form,
+    write_content_record,
+    write_form_record,
+    write_origin,
+)
+from runtime_adapters.artifacts.download import Stop, disk_errors, hash_file, plan_exists
+from runtime_adapters.artifacts.errors import ArtifactTooLarge, DiskFull
 from runtime_adapters.artifacts.ledger import DiskLedger, NoRoom, Reservation, disk_bytes
 from runtime_adapters.artifacts.shared_files import Shared, SharedFiles
-from runtime_adapters.artifacts.unpack import FileRecord
 from runtime_adapters.base import SHARED_FORM
 
 T = TypeVar("T")
-_META = "meta.json"
-_ORIGINS = "origins"
-_ORIGINS_PER_CONTENT_MAX = 64
-"""Signed URLs differ each time: an unlimited list of who once asked would outgrow the content."""
-_SECTIONS = ("content", "prepared", "shared", "partial", "staging", "trash")
 ORIGINAL_DROP_MIN_BYTES = 1 << 20
 """Smaller originals stay: deleting them would cost each first load more than it saves."""
 
@@ -67,23 +71,6 @@ class InThread(Protocol):
     """Runs what blocks on a thread."""
 
     async def __call__(self, work: Callable[..., T], /, *arguments: object) -> T: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What a URI gave when it was last fetched: which objects in which versions, and which content they became.
-
-    `object_sha256` is what a spec's checksum is compared with: of the object, or of the directory's list of hashes.
-    """
-
-    key: str
-    server: str
-    is_directory: bool
-    objects: tuple[tuple[str, int, str], ...]
-    settled: bool
-    etag: str | None
-    object_sha256: str
-    content: str
 
 
 class DiskTier:
@@ -104,8 +91,8 @@ class DiskTier:
         self.ledger = DiskLedger(capacity_bytes)
         self.origins: dict[str, Origin] = {}
         self._content_gone = content_gone
-        self._root = root.absolute()
         self._housekeeping = housekeeping
+        self._directory = DiskDirectory(root, housekeeping)
         self._contents: dict[str, ContentRecord] = {}
         self._prepared: dict[str, bool] = {}
         self._unsynced: set[str] = set()
@@ -114,20 +101,16 @@ class DiskTier:
         """The forms that were made, by the content that they stand for."""
         self._unverified: set[str] = set()
         self._hollow: set[str] = set()
-        self._shared = SharedFiles(self._root / "shared")
+        self._shared = SharedFiles(self._directory.path("shared"))
         self._sharing = asyncio.Lock()
         """Held while files in `shared/` come and go: what one form links to must not be deleted under it."""
-        self._numbers = iter(range(1, 1 << 62))
         self._making_room = asyncio.Lock()
         with disk_errors():
-            for section in _SECTIONS:
-                (self._root / section).mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self._root / "lock")
             self._scan(partial_age_max_s)
 
     def close(self) -> None:
         """Let another process have the directory."""
-        self._lock.close()
+        self._directory.close()
 
     # Finding ----------------------------------------------------------------------------------------------------
 
@@ -141,7 +124,7 @@ class DiskTier:
 
     def prepared_path(self, key: str) -> Path:
         """Where a prepared form lies."""
-        return self._root / key / "form"
+        return self._directory.path(key) / "form"
 
     def is_hollow(self, key: str) -> bool:
         """Whether only the record of this content is here, and not its files."""
@@ -172,13 +155,13 @@ class DiskTier:
 
     def path(self, key: str) -> Path:
         """The directory of an entry."""
-        return self._root / key
+        return self._directory.path(key)
 
     def content_path(self, record: ContentRecord, suffix: str) -> Path:
         """The path that an adapter is given. Makes the link with this suffix if it is not there: quick."""
         if record.is_directory:
-            return self._root / record.key / "tree"
-        base = self._root / record.key / "data" / FILE_NAME
+            return self._directory.path(record.key) / "tree"
+        base = self._directory.path(record.key) / "data" / FILE_NAME
         if not suffix:
             return base
         named = base.with_suffix(suffix)
@@ -194,14 +177,15 @@ class DiskTier:
 
     def verify(self, record: ContentRecord, stop: Stop) -> bool:
         """Hash the files of an entry again. Blocking."""
+        path = self._directory.path(record.key)
         with disk_errors():
-            return all(hash_file(self._file(record, file.name), stop) == file.sha256 for file in record.files)
+            return all(hash_file(file_of(path, record, file.name), stop) == file.sha256 for file in record.files)
 
     def verified(self, record: ContentRecord) -> None:
         """The entry's bytes are good on this boot. Blocking, but quick."""
         self._unverified.discard(record.key)
         with disk_errors():
-            _write_json(self._root / record.key / _META, _meta_of(record))
+            write_content_record(self._directory.path(record.key), record)
 
     # Room -------------------------------------------------------------------------------------------------------
 
@@ -225,12 +209,12 @@ class DiskTier:
         """Delete entries that nobody uses; their bytes are free when this returns."""
         leaving = []
         for key in keys:
-            leaving.append((self.ledger.begin_leaving(key), self._to_trash(self._root / key)))
+            leaving.append((self.ledger.begin_leaving(key), self._directory.to_trash(self._directory.path(key))))
             self._forget(key)
         for number, (left, path) in enumerate(leaving):
             try:
                 if path is not None:
-                    await self._discard(path)
+                    await self._directory.discard(path)
                 if left.shared:
                     await self._remove_shared(left.shared)
             except BaseException:
@@ -256,18 +240,14 @@ class DiskTier:
 
     def stage(self) -> Path:
         """A new empty directory on the same file system. Blocking, but quick."""
-        path = self._root / "staging" / f"{os.getpid()}-{next(self._numbers)}"
-        with disk_errors():
-            path.mkdir()
-        return path
+        return self._directory.stage()
 
     def write_content(self, staged: Path, record: ContentRecord, origin: Origin, download: Path) -> None:
         """Put the record and the origin beside the files in `staged`; delete the rest of the download. Blocking."""
         with disk_errors():
             shutil.rmtree(download)
-            _write_json(staged / _META, _meta_of(record))
-            (staged / _ORIGINS).mkdir()
-            _write_json(staged / _ORIGINS / f"{origin.key}.json", _origin_to_json(origin))
+            write_content_record(staged, record)
+            write_origin(staged, origin)
 
     def commit_content(self, reservation: Reservation, staged: Path, record: ContentRecord, origin: Origin) -> bool:
         """Make staged content visible, with one reference for the caller; False if equal content is there already."""
@@ -279,7 +259,7 @@ class DiskTier:
             self.origins[origin.key] = origin
             return False
         with disk_errors():
-            os.rename(staged, self._root / record.key)
+            os.rename(staged, self._directory.path(record.key))
         self.ledger.settle(reservation, record.key, record.disk_bytes, now_s)
         self.ledger.acquire(record.key, now_s)
         self._contents[record.key] = record
@@ -288,12 +268,8 @@ class DiskTier:
 
     def add_origin(self, origin: Origin) -> None:
         """Remember one more URI for content that is there. Blocking; the content is in use meanwhile."""
-        directory = self._root / origin.content / _ORIGINS
         with disk_errors():
-            others = sorted(directory.glob("*.json"), key=lambda path: path.stat().st_mtime)
-            for old in others[: max(0, len(others) + 1 - _ORIGINS_PER_CONTENT_MAX)]:
-                old.unlink(missing_ok=True)
-            _write_json(directory / f"{origin.key}.json", _origin_to_json(origin))
+            write_origin(self._directory.path(origin.content), origin)
 
     async def add_prepared(
         self, reservation: Reservation, staged: Path, key: str, made: bool, in_thread: InThread
@@ -307,7 +283,7 @@ class DiskTier:
                 own_bytes = await in_thread(self._write_prepared, staged, made, shared)
                 now_s = time.time()
                 with disk_errors():
-                    os.rename(staged, self._root / key)
+                    os.rename(staged, self._directory.path(key))
                 self.ledger.settle(reservation, key, own_bytes, now_s, shared)
             except BaseException:
                 names = self._shared.names_in(staged / "form")
@@ -323,14 +299,11 @@ class DiskTier:
 
     def sync_prepared(self, key: str) -> None:
         """Bring a form to the platter. Blocking, and slow on a busy disk; the form is in use meanwhile."""
-        directory = self._root / key
+        directory = self._directory.path(key)
         with disk_errors():
-            for path in _files_below(directory / "form"):
-                _sync(path)
-            meta = json.loads((directory / _META).read_text())
-            last_used = (directory / _META).stat()
-            _write_json(directory / _META, {name: value for name, value in meta.items() if name != "boot"})
-            os.utime(directory / _META, ns=(last_used.st_atime_ns, last_used.st_mtime_ns))
+            for path in files_below(directory / "form"):
+                sync_file(path)
+            form_is_synced(directory)
 
     def synced(self, key: str) -> None:
         """`sync_prepared` has ended."""
@@ -342,16 +315,16 @@ class DiskTier:
         record = self._contents[key]
         with disk_errors():
             # The record first: files that it does not name are deleted at the next start.
-            _write_json(self._root / key / _META, _meta_of(record, hollow=True))
+            write_content_record(self._directory.path(key), record, hollow=True)
         self._hollow.add(key)
         self._unverified.discard(key)
-        trashed = self._to_trash(self._root / key / ("tree" if record.is_directory else "data"))
+        trashed = self._directory.to_trash(files_of(self._directory.path(key), record))
         freed_bytes = self.ledger.begin_shrinking(key, disk_bytes([]))
 
         async def delete() -> None:
             try:
                 if trashed is not None:
-                    await self._discard(trashed)
+                    await self._directory.discard(trashed)
             finally:
                 self.ledger.end_leaving(freed_bytes)
 
@@ -365,41 +338,39 @@ class DiskTier:
         """One user fewer; remembers on disk when that was, for the order of eviction after a restart."""
         self.ledger.release(key, time.time())
         with contextlib.suppress(OSError):
-            os.utime(self._root / key / _META)
+            os.utime(self._directory.path(key) / META)
 
     async def drop(self, path: Path) -> None:
         """Delete something that is not an entry (a staging directory, a partial download)."""
-        trashed = self._to_trash(path)
-        if trashed is not None:
-            await self._discard(trashed)
+        await self._directory.drop(path)
 
     # Inside -----------------------------------------------------------------------------------------------------
 
     def _note_prepared(self, key: str, made: bool) -> None:
         self._prepared[key] = made
         if made:
-            self._forms.setdefault(_content_of(key), set()).add(key)
+            self._forms.setdefault(content_of(key), set()).add(key)
 
     def _fill(self, reservation: Reservation, staged: Path, record: ContentRecord) -> None:
         """Hollow content was fetched again."""
         name = "tree" if record.is_directory else "data"
         with disk_errors():
-            os.rename(staged / name, self._root / record.key / name)
-            _write_json(self._root / record.key / _META, _meta_of(record))
+            os.rename(staged / name, self._directory.path(record.key) / name)
+            write_content_record(self._directory.path(record.key), record)
         self._hollow.discard(record.key)
         self.ledger.settle_into(reservation, record.key, record.disk_bytes)
 
     def _form_bytes(self, staged: Path) -> int:
         with disk_errors():
-            return disk_bytes([path.stat().st_size for path in _files_below(staged / "form")])
+            return disk_bytes([path.stat().st_size for path in files_below(staged / "form")])
 
     def _write_prepared(self, staged: Path, made: bool, shared: Shared) -> int:
         """Put the record beside what an adapter wrote; the bytes that are this form's own. Blocking."""
         form = staged / "form"
         kept_elsewhere = {f"{SHARED_FORM}/{name}" for name, _ in shared}
         with disk_errors():
-            sizes = {path.relative_to(form).as_posix(): path.stat().st_size for path in _files_below(form)}
-            _write_json(staged / _META, {"made": made, "files": sizes, "boot": boot_id()})
+            sizes = {path.relative_to(form).as_posix(): path.stat().st_size for path in files_below(form)}
+            write_form_record(staged, sizes, made=made)
             return disk_bytes([size for name, size in sizes.items() if name not in kept_elsewhere])
 
     def _no_room(self, plan: NoRoom) -> DiskFull | ArtifactTooLarge:
@@ -415,23 +386,9 @@ class DiskTier:
             "or raise --disk-capacity"
         )
 
-    def _to_trash(self, path: Path) -> Path | None:
-        trashed = self._root / "trash" / f"{os.getpid()}-{next(self._numbers)}"
-        with disk_errors():
-            try:
-                os.rename(path, trashed)
-            except FileNotFoundError:
-                return None
-        return trashed
-
-    async def _discard(self, path: Path) -> None:
-        loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._housekeeping, partial(shutil.rmtree, path, ignore_errors=True))
-        await asyncio.shield(work)
-
     def _forget(self, key: str) -> None:
         if self._prepared.pop(key, False):
-            content_key = _content_of(key)
+            content_key = content_of(key)
             self._forms[content_key].discard(key)
             if not self._forms[content_key]:
                 del self._forms[content_key]
@@ -445,28 +402,25 @@ class DiskTier:
                 del self.origins[origin.key]
             self._content_gone(key)
 
-    def _file(self, record: ContentRecord, name: str) -> Path:
-        return self._root / record.key / "tree" / name if record.is_directory else self.content_path(record, "")
-
     def _scan(self, partial_age_max_s: float) -> None:
         for section in ("staging", "trash"):
-            for path in (self._root / section).iterdir():
-                _remove(path)
-        for path in (self._root / "content").iterdir():
+            for path in self._directory.section(section):
+                remove(path)
+        for path in self._directory.section("content"):
             if not self._adopt_content(path):
-                _remove(path)
-        for path in (self._root / "prepared").iterdir():
+                remove(path)
+        for path in self._directory.section("prepared"):
             if not self._adopt_prepared(path):
-                _remove(path)
+                remove(path)
         self._shared.remove(tuple(name for name in self._shared.names() if not self.ledger.holds_shared(name)))
         for key in [key for key in self._hollow if self.form_of(key) is None]:
             self.ledger.end_leaving(self.ledger.begin_leaving(key).size_bytes)
             self._forget(key)
-            _remove(self._root / key)
-        for path in (self._root / "partial").iterdir():
+            remove(self._directory.path(key))
+        for path in self._directory.section("partial"):
             age_s = time.time() - path.stat().st_mtime
             if age_s > partial_age_max_s or not plan_exists(path):
-                _remove(path)
+                remove(path)
                 continue
             size_bytes = disk_bytes([file.stat().st_size for file in path.iterdir()])
             self.ledger.add(f"partial/{path.name}", size_bytes, path.stat().st_mtime)
@@ -475,124 +429,34 @@ class DiskTier:
         for key in room.victims if not isinstance(room, NoRoom) else ():
             left = self.ledger.begin_leaving(key)
             self._forget(key)
-            _remove(self._root / key)
+            remove(self._directory.path(key))
             self._shared.remove(left.shared)
             self.ledger.end_leaving(left.size_bytes)
 
     def _adopt_content(self, path: Path) -> bool:
-        key = f"content/{path.name}"
-        try:
-            meta = json.loads((path / _META).read_text())
-            files = tuple(FileRecord(str(name), int(size), str(sha256)) for name, size, sha256 in meta["files"])
-            record = ContentRecord(key, files, bool(meta["directory"]))
-            hollow = bool(meta.get("hollow"))
-            if hollow:
-                _remove(path / ("tree" if record.is_directory else "data"))
-            elif any(self._file(record, file.name).stat().st_size != file.size_bytes for file in files):
-                return False
-            origins = [_origin_from_json(json.loads(file.read_text())) for file in (path / _ORIGINS).glob("*.json")]
-            last_used_s = (path / _META).stat().st_mtime
-        except (OSError, ValueError, KeyError, TypeError):
+        found = found_content(path)
+        if found is None:
             return False
-        self.ledger.add(key, disk_bytes([]) if hollow else record.disk_bytes, last_used_s)
-        self._contents[key] = record
-        self.origins.update({origin.key: origin for origin in origins if origin.content == key})
-        if hollow:
-            self._hollow.add(key)
-        elif not boot_id() or meta.get("boot") != boot_id():
-            self._unverified.add(key)
+        record = found.record
+        if found.hollow:
+            remove(files_of(path, record))
+            self._hollow.add(record.key)
+        elif found.unverified:
+            self._unverified.add(record.key)
+        self.ledger.add(record.key, disk_bytes([]) if found.hollow else record.disk_bytes, found.last_used_s)
+        self._contents[record.key] = record
+        self.origins.update({origin.key: origin for origin in found.origins})
         return True
 
     def _adopt_prepared(self, path: Path) -> bool:
-        key = f"prepared/{path.name}"
-        try:
-            meta = json.loads((path / _META).read_text())
-            sizes = {str(name): int(size) for name, size in meta["files"].items()}
-            if "boot" in meta and (not boot_id() or meta["boot"] != boot_id()):
-                return False
-            if any((path / "form" / name).stat().st_size != size for name, size in sizes.items()):
-                return False
-            last_used_s = (path / _META).stat().st_mtime
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        key, found = f"prepared/{path.name}", found_form(path)
+        if found is None:
             return False
-        if "boot" in meta:
+        if found.unsynced:
             self._unsynced.add(key)
         shared = self._shared.adopt(path / "form")
         kept_elsewhere = {f"{SHARED_FORM}/{name}" for name, _ in shared}
-        own = [size for name, size in sizes.items() if name not in kept_elsewhere]
-        self.ledger.add(key, disk_bytes(own), last_used_s, shared)
-        self._note_prepared(key, bool(meta.get("made")))
+        own = [size for name, size in found.sizes.items() if name not in kept_elsewhere]
+        self.ledger.add(key, disk_bytes(own), found.last_used_s, shared)
+        self._note_prepared(key, found.made)
         return True
-
-
-def prepared_key(content_hash: str, variant: str) -> str:
-    """The entry of a prepared form; `variant` may hold plain characters only."""
-    return f"prepared/{content_hash}--{variant}"
-
-
-def variant_of(key: str) -> str:
-    """The variant that a prepared form is, as `prepared_key` was given it."""
-    return key.split("--", 1)[1]
-
-
-def _content_of(key: str) -> str:
-    """The content that a prepared form was made of."""
-    return f"content/{key.removeprefix('prepared/').split('--', 1)[0]}"
-
-
-def _meta_of(record: ContentRecord, *, hollow: bool = False) -> dict[str, Any]:
-    files = [[file.name, file.size_bytes, file.sha256] for file in record.files]
-    return {"boot": boot_id(), "directory": record.is_directory, "files": files, "hollow": hollow}
-
-
-def _origin_to_json(origin: Origin) -> dict[str, Any]:
-    return {
-        "key": origin.key,
-        "server": origin.server,
-        "is_directory": origin.is_directory,
-        "objects": [list(item) for item in origin.objects],
-        "settled": origin.settled,
-        "etag": origin.etag,
-        "object_sha256": origin.object_sha256,
-        "content": origin.content,
-    }
-
-
-def _origin_from_json(data: dict[str, Any]) -> Origin:
-    objects = tuple((str(name), int(size), str(version)) for name, size, version in data["objects"])
-    return Origin(**{**data, "objects": objects})
-
-
-def _write_json(path: Path, value: object) -> None:
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(value))
-    os.replace(new, path)
-
-
-def _files_below(directory: Path) -> list[Path]:
-    return [Path(inside) / name for inside, _, names in os.walk(directory) for name in sorted(names)]
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _lock(path: Path) -> BinaryIO:
-    # A record lock: unlike flock's, a forked worker process does not inherit it and keep it.
-    file = path.open("ab")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise BadStorageConfig(
-            f"data directory {str(path.parent)!r} is in use by another process; give each pod its own --data-dir"
-        ) from None
-    return file

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 
 from runtime_adapters.artifacts.credentials import S3Key, StorageKey
-from runtime_adapters.artifacts.disk_tier import Origin
+from runtime_adapters.artifacts.disk_records import Origin
 from runtime_adapters.artifacts.errors import ChecksumMismatch
 from runtime_adapters.artifacts.locations import Location, parse_location
 from runtime_adapters.artifacts.sources import Listing, RemoteObject, Source

@@ -14,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from runtime_adapters.artifacts.download import Stop
@@ -107,7 +109,13 @@ async def _until(tasks: set[asyncio.Task[Any]], wait_until_s: float | None) -> N
         raise FetchTimedOut("fetch did not end before the caller's deadline; ask again with a longer one")
 
 
-async def finish_despite_cancel(awaitable: Awaitable[T], stop: Stop) -> T:
+async def in_thread(executor: Executor, stop: Stop, work: Callable[..., T], *arguments: object) -> T:
+    """Run what blocks; when this task is cancelled, tell it to stop and wait until it has."""
+    future = asyncio.get_running_loop().run_in_executor(executor, partial(work, *arguments))
+    return await _finish_despite_cancel(future, stop)
+
+
+async def _finish_despite_cancel(awaitable: Awaitable[T], stop: Stop) -> T:
     """Await work on a thread; when this task is cancelled, tell the thread to stop and wait until it has."""
     future = asyncio.ensure_future(awaitable)
     try:

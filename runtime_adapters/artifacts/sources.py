@@ -238,15 +238,12 @@ class _StoredObjects:
         self._knows_ranges = True
 
     def read(self, item: RemoteObject, offset: int = 0) -> Iterator[bytes]:
-        opened, self._opened = self._opened, None
         if item.etag and self._knows_ranges and item.size_bytes - offset >= PARALLEL_MIN_BYTES:
-            whole = opened[1] if opened is not None and offset == 0 and opened[0] == item else None
-            yield from self._read_in_parts(item, offset, whole)
+            yield from self._read_in_parts(item, offset)
             return
         try:
-            if opened is not None and offset == 0 and opened[0] == item:
-                result = opened[1]
-            else:
+            result = self._take_opened(item, offset)
+            if result is None:
                 result = self._get(item.key, if_match=item.etag, offset=offset)
                 found = self._object(item.name, item.key, result)
                 if found.version != item.version or (offset and result.range[0] != offset):
@@ -257,19 +254,22 @@ class _StoredObjects:
         except Exception as error:
             raise map_foreign(error, self._location) from None
 
-    def _read_in_parts(self, item: RemoteObject, offset: int, whole: GetResult | None) -> Iterator[bytes]:
-        """The parts in their order, while others are on their way. An empty one says that the next takes its time.
+    def _take_opened(self, item: RemoteObject, offset: int) -> GetResult | None:
+        """The answer to the look, if it is what is to be read. It is kept nowhere then: once it is left, its connection
+        closes, and no more of it comes over the link than was read."""
+        opened, self._opened = self._opened, None
+        return opened[1] if opened is not None and offset == 0 and opened[0] == item else None
 
-        `whole`: an answer that has begun already; it gives the first part, and is left then.
-        """
+    def _read_in_parts(self, item: RemoteObject, offset: int) -> Iterator[bytes]:
+        """The parts in their order, while others are on their way. An empty one says that the next takes its time."""
         left = threading.Event()
         begins = iter(range(offset, item.size_bytes, PART_BYTES))
         readers = ThreadPoolExecutor(PARTS_AT_ONCE, "artifact-part")
         try:
-            first = islice(begins, 1 if whole is not None else 0)
-            coming = deque(readers.submit(self._part, item, begin, left, whole) for begin in first)
-            others = islice(begins, PARTS_AT_ONCE - len(coming))
-            coming.extend(readers.submit(self._part, item, begin, left) for begin in others)
+            coming = deque(
+                readers.submit(self._part, item, begin, left, self._take_opened(item, begin))
+                for begin in islice(begins, PARTS_AT_ONCE)
+            )
             while coming:
                 while not wait([coming[0]], timeout=_LOOK_UP_S).done:
                     yield b""
@@ -283,7 +283,8 @@ class _StoredObjects:
             readers.shutdown(wait=True, cancel_futures=True)
 
     def _part(self, item: RemoteObject, begin: int, left: threading.Event, whole: GetResult | None = None) -> bytes:
-        """One part, whole. Ends early, with less, when nobody waits for it any more."""
+        """One part, whole. Ends early, with less, when nobody waits for it any more. `whole`: an answer that has begun
+        already, and is left after this part."""
         end = min(item.size_bytes, begin + PART_BYTES)
         part = bytearray()
         try:

@@ -35,7 +35,8 @@ from runtime_adapters.artifacts.errors import (
     FetchFailed,
     FetchTimedOut,
 )
-from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchLimits, FetchRequest
+from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchRequest
+from runtime_adapters.artifacts.fetching import FetchLimits
 from runtime_adapters.artifacts.locations import SourcePolicy
 from runtime_adapters.artifacts.unpack import open_new
 from runtime_adapters.errors import AdapterError, BadArtifact, LoadFailed

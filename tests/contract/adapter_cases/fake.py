@@ -9,7 +9,7 @@ from runtime_adapters.fake import FakeSpec, write_fake_artifact
 
 
 def _build(directory: Path) -> Example:
-    artifact = write_fake_artifact(directory / "model.json", FakeSpec(factor=2.5, hot_bytes=2_000))
+    artifact = write_fake_artifact(directory / "model.json", FakeSpec(factor=2.5, hot_bytes=2_000, fetched_bytes=1_500))
     x = np.arange(12, dtype=np.float32).reshape(3, 4)
     return Example(
         artifact,

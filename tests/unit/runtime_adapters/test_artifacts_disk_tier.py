@@ -18,10 +18,11 @@ from typing import BinaryIO, cast
 
 import pytest
 
-from runtime_adapters.artifacts import disk_tier, download, sources
+from runtime_adapters.artifacts import disk_records, download, sources
 from runtime_adapters.artifacts.download import tree_hash
 from runtime_adapters.artifacts.errors import ArtifactTooLarge, BadStorageConfig, DiskFull
-from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchLimits, FetchRequest
+from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchRequest
+from runtime_adapters.artifacts.fetching import FetchLimits
 from runtime_adapters.artifacts.unpack import FileRecord, open_new
 from runtime_adapters.errors import BadArtifact, LoadFailed
 
@@ -213,7 +214,7 @@ async def test_after_a_reboot_content_is_hashed_once_before_it_is_used(
         good = await fetch_and_release(store, a_model(tmp_path, "a"))
         bad = await fetch_and_release(store, a_model(tmp_path, "b"))
     bad.path.write_bytes(bytes(MODEL_BYTES))  # what a power loss leaves: the length without the bytes
-    for module in (disk_tier, download):
+    for module in (disk_records, download):
         monkeypatch.setattr(module, "boot_id", lambda: "after-reboot")
     async with opened(tmp_path) as store:
         assert (await store.fetch(a_model(tmp_path, "a"))).fetched_bytes == 0

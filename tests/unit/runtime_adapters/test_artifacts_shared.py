@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from runtime_adapters.artifacts import disk_tier, sources
+from runtime_adapters.artifacts import disk_records, sources
 from runtime_adapters.artifacts.disk_tier import ORIGINAL_DROP_MIN_BYTES
 from runtime_adapters.artifacts.errors import ArtifactNotFound
-from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchLimits, FetchRequest
+from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchRequest
+from runtime_adapters.artifacts.fetching import FetchLimits
 from runtime_adapters.base import SHARED_FORM
 from runtime_adapters.errors import LoadFailed
 
@@ -59,8 +60,7 @@ async def opened(
 
 
 async def settled(store: ArtifactStore) -> None:
-    while store._dropping:
-        await asyncio.wait(store._dropping)
+    await store._forms.wait_dropped()
 
 
 def bytes_on_disk(root: Path) -> int:
@@ -246,7 +246,7 @@ async def test_an_original_stays_until_its_form_is_on_the_platter_and_an_unsynce
         artifact, form = await prepared(store, a_model(tmp_path, "a"))
         await settled(store)
         assert artifact.path.exists()
-    monkeypatch.setattr(disk_tier, "boot_id", lambda: "after the reboot")
+    monkeypatch.setattr(disk_records, "boot_id", lambda: "after the reboot")
     async with opened(tmp_path) as store:
         assert not form.exists()
         assert in_the_pool(tmp_path) == []
