@@ -7,7 +7,7 @@ an artifact reaches LightGBM unread. The file is read here, checked, and a new t
 from what was read, with only what prediction needs: split statistics, feature ranges, importances and training
 parameters stay behind, which also halves the time LightGBM takes to read it.
 
-Numbers of thresholds and leaves are copied digit by digit, so predictions are the file's own.
+Numbers are copied digit by digit once they are known to be some, so predictions are the file's own.
 
 What is checked in each tree: every list has the length that `num_leaves` and `num_cat` call for; an inner child has a
 greater number than its parent, so that every walk ends; leaves, features and category sets exist.
@@ -237,23 +237,23 @@ def _check_nodes(
     nodes = leaves - 1
     kept: list[bytes] = []
     for side in ("left_child", "right_child"):
-        children = _integers(lines, side, nodes, refuse)
+        children, text = _integers(lines, side, nodes, refuse)
         inner = (children > np.arange(nodes)) & (children < nodes)
         leaf = (children < 0) & (children >= -leaves)
         if not (inner | leaf).all():
             node = int(np.argmin(inner | leaf))
             refuse(f"{side} of node {node:,} is {children[node]:,}")
-        kept.append(b"%s=%s" % (side.encode(), _joined(children)))
-    split_features = _integers(lines, "split_feature", nodes, refuse)
+        kept.append(b"%s=%s" % (side.encode(), text))
+    split_features, text = _integers(lines, "split_feature", nodes, refuse)
     if _beyond(split_features, features):
         refuse(f"a split_feature is beyond {features:,} features")
-    kept.append(b"split_feature=" + _joined(split_features))
+    kept.append(b"split_feature=" + text)
     threshold = _float_text(lines, "threshold", nodes, refuse)
     kept.append(b"threshold=" + threshold)
-    decisions = _integers(lines, "decision_type", nodes, refuse)
+    decisions, text = _integers(lines, "decision_type", nodes, refuse)
     if _beyond(decisions, 128):
         refuse("a decision_type is beyond 0 to 127")
-    kept.append(b"decision_type=" + _joined(decisions))
+    kept.append(b"decision_type=" + text)
     categorical = np.flatnonzero(decisions & _CATEGORICAL)
     if len(categorical):
         thresholds = threshold.split()
@@ -263,13 +263,13 @@ def _check_nodes(
                 refuse(f"a split uses category set {chosen[:20]!r} of {categories:,}")
     if not categories:
         return kept, 0
-    boundaries = _integers(lines, "cat_boundaries", categories + 1, refuse)
+    boundaries, boundaries_text = _integers(lines, "cat_boundaries", categories + 1, refuse)
     if boundaries[0] != 0 or bool((np.diff(boundaries) <= 0).any()):
         refuse("cat_boundaries do not rise from 0")
-    words = _integers(lines, "cat_threshold", int(boundaries[-1]), refuse)
+    words, words_text = _integers(lines, "cat_threshold", int(boundaries[-1]), refuse)
     if _beyond(words, 1 << 32):
         refuse("a cat_threshold is beyond 32 bits")
-    kept += [b"cat_boundaries=" + _joined(boundaries), b"cat_threshold=" + _joined(words)]
+    kept += [b"cat_boundaries=" + boundaries_text, b"cat_threshold=" + words_text]
     return kept, len(words)
 
 
@@ -277,17 +277,17 @@ def _check_linear(
     lines: dict[str, bytes], leaves: int, features: int, refuse: Callable[[str], NoReturn]
 ) -> tuple[list[bytes], int]:
     """(the lines of the linear models in the leaves, their number of terms)."""
-    counts = _integers(lines, "num_features", leaves, refuse)
+    counts, counts_text = _integers(lines, "num_features", leaves, refuse)
     if _beyond(counts, features + 1):
         refuse(f"a leaf's linear model has a number of terms beyond 0 to {features:,}")
     terms = int(counts.sum())
-    used = _integers(lines, "leaf_features", terms, refuse)
+    used, used_text = _integers(lines, "leaf_features", terms, refuse)
     if _beyond(used, features):
         refuse(f"a leaf_features index is beyond {features:,} features")
     kept = [
         b"leaf_const=" + _float_text(lines, "leaf_const", leaves, refuse),
-        b"num_features=" + _joined(counts),
-        b"leaf_features=" + _joined(used),
+        b"num_features=" + counts_text,
+        b"leaf_features=" + used_text,
         b"leaf_coeff=" + _float_text(lines, "leaf_coeff", terms, refuse),
     ]
     return kept, terms
@@ -314,25 +314,29 @@ def _integer(lines: dict[str, bytes], name: str) -> int:
         _refuse(f"{name} is {lines[name][:40]!r}, not an integer")
 
 
-def _integers(lines: dict[str, bytes], name: str, count: int, refuse: Callable[[str], NoReturn]) -> Array:
+def _integers(lines: dict[str, bytes], name: str, count: int, refuse: Callable[[str], NoReturn]) -> tuple[Array, bytes]:
+    """The numbers, and as they are written: LightGBM reads the same digits in the same way."""
     return _numbers(lines, name, count, np.dtype(np.int64), refuse)
 
 
 def _float_text(lines: dict[str, bytes], name: str, count: int, refuse: Callable[[str], NoReturn]) -> bytes:
     """The numbers as they are written, separated by one blank each. LightGBM aborts on what is no finite number."""
-    if not np.isfinite(_numbers(lines, name, count, np.dtype(np.float64), refuse)).all():
+    found, text = _numbers(lines, name, count, np.dtype(np.float64), refuse)
+    if not np.isfinite(found).all():
         refuse(f"{name} holds a number that is not finite")
-    return b" ".join(lines[name].split())
+    return text
 
 
 def _numbers(
     lines: dict[str, bytes], name: str, count: int, dtype: np.dtype[Any], refuse: Callable[[str], NoReturn]
-) -> Array:
+) -> tuple[Array, bytes]:
     text = lines[name]
     kind, letters = ("integers", _INTEGERS) if dtype.kind == "i" else ("decimal numbers", _DECIMALS)
     if not letters.fullmatch(text):
         refuse(f"{name} holds something else than {kind}")
-    written = len(text.split())
+    if b"  " in text or text[:1] == b" " or text[-1:] == b" ":  # LightGBM writes one blank between two
+        text = b" ".join(text.split())
+    written = text.count(b" ") + 1 if text else 0
     with warnings.catch_warnings():
         # Older NumPy warns where it stops early ("1-" is of the right letters only); the count then tells.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -342,11 +346,7 @@ def _numbers(
             refuse(f"{name} holds something else than {kind}")
     if len(found) != count or written != count:
         refuse(f"{name} has {written:,} items, {count:,} are due")
-    return found
-
-
-def _joined(numbers: Array) -> bytes:
-    return " ".join(map(str, numbers.tolist())).encode()
+    return found, text
 
 
 def _beyond(numbers: Array, limit: int) -> bool:

@@ -20,6 +20,7 @@ Deliberately absent: `pred_leaf`, `pred_contrib`, early stopping of predictions,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ class LightgbmAdapter:
         if checked.facts.handed_over_as_is:
             return False
         (into / PREPARED_NAME).write_bytes(checked.text)
+        # It is read again in a moment, and would be found to be what has just been written.
+        _passed.facts_of(checked.text, lambda _: replace(checked.facts, handed_over_as_is=True))
         return True
 
     def load(self, artifact: Path, options: LoadOptions) -> LoadedModel:

@@ -198,7 +198,9 @@ class OnnxAdapter:
         graph = _graph_file(artifact)
         if graph.name in (_PREPARED_GRAPH, _PREPARED_TREES) or options.device.kind != "cpu":
             return False  # `prepare` refuses these names
-        return _weights_are_mapped(options) and not _checked_outline(graph, artifact).tree_nodes
+        outline = _checked_outline(graph, artifact)
+        large = outline.inline_bytes + outline.external_bytes >= EXTERNAL_MIN_BYTES
+        return large and _weights_are_mapped(options) and not outline.tree_nodes
 
     def load(self, artifact: Path, options: LoadOptions) -> LoadedModel:
         refuse_unknown_parameters(options.parameters, _PARAMETERS)

@@ -163,7 +163,7 @@ class Fetching:
         if known is not None and errand.sha256 == known.object_sha256 and location.scheme != "file":
             self._policy.check(location)
             return Seen(None, None, known.server, trusted)
-        timeouts = Timeouts(max(1.0, stop.remaining_s), self._limits.stall_timeout_s, self._limits.connect_timeout_s)
+        timeouts = Timeouts(self._limits.timeout_s, self._limits.stall_timeout_s, self._limits.connect_timeout_s)
         source = open_source(location, key, self._policy, timeouts, self._limits.files_max)
         listing = source.look(known_object(known) if known and known.server == server else None)
         return Seen(source, listing, server, trusted and (location.scheme != "file" or listing.trusted))

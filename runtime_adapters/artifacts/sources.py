@@ -15,27 +15,25 @@ Where a server says nothing (no ETag, no Last-Modified), the object is fetched e
 card does. They are handed on in their order, so whoever reads writes and hashes a file that only grows at its end, and
 a broken download goes on where it stopped. Each part is asked for on condition that the object is still the same one;
 so only objects with a strong ETag are read like this, and a server that does not know ranges is read in one stream.
-
-**What a request may use.** Never the process's AWS_* variables: obstore reads them for every option that is not given,
-a session token even beside explicit keys. So credentials go through a provider, or requests are unsigned, and endpoint,
-region and addressing style are always given. Proxy variables are honoured: they are the operator's network.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from itertools import islice
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
+from runtime_adapters.artifacts.clients import Timeouts, http_client, new_http_client, s3_client
 from runtime_adapters.artifacts.credentials import HttpKey, S3Key, StorageKey, UnsupportedKey, origin_of
 from runtime_adapters.artifacts.errors import (
     ArtifactChanged,
@@ -58,11 +56,14 @@ _CHUNK_BYTES = 1024 * 1024
 PART_BYTES = 8 * 1024 * 1024
 """Of a large object: at 90 MB/s a tenth of a second, twice what a store takes to begin its answer."""
 PARTS_AT_ONCE = 4
-"""For one object; each takes its bytes in memory until its turn comes. Eight downloads at a time then hold 256 MiB."""
+"""For one object; each takes its bytes in memory until its turn comes. With the ones that are being written, eight
+downloads at a time hold 320 MiB."""
 PARALLEL_MIN_BYTES = 2 * PART_BYTES
 """Less than this is not worth further requests."""
 _FILE_GRAIN_S = 2.0
 """Coarsest timestamps of common file systems."""
+_PLAIN_URI = re.compile(r"(https?://[^/?#]+)/([A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*)")
+"""A server, and a path that every writer of URIs writes alike."""
 _LOOK_UP_S = 0.2
 """How often a reader that waits for a part lets its caller see whether it is still wanted."""
 _HTTP_GRAIN_S = 60.0
@@ -99,15 +100,6 @@ class Listing:
     def settled(self) -> bool:
         """Whether an equal listing at a later time means equal bytes."""
         return all(item.settled for item in self.objects)
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """How long one request may take. Sums of tries are bounded by the fetch's deadline."""
-
-    whole_s: float
-    stall_s: float
-    connect_s: float
 
 
 class Source(Protocol):
@@ -263,18 +255,19 @@ class _StoredObjects:
     def _read_in_parts(self, item: RemoteObject, offset: int) -> Iterator[bytes]:
         """The parts in their order, while others are on their way. An empty one says that the next takes its time."""
         left = threading.Event()
-        begins = iter(range(offset, item.size_bytes, PART_BYTES))
+        parts = _parts(offset, item.size_bytes)
         readers = ThreadPoolExecutor(PARTS_AT_ONCE, "artifact-part")
         try:
             coming = deque(
-                readers.submit(self._part, item, begin, left, self._take_opened(item, begin))
-                for begin in islice(begins, PARTS_AT_ONCE)
+                readers.submit(self._part, item, begin, end, left, self._take_opened(item, begin))
+                for begin, end in islice(parts, PARTS_AT_ONCE)
             )
             while coming:
                 while not wait([coming[0]], timeout=_LOOK_UP_S).done:
                     yield b""
-                yield coming.popleft().result()
-                coming.extend(readers.submit(self._part, item, begin, left) for begin in islice(begins, 1))
+                part = coming.popleft().result()
+                coming.extend(readers.submit(self._part, item, begin, end, left) for begin, end in islice(parts, 1))
+                yield part
         except RangeIgnored:
             self._knows_ranges = False
             raise
@@ -282,10 +275,11 @@ class _StoredObjects:
             left.set()
             readers.shutdown(wait=True, cancel_futures=True)
 
-    def _part(self, item: RemoteObject, begin: int, left: threading.Event, whole: GetResult | None = None) -> bytes:
+    def _part(
+        self, item: RemoteObject, begin: int, end: int, left: threading.Event, whole: GetResult | None = None
+    ) -> bytes:
         """One part, whole. Ends early, with less, when nobody waits for it any more. `whole`: an answer that has begun
         already, and is left after this part."""
-        end = min(item.size_bytes, begin + PART_BYTES)
         part = bytearray()
         try:
             result = whole or self._get(item.key, if_match=item.etag, offset=begin, end=end)
@@ -313,7 +307,7 @@ class _StoredObjects:
         except NotModifiedError:
             if known is None:
                 raise
-            return known
+            return replace(known, key=key)
         found = self._object("", key, result)
         self._opened = (found, result)
         return found
@@ -349,18 +343,23 @@ class HttpSource(_StoredObjects):
     """One object on a web server."""
 
     def __init__(self, location: Location, key: HttpKey | None, timeouts: Timeouts) -> None:
-        from obstore.store import HTTPStore
-
-        options = _client_options(timeouts, location.scheme == "http", key.certificate if key else "")
+        headers: tuple[tuple[str, str], ...] = ()
         if key is not None and key.headers:
             if origin_of(location.uri) != key.origin:
                 raise ArtifactDenied(f"uri {location.shown!r}: the storage key's headers are for {key.origin} only")
-            options["default_headers"] = dict(key.headers)
-        super().__init__(location, HTTPStore(location.uri, client_options=options, retry_config=_retries(timeouts)))
+            headers = tuple(sorted(dict(key.headers).items()))
+        certificate = key.certificate if key else ""
+        if found := _PLAIN_URI.fullmatch(location.uri):
+            server, self._key = found[1], found[2]
+            store = http_client(server, headers, certificate, timeouts)
+        else:  # it may only be asked for as it is written, and a signed one comes once
+            self._key = ""
+            store = new_http_client(location.uri, headers, certificate, timeouts)
+        super().__init__(location, store)
 
     def look(self, known: RemoteObject | None = None) -> Listing:
         try:
-            return Listing((self._look_at_object("", known),), is_directory=False)
+            return Listing((self._look_at_object(self._key, known),), is_directory=False)
         except Exception as error:
             raise map_foreign(error, self._location) from None
 
@@ -369,32 +368,10 @@ class S3Source(_StoredObjects):
     """An object of a bucket, or all objects below a prefix. An object of that very name goes first."""
 
     def __init__(self, location: Location, key: S3Key, timeouts: Timeouts, files_max: int) -> None:
-        from obstore.store import S3Store
-
         if not location.authority:
             raise BadLocation(f"uri {location.shown!r} names no bucket, and neither does its storage key")
         self._files_max = files_max
-        common: dict[str, Any] = {
-            "endpoint": key.endpoint,
-            "region": key.region,
-            "virtual_hosted_style_request": False,
-            "request_payer": False,
-            "client_options": _client_options(timeouts, key.endpoint.startswith("http://"), key.certificate),
-            "retry_config": _retries(timeouts),
-        }
-        if key.access_key_id:
-            credential = {
-                "access_key_id": key.access_key_id,
-                "secret_access_key": key.secret_access_key,
-                "token": key.session_token or None,
-                "expires_at": None,
-            }
-            store = S3Store(
-                location.authority, skip_signature=False, credential_provider=cast(Any, lambda: credential), **common
-            )
-        else:
-            store = S3Store(location.authority, skip_signature=True, **common)
-        super().__init__(location, store)
+        super().__init__(location, s3_client(location.authority, key, timeouts))
 
     def look(self, known: RemoteObject | None = None) -> Listing:
         key = self._location.path.removesuffix("/")
@@ -428,6 +405,21 @@ class S3Source(_StoredObjects):
         return Listing(tuple(sorted(objects, key=lambda item: item.name)), is_directory=True)
 
 
+def _parts(offset: int, size_bytes: int) -> Iterator[tuple[int, int]]:
+    """Where the parts of an object begin and end.
+
+    The first one is on its way already, alone, until the others have been asked for. Those are smaller, each by another
+    amount: parts of one size that begin together end together, and then nothing is on its way until the next begin.
+    """
+    begins_together = (PART_BYTES * count // PARTS_AT_ONCE for count in range(1, PARTS_AT_ONCE))
+    for part_bytes in chain((PART_BYTES,), begins_together, repeat(PART_BYTES)):
+        if offset >= size_bytes:
+            return
+        end = min(size_bytes, offset + part_bytes)
+        yield offset, end
+        offset = end
+
+
 def _slashes(name: str) -> Iterator[int]:
     return (position for position, character in enumerate(name) if character == "/")
 
@@ -439,28 +431,6 @@ def _remote_object(name: str, key: str, size_bytes: int, etag: str | None, modif
     modified_s = modified.timestamp()
     settled = modified_s > 0 and (datetime.now(UTC) - modified).total_seconds() > _HTTP_GRAIN_S
     return RemoteObject(name, key, size_bytes, f"modified:{modified_s}:{etag}:{size_bytes}", settled)
-
-
-def _client_options(timeouts: Timeouts, plain_http: bool, certificate: str) -> Any:
-    options: dict[str, Any] = {
-        "allow_http": plain_http,
-        "timeout": timedelta(seconds=timeouts.whole_s),
-        "read_timeout": timedelta(seconds=timeouts.stall_s),
-        "connect_timeout": timedelta(seconds=timeouts.connect_s),
-        "user_agent": "hexcomb",
-    }
-    if certificate:
-        options["root_certificate"] = certificate
-    return options
-
-
-def _retries(timeouts: Timeouts) -> Any:
-    # One quick retry for a dropped connection; the tries that count are the fetch's own, which see the deadline.
-    return {
-        "max_retries": 1,
-        "retry_timeout": timedelta(seconds=min(timeouts.whole_s, 2 * timeouts.stall_s)),
-        "backoff": {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(milliseconds=500), "base": 2},
-    }
 
 
 def _check_count(count: int, files_max: int, location: Location) -> None:

@@ -37,7 +37,7 @@ from mesh.client.operations import registration
 from tests.bench.figures import Reporter, spread_of
 from tests.bench.memory_groups import MemoryGroup, memory_group
 from tests.bench.models import BenchModel, read_models, sample_inputs
-from tests.bench.pods import private_dirty_bytes_of, resident_bytes_of, running_pod
+from tests.bench.pods import private_dirty_bytes_of, resident_bytes_of, running_pod, wait_prepared
 
 CYCLES = 10_000
 WRONG_FACTOR = 5.0
@@ -123,6 +123,7 @@ def _predicted_and_observed(bench: Reporter, models: list[BenchModel]) -> dict[s
 def _load(client: Client, model: BenchModel, name: str, chance: random.Random) -> None:
     client.register_many([_registration(model, name, chance)])
     client.ensure_loaded(name, timeout_s=120.0)
+    wait_prepared(client, name)
 
 
 def _leave(client: Client, name: str) -> None:

@@ -40,6 +40,7 @@ from mesh.demo.server import DemoServer, start_server
 from runtime_adapters.registry import adapter_for
 from tests.bench.figures import Reporter
 from tests.bench.models import BenchModel, bytes_under, options_of, read_models, sample_inputs
+from tests.bench.pods import wait_prepared
 from tests.bench.slow_store import SlowStore, slow_store
 
 STORE_DELAY_S, STORE_BYTES_PER_S = 0.05, 100e6
@@ -100,7 +101,7 @@ def _measure(bench: Reporter, model: BenchModel, store: SlowStore) -> None:
         asking = _Asking(server, client, inputs, expected)
         client.register("first", uri=model.artifact.as_uri(), format=model.format)
         asking.ask("first")  # the framework's own baggage
-        asking.wait_prepared("first")
+        wait_prepared(client, "first")
         asking.remove("first")
         client.register(model.name, uri=model.artifact.as_uri(), format=model.format, ttl_s=_TTL_S)
         asking.ask(model.name)
@@ -116,7 +117,7 @@ def _measure(bench: Reporter, model: BenchModel, store: SlowStore) -> None:
             client.register(name, uri=uri, format=model.format)
             # The first one is the object store's client's, which a pod starts once.
             asking.cold_answer(name, into=fetched if number else _Taken())
-            prepared_after_s.append(asking.wait_prepared(name))
+            prepared_after_s.append(wait_prepared(client, name))
             asking.remove(name)
     load_run_s = {"load": limits.load_s, "run": limits.run_s}
     _report(
@@ -199,21 +200,6 @@ class _Asking:
             if time.monotonic() > until_s:
                 raise TimeoutError(f"{name} did not leave")
             time.sleep(0.005)
-
-    def wait_prepared(self, name: str) -> float:
-        """Seconds until the copy no longer answers from what was fetched; 0: it never did."""
-        began_s = time.monotonic()
-        if not self._is_as_fetched(name):
-            return 0.0
-        until_s = began_s + _LONG_S
-        while self._is_as_fetched(name):
-            if time.monotonic() > until_s:
-                raise TimeoutError(f"{name} did not become its prepared form")
-            time.sleep(0.005)
-        return time.monotonic() - began_s
-
-    def _is_as_fetched(self, name: str) -> bool:
-        return any(copy.form == "fetched" for copy in self._client.describe(name).copies)
 
     def cold_answers(self, name: str, count: int, before: Callable[[], None]) -> _Taken:
         """Ask so often, each time after the copy has left and `before` was called."""

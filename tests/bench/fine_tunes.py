@@ -19,7 +19,7 @@ import numpy as np
 from mesh.client.client import Client
 from runtime_adapters.base import Array
 from tests.bench.figures import Reporter
-from tests.bench.pods import running_pod
+from tests.bench.pods import running_pod, wait_prepared
 
 WIDTH, LAYERS, HEAD = 2048, 6, 64
 MODELS, MODELS_QUICK = 20, 4
@@ -54,6 +54,7 @@ def run(bench: Reporter) -> None:
             client.register(name, uri=artifact.as_uri(), format="onnx")
             answer = client.infer(name, {"x": x})
             np.testing.assert_allclose(answer.outputs["y"], features @ head, rtol=1e-2, atol=1e-3)
+            wait_prepared(client, name)
         bench.progress(count, count)
         grown_bytes = _pss_bytes(pod.pid) - before_bytes
         disk = _settled_disk(client)

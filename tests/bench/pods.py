@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from mesh.client.client import Client
 from mesh.demo.server import DemoServer, start_server
 from tests.bench.figures import Reporter
+
+_PREPARED_WAIT_S = 60.0
 
 
 @contextlib.contextmanager
@@ -28,6 +33,18 @@ def running_pod(
             yield server
         finally:
             server.stop()
+
+
+def wait_prepared(client: Client, name: str) -> float:
+    """Seconds until the copy of a model no longer answers from what was fetched; 0: it does not."""
+    began_s = time.monotonic()
+    for wait in itertools.count():
+        if all(copy.form != "fetched" for copy in client.describe(name).copies):
+            return time.monotonic() - began_s if wait else 0.0
+        if time.monotonic() - began_s > _PREPARED_WAIT_S:
+            raise TimeoutError(f"{name} did not become its prepared form")
+        time.sleep(0.005)
+    raise AssertionError("unreachable: the loop returns or raises")
 
 
 def private_dirty_bytes_of(pid: int) -> int:

@@ -25,7 +25,7 @@ from mesh.client.operations import registration
 from runtime_adapters.memory import anonymous_bytes, trim
 from tests.bench.figures import Reporter, spread_of
 from tests.bench.models import BenchModel, read_models, read_tiny
-from tests.bench.pods import running_pod
+from tests.bench.pods import running_pod, wait_prepared
 
 BEFORE_BAR_PERCENT, MEASURED_BAR_PERCENT, SUM_BAR_PERCENT = 30.0, 10.0, 10.0
 RATIO_BAR = 1.2
@@ -110,6 +110,7 @@ def _record(client: Client, models: list[BenchModel]) -> dict[str, int]:
     for model in models:
         client.register_many([registration(model.name, uri=model.artifact.as_uri(), format=model.format)])
         client.ensure_loaded(model.name, timeout_s=120.0)
+        wait_prepared(client, model.name)
         (copy,) = client.describe(model.name).copies
         recorded[model.name] = copy.host_bytes + copy.mapped_bytes + copy.device_bytes
     return recorded

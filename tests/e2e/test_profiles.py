@@ -35,6 +35,7 @@ def test_a_measured_size_is_in_the_store_and_wrong_declarations_are_told(
         entry = registration("m", uri=example.uri, format="onnx", capacity_hint_bytes=200 << 20)
         client.register_many([entry])
         assert client.infer("m", example.inputs).outputs, "what is declared does not turn it away"
+        pod.wait_until(lambda: client.describe("m").copies[0].form != "fetched", "it was prepared and measured")
         (copy,) = client.describe("m").copies
         explained = client.explain("m")
     assert any("declares 209,715,200 bytes" in line.text for line in explained.history)

@@ -100,7 +100,7 @@ def test_a_copy_that_is_asked_much_becomes_hot_and_answers_right_all_the_while(
             np.testing.assert_allclose(client.infer("m", {"x": x}).outputs["y"], expected, rtol=1e-3, atol=1e-3)
             return str(client.describe("m").copies[0].form)
 
-        assert ask() == "cold"
+        assert ask() in ("fetched", "cold")
         pod.wait_until(lambda: ask() == "hot", "the copy was promoted")
         ask()
     assert 'hexcomb_form_changes_total{change="promotion"} 1.0' in metrics_of(pod)
@@ -114,7 +114,7 @@ def test_an_operator_may_do_without_promotion(start_pod: StartPod, tmp_path: Pat
         client.register("m", uri=(tmp_path / "network.onnx").as_uri())
         for _ in range(50):
             client.infer("m", {"x": x})
-        assert client.describe("m").copies[0].form == "cold"
+        pod.wait_until(lambda: client.describe("m").copies[0].form == "cold", "it was prepared")
     assert 'hexcomb_form_changes_total{change="promotion"} 0.0' in metrics_of(pod)
 
 

@@ -543,6 +543,19 @@ async def test_content_that_has_loaded_before_is_tried_once_more_at_once(pod: Po
     assert pod.loading.counts.load_failures == 0
 
 
+async def test_content_that_has_run_before_is_warmed_up_only_where_nobody_waits_to_run_it(pod: Pod) -> None:
+    model = pod.register("m", FakeSpec(size_bytes=1000))
+    await pod.load(model)
+    warm_ups = pod.adapter.count("warm_up")
+    for background in (False, True):
+        unloads = pod.loading.counts.unloads
+        pod.loading.send(EvictRequest(model.key))
+        await pod.wait_until(lambda before=unloads: pod.loading.counts.unloads > before, "it is evicted")
+        resident = await pod.loading.wait_servable(model, None, background=background)
+        resident.let_go()
+        assert pod.adapter.count("warm_up") == warm_ups + background
+
+
 async def test_the_pool_hears_of_copies_that_come_and_of_copies_that_go(pod: Pod) -> None:
     model = pod.register("m")
     await pod.load(model)
