@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime_adapters.artifacts.clients import Timeouts
 from runtime_adapters.artifacts.content import ContentRecord, place_as_is, place_unpacked
 from runtime_adapters.artifacts.credentials import S3Key, StorageKeys
 from runtime_adapters.artifacts.disk_records import Origin
@@ -42,7 +43,7 @@ from runtime_adapters.artifacts.errors import ArtifactTooLarge, BadStorageConfig
 from runtime_adapters.artifacts.ledger import Reservation, disk_bytes
 from runtime_adapters.artifacts.locations import SourcePolicy
 from runtime_adapters.artifacts.single_flight import in_thread
-from runtime_adapters.artifacts.sources import Listing, Timeouts, open_source
+from runtime_adapters.artifacts.sources import Listing, open_source
 from runtime_adapters.artifacts.unpack import OpenNew, UnpackLimits, plan_unpack
 from runtime_adapters.errors import BadArtifact, LoadFailed
 
