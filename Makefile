@@ -10,7 +10,7 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 SIM_ARGS ?= --seeds 1000 --steps 10000
 
-.PHONY: demo test check fmt bench sim protos clean
+.PHONY: demo test check fmt bench bench-peers sim protos clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/hexcomb demo $(DEMO_ARGS)
@@ -37,6 +37,10 @@ fmt: $(TEST_STAMP)
 
 bench: $(TEST_STAMP)
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+# Beside the servers that people use today; each is installed in an environment of its own, 4 GB in all, the first time.
+bench-peers: $(TEST_STAMP)
+	$(BIN)/python -m tests.bench.peers $(BENCH_ARGS)
 
 # Whole pools on virtual time, against faults drawn from seeds.
 sim: $(TEST_STAMP)

@@ -1,0 +1,104 @@
+"""The bars of `make bench-peers`, from figures that are made up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.bench.peers.bars import bars_of
+from tests.bench.peers.contestants import CONTESTANTS
+from tests.bench.peers.measuring import Direct, Measured, Results
+from tests.bench.peers.reporting import about_this_run, markdown_of, record_of, summary_of
+from tests.bench.peers.scenarios import IMAGE, QUICK, TINY, TREES, WHOLE
+
+A_FIGURE = Measured("hexcomb", f"{TINY}, 1 row, 32 in flight", 0, 1000.0, 0, 1.0, 2.0, 3.0, 50.0, 1 << 20, 11.0, False)
+
+
+def figure(contestant: str, cell: str, **rest: float) -> Measured:
+    """One with this cell, and what the test is about."""
+    return replace(A_FIGURE, contestant=contestant, cell=cell, **rest)  # type: ignore[arg-type]
+
+
+def bar_named(results: Results, words: str) -> float:
+    """The value of the one bar whose name has these words."""
+    (found,) = [bar.value for bar in bars_of(results) if words in bar.what]
+    return found
+
+
+def test_a_rate_is_compared_with_the_best_of_each_contestants_own_cells() -> None:
+    results = Results(
+        [
+            figure("hexcomb", f"{TINY}, 1 row, 32 in flight", requests_per_s=20_000.0),
+            figure("hexcomb", f"{TINY}, 1 row, 512 in flight", requests_per_s=30_000.0),
+            figure("mlserver", f"{TINY}, 1 row, 32 in flight", requests_per_s=1_000.0),
+            figure("mlserver", f"{TINY}, 1 row, 512 in flight", requests_per_s=500.0),
+        ]
+    )
+    assert bar_named(results, "against mlserver") == 30.0
+
+
+def test_cells_of_many_rows_and_paced_ones_are_no_peak() -> None:
+    results = Results(
+        [
+            figure("hexcomb", f"{TINY}, 1 row, 32 in flight", requests_per_s=20_000.0),
+            figure("hexcomb", f"{TINY}, 32 rows, 32 in flight", requests_per_s=90_000.0),
+            figure("triton", f"{TINY}, 1 row, 32 in flight", requests_per_s=5_000.0),
+            figure("triton", f"{TINY}, 1 row, half of its peak", requests_per_s=9_000.0),
+        ]
+    )
+    assert bar_named(results, "requests/s per core, tiny ONNX, 64 B, against triton") == 4.0
+
+
+def test_the_median_of_the_rounds_is_judged_and_its_spread_told() -> None:
+    cell = f"{TREES}, 1 row, 32 in flight"
+    results = Results(
+        [
+            figure(name, cell, requests_per_s=rate, round=number)
+            for number, ours in enumerate((10.0, 16.0, 40.0))
+            for name, rate in (("hexcomb", ours), ("mlserver", 1.0))
+        ]
+    )
+    (bar,) = [bar for bar in bars_of(results) if TREES in bar.what]
+    assert (bar.value, bar.spread, bar.is_met) == (16.0, (10.0, 40.0), True)
+
+
+def test_the_overhead_is_what_neither_framework_nor_echo_takes() -> None:
+    cell = f"{TINY}, 1 row, 1 in flight"
+    results = Results(
+        [figure("hexcomb", cell, p50_ms=0.25), figure("echo", cell, p50_ms=0.15)],
+        direct=[Direct("tiny", 1, 10.0, 10.0)],
+    )
+    assert round(bar_named(results, "less the echo's p50"), 6) == 90.0
+
+
+def test_the_image_is_compared_with_the_best_python_server_there_is() -> None:
+    cell = f"{IMAGE}, 1 row, 32 in flight"
+    results = Results(
+        [
+            figure("hexcomb", cell, requests_per_s=900.0, cpu_us=1100.0),
+            figure("mlserver", cell, requests_per_s=100.0, cpu_us=9000.0),
+            figure("kserve", cell, requests_per_s=300.0, cpu_us=3300.0),
+            figure("triton", cell, requests_per_s=2000.0, cpu_us=500.0),
+        ],
+        direct=[Direct("image", 1, 300.0, 300.0)],
+    )
+    assert bar_named(results, "best Python contestant") == 3.0
+    assert round(bar_named(results, "CPU outside the run"), 6) == round(800 / 3000, 6)
+
+
+def test_a_bar_without_its_figures_is_left_out() -> None:
+    assert bars_of(Results([figure("hexcomb", f"{TINY}, 1 row, 32 in flight")])) == []
+
+
+def test_every_cell_of_a_report_has_figures_or_a_reason() -> None:
+    results = Results([A_FIGURE], {("ray", QUICK[0].name): "it did not start"})
+    record = record_of(CONTESTANTS, QUICK, results, [], about_this_run(True, 1, 2.0, 0.0))
+    for figures in record["figures"].values():
+        assert list(figures) == [cell.name for cell in QUICK]
+        assert all("requests_per_s" in found or found["missing"] for found in figures.values())
+    assert "it did not start" in markdown_of(record)
+    assert "1,000" in summary_of(record)
+
+
+def test_no_two_cells_have_one_name() -> None:
+    for cells in (WHOLE, QUICK):
+        assert len({cell.name for cell in cells}) == len(cells)
