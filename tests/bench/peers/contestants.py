@@ -162,7 +162,7 @@ def _triton(site: Site) -> Launch:
         ],
         {
             "LD_LIBRARY_PATH": ":".join(str(library) for library in libraries),
-            "PYTHONPATH": f"{packages}:{SERVERS}",
+            "BENCH_PACKAGES": f"{packages}:{SERVERS}",
         },
     )  # fmt: skip
 
@@ -183,7 +183,7 @@ def _ray(site: Site) -> Launch:
             "BENCH_MODELS_MAX": str(site.models_max),
             "PYTHONPATH": str(SERVERS),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_SERVE_LOG_TO_STDERR": "0",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         },
     )
 

@@ -38,8 +38,8 @@ SETTINGS_TIMEOUT_S = 10.0
 class _Stream:
     begun_s: float
     request: int
-    message: bytes = b""
-    """Data as it comes: the gRPC prefix, then the message."""
+    message: bytes | bytearray = b""
+    """Data as it comes: the gRPC prefix, then the message. Bytes while there is one piece, as nearly always."""
 
 
 @dataclass(slots=True)
@@ -159,14 +159,19 @@ class Http2Connection:
                 self._received_bytes += end - begin
                 stream = streams.get(number)
                 if stream is not None:
-                    stream.message += data[begin:end]
+                    if not stream.message:
+                        stream.message = data[begin:end]
+                    else:
+                        if isinstance(stream.message, bytes):
+                            stream.message = bytearray(stream.message)
+                        stream.message += data[begin:end]
             elif kind != _HEADERS:
                 self._control(kind, flags, number, data[begin:end], finished)
                 continue
             if flags & _END_STREAM:
                 stream = streams.pop(number, None)
                 if stream is not None:
-                    finished.append((stream.begun_s, stream.request, stream.message[_GRPC_PREFIX_BYTES:]))
+                    finished.append((stream.begun_s, stream.request, bytes(stream.message[_GRPC_PREFIX_BYTES:])))
         self._unparsed = data[position:]
         if self._received_bytes > _WINDOW_REFILL_BYTES:
             self._out.append(_frame(_WINDOW_UPDATE, 0, 0, self._received_bytes.to_bytes(4, "big")))

@@ -55,6 +55,7 @@ class Load:
     """0: closed."""
     warm_up_s: float
     duration_s: float
+    """At least; a closed load goes on until as many ended as are in flight, a paced one until one did."""
     server_pids: tuple[int, ...]
 
 
@@ -127,11 +128,11 @@ class _Run:
         if self._load.rate_per_s == 0:
             for connection in self._connections:
                 self._start(connection, connection.room, time.perf_counter())
-        self._repeat(turn, self._load.warm_up_s)
+        self._repeat(turn, self._load.warm_up_s, 0)
         self._latencies_s = array("d")
         self._wrong = 0
         cpu_s, own_s, began_s = cpu_s_of(self._load.server_pids), time.process_time(), time.perf_counter()
-        self._repeat(turn, self._load.duration_s)
+        self._repeat(turn, self._load.duration_s, self._load.in_flight if self._load.rate_per_s == 0 else 1)
         took_s = time.perf_counter() - began_s
         own_s, cpu_s = time.process_time() - own_s, cpu_s_of(self._load.server_pids) - cpu_s
         latencies_ms = np.asarray(self._latencies_s) * 1e3
@@ -140,12 +141,14 @@ class _Run:
             took_s, len(latencies_ms), self._wrong, tuple(float(value) for value in percentiles), cpu_s, own_s
         )
 
-    def _repeat(self, turn: Callable[[], int], duration_s: float) -> None:
+    def _repeat(self, turn: Callable[[], int], duration_s: float, ended_min: int) -> None:
         until_s = time.perf_counter() + duration_s
         heard_s = time.perf_counter()
-        while (now_s := time.perf_counter()) < until_s:
-            if turn():
+        ended = 0
+        while (now_s := time.perf_counter()) < until_s or ended < ended_min:
+            if count := turn():
                 heard_s = now_s
+                ended += count
             elif now_s - heard_s > _SILENCE_MAX_S:
                 raise LoadFailed(f"no answer for {_SILENCE_MAX_S:g} s")
             if self._wrong > _WRONG_MAX:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -31,7 +32,7 @@ START_TIMEOUT_S = 300.0
 _ANSWER_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 15.0
 _LOOK_EVERY_S = 0.1
-_LOG_SHOWN_CHARACTERS = 1500
+_LOG_SHOWN_CHARACTERS = 300
 _PLENTY_BYTES = 4 << 30
 _PLENTY_MODELS = 1000
 
@@ -75,8 +76,7 @@ def running(
                     _wait_right(contestant, address, question, process, until_s)
                 yield Running(contestant, address, mark)
             except ServerFailed as error:
-                tail = (site.home / "server.log").read_text(errors="replace")[-_LOG_SHOWN_CHARACTERS:].strip()
-                raise ServerFailed(f"{error}\n{tail}") from error
+                raise ServerFailed(f"{error}; its log: {_telling_line(site.home / 'server.log')}") from error
             finally:
                 _stop(process, mark)
 
@@ -97,6 +97,13 @@ def encoded(contestant: Contestant, address: tuple[str, int], asked: Asked) -> b
 def expected_of(contestant: Contestant, address: tuple[str, int], asked: Asked) -> object:
     """What `Judge` compares answers with."""
     return encoded(contestant, address, asked) if contestant.is_echo else asked.answer
+
+
+def _telling_line(log: Path) -> str:
+    """The last line that names an error, else the last."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    telling = [line for line in lines if re.search(r"(Error|Exception)\b", line)] or lines or ["(empty)"]
+    return telling[-1][:_LOG_SHOWN_CHARACTERS]
 
 
 def _site(contestant: Contestant, python: Path, fleet_name: str, fleet: Fleet, directory: Path) -> Site:

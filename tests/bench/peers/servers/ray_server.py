@@ -30,6 +30,8 @@ class Bench:
 
 if __name__ == "__main__":
     ray.init(num_cpus=1, include_dashboard=False, logging_level="error", object_store_memory=100_000_000)
-    serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
-    serve.run(Bench.bind())
+    serve.start(
+        http_options={"host": "127.0.0.1", "port": int(sys.argv[1])}, logging_config={"enable_access_log": False}
+    )
+    serve.run(Bench.options(logging_config={"enable_access_log": False}).bind())
     asyncio.run(asyncio.Event().wait())

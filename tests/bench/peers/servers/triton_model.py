@@ -1,8 +1,14 @@
 """A model of Triton's Python backend: what arrived together (dynamic batching without a delay) runs together."""
 
-import numpy as np
-import triton_python_backend_utils as pb_utils
-from predictors import load_model
+import os
+import sys
+
+# Triton's interpreter does not read PYTHONPATH.
+sys.path += os.environ["BENCH_PACKAGES"].split(":")
+
+import numpy as np  # noqa: E402
+import triton_python_backend_utils as pb_utils  # noqa: E402
+from predictors import load_model  # noqa: E402
 
 
 class TritonPythonModel:
