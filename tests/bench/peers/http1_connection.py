@@ -23,7 +23,10 @@ class Http1Connection:
         self._begun: tuple[float, int] | None = None
         self._unsent: memoryview | None = None
         self._received = bytearray()
-        self._socket = socket.create_connection(address, timeout=CONNECT_TIMEOUT_S)
+        try:
+            self._socket = socket.create_connection(address, timeout=CONNECT_TIMEOUT_S)
+        except OSError as error:
+            raise LoadFailed(f"the server does not take connections: {error}") from error
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setblocking(False)
 
@@ -39,6 +42,11 @@ class Http1Connection:
     def room(self) -> int:
         """Requests that may be started now: one or none."""
         return 0 if self._begun else 1
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that have not ended: one or none."""
+        return 1 if self._begun else 0
 
     @property
     def wants_to_send(self) -> bool:

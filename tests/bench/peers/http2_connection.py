@@ -79,7 +79,10 @@ class Http2Connection:
         self._unparsed = b""
         self._out: list[bytes | memoryview] = []
         self._unsent: memoryview | None = None
-        self._socket = socket.create_connection(address, timeout=SETTINGS_TIMEOUT_S)
+        try:
+            self._socket = socket.create_connection(address, timeout=SETTINGS_TIMEOUT_S)
+        except OSError as error:
+            raise LoadFailed(f"the server does not take connections: {error}") from error
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._greet()
 
@@ -95,6 +98,11 @@ class Http2Connection:
     def room(self) -> int:
         """Calls that may be started now."""
         return self._streams_max - len(self._streams)
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that have not ended."""
+        return len(self._streams)
 
     @property
     def wants_to_send(self) -> bool:

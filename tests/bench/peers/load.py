@@ -36,6 +36,7 @@ _PACED_IN_FLIGHT_MAX = 256
 _SPIN_BELOW_S = 0.002
 _SILENCE_MAX_S = 60.0
 _WRONG_MAX = 1000
+_FINISH_MAX_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,9 @@ class LoadResult:
 class _Connection(Protocol):
     @property
     def room(self) -> int: ...
+
+    @property
+    def in_flight(self) -> int: ...
 
     @property
     def wants_to_send(self) -> bool: ...
@@ -136,10 +140,10 @@ class _Run:
         took_s = time.perf_counter() - began_s
         own_s, cpu_s = time.process_time() - own_s, cpu_s_of(self._load.server_pids) - cpu_s
         latencies_ms = np.asarray(self._latencies_s) * 1e3
+        wrong = self._wrong
+        self._finish()
         percentiles = np.percentile(latencies_ms, (50, 99, 99.9)) if len(latencies_ms) else (float("nan"),) * 3
-        return LoadResult(
-            took_s, len(latencies_ms), self._wrong, tuple(float(value) for value in percentiles), cpu_s, own_s
-        )
+        return LoadResult(took_s, len(latencies_ms), wrong, tuple(float(value) for value in percentiles), cpu_s, own_s)
 
     def _repeat(self, turn: Callable[[], int], duration_s: float, ended_min: int) -> None:
         until_s = time.perf_counter() + duration_s
@@ -153,6 +157,15 @@ class _Run:
                 raise LoadFailed(f"no answer for {_SILENCE_MAX_S:g} s")
             if self._wrong > _WRONG_MAX:
                 raise LoadFailed(f"more than {_WRONG_MAX} wrong or failed answers")
+
+    def _finish(self) -> None:
+        """Let what is under way end, so that the next cell finds an idle server.
+
+        Triton's Python backend died when 32 of its callers hung up at once.
+        """
+        until_s = time.perf_counter() + _FINISH_MAX_S
+        while any(connection.in_flight for connection in self._connections) and time.perf_counter() < until_s:
+            self._arrived(timeout_s=0.1)
 
     def _closed_turn(self) -> int:
         """Take what arrived and start as many anew. Answers how many ended."""

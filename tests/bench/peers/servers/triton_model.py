@@ -6,9 +6,9 @@ import sys
 # Triton's interpreter does not read PYTHONPATH.
 sys.path += os.environ["BENCH_PACKAGES"].split(":")
 
-import numpy as np  # noqa: E402
-import triton_python_backend_utils as pb_utils  # noqa: E402
-from predictors import load_model  # noqa: E402
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from predictors import load_model
 
 
 class TritonPythonModel:
