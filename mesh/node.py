@@ -208,7 +208,12 @@ class Node:
         )
         observe = self.telemetry.run_queue_seconds.observe
         self.runner: Runs = (
-            Runner(settings.infer_threads, settings.isolated_threads, observe)
+            Runner(
+                settings.infer_threads,
+                settings.isolated_threads,
+                observe,
+                runs_per_model_max=settings.runs_per_model_max,
+            )
             if world.runner is None
             else world.runner(settings, observe)
         )
@@ -236,6 +241,7 @@ class Node:
             self.loading,
             self.generations,
             lambda: self.overview.view,
+            self.runner,
             world.clock,
             world.wall_clock,
         )

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from cache.copies import Copy
+from mesh.batching.lane import Lane
+from mesh.batching.rules import ALONE, BatchRules
 from mesh.known_sizes import NOTHING, Loadable
 from mesh.plans import Plan
 from mesh.telemetry import RequestMeter
 from runtime_adapters.artifacts.fetch import Artifact
-from runtime_adapters.base import Device, LoadedModel, Promotable, Size, Tensors
+from runtime_adapters.base import Device, LoadedModel, Promotable, Size
 from runtime_adapters.validation import InputChecker
-from runtime_adapters.workspace import RequestShape, shape_of
+from runtime_adapters.workspace import RequestShape
 
 RUN_MEAN_WEIGHT = 0.2
 """Of the newest run in the mean."""
@@ -56,7 +58,7 @@ class Resident:
     declared_bytes: int | None
     """What the spec says, where it does."""
     run_s: float
-    """Mean seconds of a run."""
+    """Mean seconds of a run; of one that requests share, each request's part."""
     load_s: float
     """What the framework took to load it."""
     turn: asyncio.Semaphore | None
@@ -83,10 +85,21 @@ class Resident:
     (`mesh.endpoint.quick`)."""
     as_fetched: bool = False
     """It answers from what was fetched, until its prepared form takes its place (`mesh.renewing`)."""
+    rules: BatchRules = ALONE
+    """May its requests share runs?"""
+    lane: Lane[Any] | None = None
+    """Where requests wait for it (`mesh.running`); None while none has."""
+    died: bool = False
+    """Its process has."""
+    alone_s: float = field(init=False)
+    """Mean seconds of a run of one request."""
     runs: int = 0
     queued_total_s: float = 0.0
     run_total_s: float = 0.0
-    """Since the load: how many requests ran, how long they waited for their runs, and ran."""
+    """Since the load: how many requests ran, how long they waited for their runs, and what those took."""
+
+    def __post_init__(self) -> None:
+        self.alone_s = self.run_s
 
     @property
     def is_hot(self) -> bool:
@@ -106,10 +119,11 @@ class Resident:
             return "hot"
         return "" if self.hot_size() is None else "cold"
 
-    def larger_request(self, inputs: Tensors, request_bytes: int) -> None:
-        """A request is larger than any before: remember its shape until somebody measures what it takes."""
-        self.request_bytes_max = int(LARGER_FACTOR * request_bytes)
-        self.unmeasured = shape_of(inputs, request_bytes)
+    def larger_request(self, shape: RequestShape) -> None:
+        """A request, or several in one run, is larger than any before: remember the shape until somebody measures what
+        it takes."""
+        self.request_bytes_max = int(LARGER_FACTOR * shape.request_bytes)
+        self.unmeasured = shape
 
     def hold(self) -> None:
         """Keep the copy from being unloaded until `let_go`."""
@@ -122,9 +136,16 @@ class Resident:
             self.recorder[self.recorder_slot] = 0
         self.unpin(self.copy)
 
-    def ran(self, queued_s: float, run_s: float) -> None:
-        """One more run. Its mean is what `running` decides by."""
-        self.runs += 1
+    def ran(self, queued_s: float, run_s: float, requests: int = 1, *, shared: bool = False) -> None:
+        """A run has answered so many requests, which waited `queued_s` together. Its means are what `running` and
+        `promoting` decide by."""
+        self.runs += requests
         self.queued_total_s += queued_s
         self.run_total_s += run_s
-        self.run_s += RUN_MEAN_WEIGHT * (min(run_s, RUN_OUTLIER_FACTOR * self.run_s or run_s) - self.run_s)
+        self.run_s = _moved(self.run_s, run_s / requests)
+        if not shared:
+            self.alone_s = _moved(self.alone_s, run_s)
+
+
+def _moved(mean_s: float, run_s: float) -> float:
+    return mean_s + RUN_MEAN_WEIGHT * (min(run_s, RUN_OUTLIER_FACTOR * mean_s or run_s) - mean_s)

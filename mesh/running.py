@@ -1,30 +1,62 @@
-"""Running a model: on the event loop when that is quicker than handing it to a thread, else on a bounded pool.
+"""Running models: on the event loop when that is quicker than handing it to a thread, else on threads, by turns.
 
 A hand-over to a worker thread and back costs roughly `HANDOVER_S` of everybody's time. A tiny model runs in a tenth of
 that, so its runs stay on the loop, where they hold up other requests for less time than the hand-over would. What a
-copy costs is measured, not guessed: an exponentially weighted mean of its own runs, seeded at warm-up. Only small
-requests qualify, since the mean says nothing about a request a thousand times the usual size.
+copy costs is measured, not guessed: an exponentially weighted mean of its runs of one request, seeded at warm-up. Only
+small requests qualify, since the mean says nothing about a request a thousand times the usual size.
 
-A run cannot be interrupted: when its client goes away, the pin on the copy stays until the run returns.
+All else waits in its copy's lane (`mesh.batching.lane`) until a thread is free, and what has gathered there by then
+runs together, where the model allows it. Whose turn it is among models is decided by time (`mesh.batching.turns`).
+Waiting on the loop, and not in a pool's queue, is what lets requests be joined, put in order by their deadlines, and
+taken out when their callers leave.
 
-Deliberately absent: batching of requests that arrive together.
+Threads come in groups. Copies in this process share one, since each run takes a core. Each GPU has one thread and one
+run at a time: what two runs at once would gain there, one batch gains without two contexts. Copies in subprocesses
+have threads apart, which only wait for pipes: a custom model that thinks for a minute must not keep a thread from the
+others; each such copy has one run at a time.
+
+A run cannot be interrupted: when its clients go away, the pin on the copy stays until the run returns.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from math import inf
+from typing import Protocol
 
+from cachetools import LRUCache
+
+from mesh.batching.joining import Answer, Ran, Request, run_together, shape_of_joined
+from mesh.batching.lane import Lane, Learned
+from mesh.batching.queue import plan_batch
+from mesh.batching.row_wise import Verdict
+from mesh.batching.sizing import Sizing
+from mesh.batching.trial import try_model
+from mesh.batching.turns import Turns
+from mesh.known_sizes import NOTHING, Loadable
 from mesh.resident import Resident
-from runtime_adapters.base import Array, Tensors
+from runtime_adapters.base import Array, Device, Tensors
+from runtime_adapters.errors import ModelCrashed
 
 HANDOVER_S = 60e-6
 """Loop -> thread -> loop: 30 to 62 µs at the median of several runs on two cores (`make bench`, request_cost)."""
 INLINE_BYTES_MAX = 4096
 """Requests larger than this always go to a thread: the mean run time was learned on small ones."""
+REMEMBERED_MAX = 10_000
+"""Contents of which it is remembered whether, and in what sizes, they run together; about 1 KB each."""
+
+
+class TooLate(Exception):
+    """The deadline passes before the request's run could end. Clients see DEADLINE_EXCEEDED."""
+
+
+class CopyGone(Exception):
+    """The copy died, under another request, before this one ran."""
 
 
 class Runs(Protocol):
@@ -36,76 +68,313 @@ class Runs(Protocol):
     def run_inline(self, resident: Resident, inputs: Tensors, outputs: Sequence[str]) -> dict[str, Array]:
         """Run here and now."""
 
-    async def run_in_thread(self, resident: Resident, inputs: Tensors, outputs: Sequence[str]) -> dict[str, Array]:
-        """Run beside the loop; a run that has begun keeps its pin until it ends."""
+    def gathers(self, resident: Resident) -> bool:
+        """Whether to call `run_inline_together` for several requests."""
+
+    def run_inline_together(self, resident: Resident, requests: Sequence[Request]) -> list[Answer]:
+        """Run requests that arrived together here and now, each of which `runs_inline`; an answer for each."""
+
+    async def run_in_thread(self, resident: Resident, request: Request) -> dict[str, Array]:
+        """Run beside the loop, perhaps together with others; a run that has begun keeps its pin until it ends.
+
+        Raises what the model raises, TooLate, CopyGone.
+        """
+
+    def learned_of(self, resident: Resident) -> Learned | None:
+        """What is known of running this copy's requests together; None: nothing yet."""
 
     def close(self) -> None:
         """Take no more work."""
 
 
+@dataclass(slots=True, eq=False)
+class _Queued(Request):
+    """A request whose caller waits for its answer."""
+
+    resident: Resident = field(kw_only=True)
+    answer: asyncio.Future[dict[str, Array]] = field(kw_only=True)
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """Threads, and the copies that wait for them."""
+
+    pool: ThreadPoolExecutor
+    free: int
+    by_cpu: bool
+    """What a run costs is its thread's processor time, not how long it lasts."""
+    turns: Turns[_CopyLane] = field(default_factory=Turns)
+    is_due: bool = False
+    """Its threads are given out at the end of this turn of the loop."""
+
+
+@dataclass(slots=True, eq=False)
+class _CopyLane(Lane[_Queued]):
+    """A lane, and who runs it."""
+
+    group: _Group = field(kw_only=True)
+    look_again: asyncio.TimerHandle | None = None
+    """While requests are kept for company."""
+
+
 class Runner:
-    """Runs copies for the event loop that owns them.
+    """Runs copies for the event loop that owns them."""
 
-    Copies in this process share `threads`, since each run takes a core. Copies in subprocesses have threads apart,
-    which only wait for pipes: a custom model that thinks for a minute must not keep a thread from the others. Each
-    such copy has one run at a time, and its further requests queue on the loop, not on threads.
-    """
-
-    def __init__(self, threads: int, isolated_threads: int, observe_queue_s: Callable[[float], None]) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="infer")
-        self._isolated_pool = ThreadPoolExecutor(max_workers=isolated_threads, thread_name_prefix="infer-isolated")
+    def __init__(
+        self,
+        threads: int,
+        isolated_threads: int,
+        observe_queue_s: Callable[[float], None],
+        *,
+        runs_per_model_max: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`runs_per_model_max`: at a time; None: as many as there are threads. `clock` is that of deadlines."""
+        self._here = _group(threads, "infer", by_cpu=True)
+        self._isolated = _group(isolated_threads, "infer-isolated")
+        self._devices: dict[Device, _Group] = {}
+        self._runs_max = min(threads, runs_per_model_max or threads)
         self._observe_queue_s = observe_queue_s
+        self._clock = clock
+        self._learned: LRUCache[Loadable, Learned] = LRUCache(maxsize=REMEMBERED_MAX)
+        self._closed = False
+
+    # On the loop --------------------------------------------------------------------------------------------
 
     def runs_inline(self, resident: Resident, request_bytes: int) -> bool:
         """Whether a request of this size is cheaper on the loop than on a thread."""
-        return resident.run_s < HANDOVER_S and request_bytes <= INLINE_BYTES_MAX and resident.turn is None
+        return (
+            resident.alone_s < HANDOVER_S
+            and request_bytes <= INLINE_BYTES_MAX
+            and resident.turn is None
+            and resident.device.kind == "cpu"
+        )
 
     def run_inline(self, resident: Resident, inputs: Tensors, outputs: Sequence[str]) -> dict[str, Array]:
         """Run here and now, on the event loop's thread."""
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         result = resident.model.infer(inputs, outputs)
-        resident.ran(0.0, time.perf_counter() - began)
+        resident.ran(0.0, time.perf_counter() - began_s)
         return result
 
-    async def run_in_thread(self, resident: Resident, inputs: Tensors, outputs: Sequence[str]) -> dict[str, Array]:
-        """Run on a worker thread. Cancelling the caller takes its run out of the queue; one that has begun goes on,
-        and keeps its pin, and its turn, until it ends."""
-        queued = time.perf_counter()
-        pool, turn = self._pool, resident.turn
-        if turn is not None:
-            await turn.acquire()
-            pool = self._isolated_pool
+    def gathers(self, resident: Resident) -> bool:
+        """Whether requests for this copy that arrive together share runs, or may come to."""
+        return self._lane(resident).gathers
 
-        def run() -> tuple[dict[str, Array], float, float]:
-            began = time.perf_counter()
-            result = resident.model.infer(inputs, outputs)
-            return result, began - queued, time.perf_counter() - began
+    def run_inline_together(self, resident: Resident, requests: Sequence[Request]) -> list[Answer]:
+        """Requests that arrived together, each of which `runs_inline`: here and now, in as few runs as the model
+        allows. An answer for each, in their order. Deadlines play no part: all this takes less than a hand-over."""
+        lane = self._lane(resident)
+        if lane.trial_is_due(requests):
+            self._try(lane, resident)
+        answers: dict[Request, Answer] = {}
+        waiting = dict.fromkeys(requests)
+        while waiting:
+            began_s = self._clock()
+            batch = plan_batch(waiting, lane.limits(waiting), lane.learned.sizing.predicted_s, began_s).batch
+            ran = run_together(resident.model.infer, batch)
+            self._account(lane, resident, batch, ran, queued_s=0.0)
+            for request, answer in zip(batch, ran.answers, strict=True):
+                answers[request] = answer
+                del waiting[request]
+        return [answers[request] for request in requests]
 
-        def ended(run_ended: asyncio.Future[Any] | None) -> None:
-            resident.let_go()
-            if turn is not None:
-                turn.release()
-            if run_ended is not None and not run_ended.cancelled():
-                run_ended.exception()  # seen, even if the caller has left
+    # On threads ---------------------------------------------------------------------------------------------
 
-        resident.hold()
+    async def run_in_thread(self, resident: Resident, request: Request) -> dict[str, Array]:
+        """Run on a worker thread, with others that wait for the same copy. Cancelling the caller takes its request
+        out of the queue; a run that has begun goes on, and keeps its pin until it ends.
+
+        Raises what the model raises, TooLate, CopyGone, and RuntimeError once the pod is stopping."""
+        if self._closed:
+            raise RuntimeError("the pod is stopping: nothing runs any more")
+        if resident.died:
+            raise CopyGone
+        lane = self._lane(resident)
+        queued = _Queued(
+            request.inputs,
+            request.outputs,
+            request.size_bytes,
+            request.deadline_s,
+            self._clock(),
+            request.alone,
+            resident=resident,
+            answer=asyncio.get_running_loop().create_future(),
+        )
+        lane.waiting[queued] = None
+        self._offer(lane)
         try:
-            job = pool.submit(run)
-        except RuntimeError:  # the pod is stopping
-            ended(None)
-            raise
-        future = asyncio.wrap_future(job)
-        future.add_done_callback(ended)
-        try:
-            result, queued_s, run_s = await asyncio.shield(future)
+            return await queued.answer
         except asyncio.CancelledError:
-            job.cancel()  # without effect once it has begun
+            queued.gone = True
+            lane.waiting.pop(queued, None)
             raise
-        self._observe_queue_s(queued_s)
-        resident.ran(queued_s, run_s)
-        return result
+
+    def learned_of(self, resident: Resident) -> Learned | None:
+        """See `Runs`."""
+        return self._learned.get(resident.loadable) if resident.lane is None else resident.lane.learned
 
     def close(self) -> None:
         """Stop taking work; threads end when their runs do."""
-        for pool in (self._pool, self._isolated_pool):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._closed = True
+        for group in (self._here, self._isolated, *self._devices.values()):
+            group.pool.shutdown(wait=False)
+
+    def _lane(self, resident: Resident) -> _CopyLane:
+        if isinstance(resident.lane, _CopyLane):
+            return resident.lane
+        learned = self._learned.get(resident.loadable)
+        if learned is None:
+            learned = Learned(Sizing(HANDOVER_S))
+            if resident.loadable != NOTHING:
+                self._learned[resident.loadable] = learned
+        group, runs_max = self._group_of(resident)
+        lane = _CopyLane(resident.rules, learned, runs_max, group=group)
+        resident.lane = lane
+        return lane
+
+    def _group_of(self, resident: Resident) -> tuple[_Group, int]:
+        """The threads that a copy runs on, and how many of its runs may run at a time."""
+        if resident.turn is not None:
+            return self._isolated, 1
+        if resident.device.kind == "cpu":
+            return self._here, self._runs_max
+        group = self._devices.get(resident.device)
+        if group is None:
+            group = self._devices[resident.device] = _group(1, f"infer-{resident.device}")
+        return group, 1
+
+    # Turns --------------------------------------------------------------------------------------------------
+
+    def _offer(self, lane: _CopyLane) -> None:
+        """It may have something to run. Threads are given out later in this turn of the loop, so that what arrives
+        together runs together."""
+        if lane.may_run and not lane.waits_for_turn:
+            lane.waits_for_turn = True
+            lane.group.turns.wait(lane, lane.clock_s)
+        group = lane.group
+        if group.free and len(group.turns) and not group.is_due:
+            group.is_due = True
+            asyncio.get_running_loop().call_soon(self._give_out, group)
+
+    def _give_out(self, group: _Group) -> None:
+        group.is_due = False
+        while group.free and not self._closed and (turn := group.turns.next()) is not None:
+            lane, clock_s = turn
+            lane.clock_s = clock_s
+            lane.waits_for_turn = False
+            if lane.may_run:  # those who waited may have left
+                self._next_run(lane)
+            if lane.may_run and lane.look_again is None:
+                lane.waits_for_turn = True
+                group.turns.wait(lane, lane.clock_s)
+
+    def _next_run(self, lane: _CopyLane) -> None:
+        now_s = self._clock()
+        if lane.trial_is_due(lane.waiting):
+            self._try(lane, next(iter(lane.waiting)).resident)
+            return
+        if lane.look_again is not None:
+            lane.look_again.cancel()
+            lane.look_again = None
+        plan = lane.plan(now_s)
+        for late in plan.late:
+            if not late.answer.done():
+                late.answer.set_exception(_too_late(now_s, late))
+        if plan.batch:
+            self._begin(lane, plan.batch)
+        elif plan.wait_until_s < inf:
+            loop = asyncio.get_running_loop()
+            lane.look_again = loop.call_later(max(0.0, plan.wait_until_s - now_s), self._look_again, lane)
+
+    def _look_again(self, lane: _CopyLane) -> None:
+        lane.look_again = None
+        self._offer(lane)
+
+    def _begin(self, lane: _CopyLane, batch: tuple[_Queued, ...]) -> None:
+        resident, loop = batch[0].resident, asyncio.get_running_loop()
+        predicted_s = lane.learned.sizing.predicted_s(sum(request.rows for request in batch) or 1)
+        lane.clock_s += predicted_s
+
+        def run() -> None:
+            began_s = self._clock()
+            ran = run_together(resident.model.infer, batch)
+            with contextlib.suppress(RuntimeError):  # the loop has ended before the run
+                loop.call_soon_threadsafe(ended, began_s, ran)
+
+        def ended(began_s: float, ran: Ran) -> None:
+            lane.clock_s += ran.run_s - predicted_s
+            self._account(lane, resident, batch, ran, sum(began_s - request.arrived_s for request in batch))
+            for request, answer in zip(batch, ran.answers, strict=True):
+                self._observe_queue_s(began_s - request.arrived_s)
+                if request.answer.done():
+                    continue
+                if isinstance(answer, Exception):
+                    request.answer.set_exception(answer)
+                else:
+                    request.answer.set_result(answer)
+            if any(isinstance(answer, ModelCrashed) for answer in ran.answers):
+                for request in lane.take_all():
+                    if not request.answer.done():
+                        request.answer.set_exception(CopyGone())
+            self._leave(lane, resident)
+
+        self._enter(lane, resident)
+        lane.group.pool.submit(run)
+
+    def _try(self, lane: _CopyLane, resident: Resident) -> None:
+        """Find out on a thread, if one is free, whether the model's rows may share a run."""
+        if not lane.group.free or lane.running >= lane.runs_max:
+            return
+        rows = lane.learned.answered
+        loop = asyncio.get_running_loop()
+
+        def run() -> None:
+            found = try_model(resident.model, rows, lane.rules.rows_max)
+            with contextlib.suppress(RuntimeError):  # the loop has ended before the trial
+                loop.call_soon_threadsafe(ended, *found)
+
+        def ended(verdict: Verdict, alone_s: list[float]) -> None:
+            lane.learned.tried(verdict, alone_s)
+            lane.is_trying = False
+            self._leave(lane, resident)
+
+        lane.is_trying = True
+        self._enter(lane, resident)
+        lane.group.pool.submit(run)
+
+    def _enter(self, lane: _CopyLane, resident: Resident) -> None:
+        resident.hold()
+        lane.running += 1
+        lane.group.free -= 1
+
+    def _leave(self, lane: _CopyLane, resident: Resident) -> None:
+        lane.running -= 1
+        lane.group.free += 1
+        resident.let_go()
+        self._offer(lane)
+
+    def _account(
+        self, lane: _CopyLane, resident: Resident, batch: Sequence[Request], ran: Ran, queued_s: float
+    ) -> None:
+        """`queued_s`: of all of them together."""
+        lane.ran(batch, ran, ran.cpu_s if lane.group.by_cpu else ran.run_s)
+        resident.meter.ran(len(batch))
+        answered = sum(not isinstance(answer, Exception) for answer in ran.answers)
+        if answered:
+            resident.ran(queued_s, ran.run_s, answered, shared=len(batch) > 1)
+        if len(batch) > 1:
+            size_bytes = sum(request.size_bytes for request in batch)
+            if size_bytes > resident.request_bytes_max:
+                resident.larger_request(shape_of_joined(batch, size_bytes))
+
+
+def _group(threads: int, name: str, *, by_cpu: bool = False) -> _Group:
+    return _Group(ThreadPoolExecutor(threads, name), threads, by_cpu)
+
+
+def _too_late(now_s: float, request: Request) -> TooLate:
+    left_s = (request.deadline_s or now_s) - now_s
+    return TooLate(
+        f"the deadline passes in {max(0.0, left_s) * 1e3:.0f} ms, before a run of this model can end; allow more time"
+    )

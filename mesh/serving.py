@@ -4,9 +4,9 @@ Every front (gRPC now) hands in a tenant, a name and a way to decode the tensors
 named arrays back. The path of a hit: two dictionary look-ups for the name, one for the copy, a pin, the run, an unpin;
 it touches no store, takes no lock and waits for nothing but the run.
 
-A request whose isolated process died under it is tried once more on a fresh copy, since inference has no effects; a
-second death is reported, not retried. One for which a framework found no memory is tried once more when idle copies
-have left.
+A request whose isolated process died under it is tried once more, by itself and on a fresh copy, since inference has
+no effects; a second death is reported, not retried. Requests that only waited for that process try on. One for which a
+framework found no memory is tried once more when idle copies have left.
 
 Deliberately absent: protobuf, HTTP, roles.
 """
@@ -15,24 +15,28 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
 from cache.types import Bytes, RefusalKind, WantedModel
 from mesh.access_log import AccessLog, ColdStart
+from mesh.batching.joining import Request
 from mesh.generations import Generations, key_of
 from mesh.loading.loading import Loading, Refused
 from mesh.loading.places import HOST_MEMORY
 from mesh.resident import Resident
-from mesh.running import Runs
+from mesh.running import CopyGone, Runs
 from mesh.telemetry import Telemetry
 from placement.errors import NotFound
 from placement.records import ModelRecord
 from placement.registry import Registry
 from runtime_adapters.base import Array, ModelMetadata
 from runtime_adapters.errors import ModelCrashed, OutOfMemory
+from runtime_adapters.workspace import shape_of
 
+_COPIES_TRIED_MAX = 6
+"""By a request whose copies die under others: each of those others kills two at most."""
 _TRIES_WHEN_GONE = 2
 """A name is resolved again once when its model was replaced while the request waited."""
 
@@ -152,7 +156,7 @@ class Serving:
         `space_wait_s`, if that is less than the cache's limit. `decode` is called once; what it raises is the caller's
         business.
 
-        Raises UnknownModel, Refused, BadInput, ModelRaised, OutOfMemory, ModelCrashed.
+        Raises UnknownModel, Refused, TooLate, BadInput, ModelRaised, OutOfMemory, ModelCrashed.
         """
         began = time.perf_counter()
         cold = resident is None
@@ -171,11 +175,11 @@ class Serving:
             if not cold:
                 tensors = await decode()
             try:
-                outputs = await self._run(resident, tensors)
-            except ModelCrashed as crash:
+                outputs = await self._run(resident, tensors, deadline_s)
+            except (ModelCrashed, CopyGone) as crash:
                 outputs = await self._run_again(resident, record, tensors, deadline_s, crash)
             except (OutOfMemory, MemoryError) as want:
-                outputs = await self._run_with_room(resident, tensors, str(want))
+                outputs = await self._run_with_room(resident, tensors, deadline_s, str(want))
         except Exception as error:
             meter.failed(self._code_of(error))
             raise
@@ -212,6 +216,35 @@ class Serving:
         self._answered(record, resident, time.perf_counter() - began, None)
         return answer
 
+    def runs_now(self, resident: Resident, size_bytes: int) -> bool:
+        """Whether `infer_now` and `infer_together_now` take a request of this size for this copy."""
+        return self._runner.runs_inline(resident, size_bytes)
+
+    def gathers(self, resident: Resident) -> bool:
+        """Whether requests for this copy that arrive together are better answered by `infer_together_now`."""
+        return self._runner.gathers(resident)
+
+    def infer_together_now(
+        self, record: ModelRecord, resident: Resident, requests: Sequence[Request]
+    ) -> list[dict[str, Array] | Exception | None]:
+        """As `infer_now`, for requests that arrived together: for each its answer, what `infer_now` would raise, or
+        None."""
+        began = time.perf_counter()
+        answers = self._runner.run_inline_together(resident, requests)
+        seconds = time.perf_counter() - began
+        told: list[dict[str, Array] | Exception | None] = []
+        for answer in answers:
+            if isinstance(answer, OutOfMemory | MemoryError | ModelCrashed):
+                told.append(None)  # `infer` tries again, and knows what to do then
+                continue
+            self.hits += 1
+            told.append(answer)
+            if isinstance(answer, Exception):
+                resident.meter.failed(self._code_of(answer))
+            else:
+                self._answered(record, resident, seconds, None)
+        return told
+
     def _answered(self, record: ModelRecord, resident: Resident, seconds: float, wait_s: float | None) -> None:
         """`wait_s`: what it waited for its model to be loaded; None: nothing, the copy was here."""
         resident.meter.answered(seconds, cold=wait_s is not None)
@@ -239,34 +272,59 @@ class Serving:
                 record = self.current(now)  # replaced while it waited: perhaps by a newer generation
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _run(self, resident: Resident, tensors: Tensors) -> dict[str, Array]:
+    async def _run(
+        self, resident: Resident, tensors: Tensors, deadline_s: float | None, *, alone: bool = False
+    ) -> dict[str, Array]:
         inputs = resident.checker.check(tensors.inputs, tensors.datatypes)
         wanted_outputs = resident.checker.check_outputs(tensors.outputs)
         if tensors.size_bytes > resident.request_bytes_max:
-            resident.larger_request(inputs, tensors.size_bytes)
+            resident.larger_request(shape_of(inputs, tensors.size_bytes))
         if self._runner.runs_inline(resident, tensors.size_bytes):
             return self._runner.run_inline(resident, inputs, wanted_outputs)
-        return await self._runner.run_in_thread(resident, inputs, wanted_outputs)
+        request = Request(inputs, wanted_outputs, tensors.size_bytes, deadline_s, alone=alone)
+        return await self._runner.run_in_thread(resident, request)
 
-    async def _run_with_room(self, resident: Resident, tensors: Tensors, why: str) -> dict[str, Array]:
+    async def _run_with_room(
+        self, resident: Resident, tensors: Tensors, deadline_s: float | None, why: str
+    ) -> dict[str, Array]:
         await self._loading.make_room(resident, tensors.size_bytes, why)
         try:
-            return await self._run(resident, tensors)
+            return await self._run(resident, tensors, deadline_s, alone=True)
         except MemoryError as error:
             raise OutOfMemory("there was no memory for this request, twice; send fewer rows") from error
 
     async def _run_again(
-        self, crashed: Resident, record: ModelRecord, tensors: Tensors, deadline_s: float | None, crash: ModelCrashed
+        self,
+        crashed: Resident,
+        record: ModelRecord,
+        tensors: Tensors,
+        deadline_s: float | None,
+        crash: ModelCrashed | CopyGone,
     ) -> dict[str, Array]:
-        self._loading.crashed(crashed, str(crash))
-        resident = await self._loading.wait_servable(wanted(record), deadline_s)
-        try:
-            return await self._run(resident, tensors)
-        except ModelCrashed as second:
-            self._loading.crashed(resident, str(second))
-            raise
-        finally:
-            resident.let_go()
+        """On a fresh copy, and by itself: it may have been another request of the same run that killed the copy. A copy
+        that dies under others while this one waits for its run is no try of this one."""
+        crashes = self._crashed(crashed, crash)
+        for _ in range(_COPIES_TRIED_MAX):
+            resident = await self._loading.wait_servable(wanted(record), deadline_s)
+            try:
+                return await self._run(resident, tensors, deadline_s, alone=True)
+            except (ModelCrashed, CopyGone) as again:
+                crash = again
+                crashes += self._crashed(resident, again)
+                if crashes > 1:
+                    raise
+            finally:
+                resident.let_go()
+        raise ModelCrashed("copies of this model died under other requests, time and again") from crash
+
+    def _crashed(self, resident: Resident, crash: ModelCrashed | CopyGone) -> int:
+        """1 if the copy died under this request. The first to see it says so."""
+        if isinstance(crash, CopyGone):
+            return 0
+        if not resident.died:
+            resident.died = True
+            self._loading.crashed(resident, str(crash))
+        return 1
 
     def knows_metadata(self, record: ModelRecord) -> bool:
         """Whether `metadata` answers at once."""

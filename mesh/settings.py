@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ByteSize, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from mesh.batching.rules import BatchSettings
 from mesh.box import BoxLimit, this_box
 from mesh.tenant_shares import check_parts
 from mesh.transport.choosing import Wanted
@@ -311,6 +312,28 @@ class Settings(BaseSettings):
         description="Threads that one model run may use inside its framework. More than the CPUs that this container "
         "may use make each run slower; the pod says so at start.",
     )
+    runs_per_model_max: int | None = Field(
+        None,
+        ge=1,
+        description="Runs of one model at a time, on worker threads. Default: as many as there are. A model in a "
+        "process of its own, and a GPU, have one at a time in any case.",
+    )
+    batching: bool = Field(
+        True,
+        description="While a model runs, gather what arrives for it, and run that together next: nobody waits for "
+        "company. Only models whose rows prove not to influence one another, up to the size that pays. "
+        "`--no-batching`: one request, one run.",
+    )
+    batch_rows_max: int = Field(
+        64, ge=1, le=65_536, description="Rows of several requests in one run, at most; a spec may say less."
+    )
+    batch_delay_s: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="How long a request that could run may be kept for others to run with, unless its spec says. "
+        "0: not at all.",
+    )
     run_timeout_s: float = Field(
         60.0, gt=0, description="Longest run of a model in an isolated process; then the process is replaced."
     )
@@ -420,6 +443,11 @@ class Settings(BaseSettings):
         if name in self.model_fields_set:
             return f"set by --{name.replace('_', '-')} or HEXCOMB_{name.upper()}"
         return origin_of_default(name)
+
+    @property
+    def batch_settings(self) -> BatchSettings:
+        """What this pod allows of running requests together."""
+        return BatchSettings(self.batching, self.batch_rows_max, self.batch_delay_s)
 
     @property
     def is_pooled(self) -> bool:

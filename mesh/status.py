@@ -19,8 +19,11 @@ from math import isinf
 from cache.machine import CacheMachine
 from cache.types import CopyState
 from cache.views import CopyView
+from mesh.batching.lane import in_words
 from mesh.generations import Generations, key_of
 from mesh.loading.loading import Loading
+from mesh.resident import Resident
+from mesh.running import Runs
 from placement.policy.obstacles import AGREEING_FAILURES
 from placement.policy.quarantine import Refused, may_load
 from placement.policy.snapshot import LoadFailure, ModelName, PoolView
@@ -74,6 +77,8 @@ class CopyStatus:
     load_s: float = 0.0
     form: str = ""
     """`cold` or `hot` (`mesh.promoting`); empty where there is no choice, and elsewhere."""
+    batching: str = ""
+    """Whether its requests share runs, and why not (`mesh.batching`); empty elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,7 @@ class StatusView:
         loading: Loading,
         generations: Generations,
         pool: Callable[[], PoolView],
+        runner: Runs,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -125,6 +131,7 @@ class StatusView:
         self._loading = loading
         self._generations = generations
         self._pool = pool
+        self._runner = runner
         self._clock = clock
         self._wall_clock = wall_clock
 
@@ -188,7 +195,12 @@ class StatusView:
             requests_in_flight=view.pins,
             load_s=view.load_time_s,
             form="" if resident is None else resident.form,
+            batching="" if resident is None else self._batching(resident),
         )
+
+    def _batching(self, resident: Resident) -> str:
+        learned = self._runner.learned_of(resident)
+        return in_words(resident.rules, learned, runs_inline=self._runner.runs_inline(resident, 0))
 
     def _copies_elsewhere(self, view: PoolView, record: ModelRecord) -> Iterator[CopyStatus]:
         for copy in view.copies.get(ModelName(record.tenant, record.id), ()):

@@ -30,6 +30,7 @@ from prometheus_client.registry import Collector
 _REQUEST_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _LOAD_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 90.0)
 _IDLE_BUCKETS_S = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
+_RUN_REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +63,29 @@ class _OnScrape(Collector):
 class RequestMeter:
     """The bound metrics of one model's requests (shared by all models of a format unless per-model is on)."""
 
-    __slots__ = ("_errors", "_hit_seconds", "_labels", "_miss_seconds")
+    __slots__ = ("_errors", "_hit_seconds", "_labels", "_miss_seconds", "_run_requests")
 
     def __init__(
-        self, hit_seconds: Histogram, miss_seconds: Histogram, errors: Counter, labels: dict[str, str]
+        self,
+        hit_seconds: Histogram,
+        miss_seconds: Histogram,
+        run_requests: Histogram,
+        errors: Counter,
+        labels: dict[str, str],
     ) -> None:
         self._hit_seconds = hit_seconds
         self._miss_seconds = miss_seconds
+        self._run_requests = run_requests
         self._errors = errors
         self._labels = labels
 
     def answered(self, seconds: float, *, cold: bool) -> None:
         """One request was answered with a prediction."""
         (self._miss_seconds if cold else self._hit_seconds).observe(seconds)
+
+    def ran(self, requests: int) -> None:
+        """One run was made for so many requests."""
+        self._run_requests.observe(requests)
 
     def failed(self, code: str) -> None:
         """One request was answered with an error of this gRPC code."""
@@ -100,6 +111,14 @@ class Telemetry:
             "waited for a load.",
             [*labels, "outcome"],
             buckets=_REQUEST_BUCKETS_S,
+            registry=registry,
+        )
+        self._run_requests = Histogram(
+            "hexcomb_run_requests",
+            "Requests that shared one run, of runs on worker threads and of requests that arrived together; runs of "
+            "single requests on the event loop are not counted.",
+            labels,
+            buckets=_RUN_REQUESTS,
             registry=registry,
         )
         self._request_errors = Counter(
@@ -167,6 +186,7 @@ class Telemetry:
             meter = RequestMeter(
                 self._request_seconds.labels(outcome="hit", **labels),
                 self._request_seconds.labels(outcome="miss", **labels),
+                self._run_requests.labels(**labels),
                 self._request_errors,
                 labels,
             )
@@ -179,6 +199,7 @@ class Telemetry:
             return
         for outcome in ("hit", "miss"):
             self._request_seconds.remove(format_name, tenant, model, outcome)
+        self._run_requests.remove(format_name, tenant, model)
         self._request_errors.remove_by_labels({"format": format_name, "tenant": tenant, "model": model})
 
     def load_stage(self, format_name: str, stage: str, seconds: float) -> None:

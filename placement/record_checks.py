@@ -59,12 +59,12 @@ def check_int(name: str, value: int, low: int, high: int) -> None:
         raise InvalidSpec(f"{name} is {value}; allowed is {low} to {high}")
 
 
-def check_seconds(name: str, value: float) -> None:
+def check_seconds(name: str, value: float, seconds_max: float = SECONDS_MAX) -> None:
     """A positive number of seconds."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidSpec(f"{name} is {str(value)[:40]!r}; it must be a number of seconds")
-    if not 0 < value <= SECONDS_MAX:
-        raise InvalidSpec(f"{name} is {value}; allowed is above 0 up to {SECONDS_MAX:.0f} seconds, or leave it out")
+    if not 0 < value <= seconds_max:
+        raise InvalidSpec(f"{name} is {value}; allowed is above 0 up to {seconds_max:.0f} seconds, or leave it out")
 
 
 def check_texts(name: str, entries: Mapping[str, str]) -> None:

@@ -33,6 +33,8 @@ WEIGHTS_MAX = 16
 """Models that one alias splits its traffic over: changing them all is one transaction of the store."""
 PRIORITY_LIMIT = 2**31
 BYTES_LIMIT = 2**63
+BATCH_ROWS_LIMIT = 65_536
+BATCH_DELAY_MAX_S = 10.0
 
 _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -60,6 +62,8 @@ class ModelSpec:
         isolation: Isolation | None = None,
         parameters: Mapping[str, str] = NO_TEXTS,
         load_timeout_s: float | None = None,
+        batch_rows_max: int | None = None,
+        batch_delay_s: float | None = None,
     ) -> None:
         """Raises InvalidSpec, naming the field."""
         check_uri(uri)
@@ -85,6 +89,10 @@ class ModelSpec:
             check_seconds("ttl_s", ttl_s)
         if load_timeout_s is not None:
             check_seconds("load_timeout_s", load_timeout_s)
+        if batch_rows_max is not None:
+            check_int("batch_rows_max", batch_rows_max, 1, BATCH_ROWS_LIMIT)
+        if batch_delay_s is not None:
+            check_seconds("batch_delay_s", batch_delay_s, BATCH_DELAY_MAX_S)
         if checksum is not None and (not isinstance(checksum, str) or not _CHECKSUM.fullmatch(checksum)):
             raise InvalidSpec(
                 f"checksum is {str(checksum)[:80]!r}; write sha256: and the 64 lower-case hex digits that "
@@ -110,6 +118,8 @@ class ModelSpec:
                 ttl_s,
                 isolation,
                 load_timeout_s,
+                batch_rows_max,
+                batch_delay_s,
                 checksum is not None,
                 label_names,
             )
@@ -193,6 +203,16 @@ class ModelSpec:
     def load_timeout_s(self) -> float | None:
         """Most that a load may take."""
         return self._terms.load_timeout_s
+
+    @property
+    def batch_rows_max(self) -> int | None:
+        """The most rows of several requests in one run; 1: never together."""
+        return self._terms.batch_rows_max
+
+    @property
+    def batch_delay_s(self) -> float | None:
+        """How long a request may be kept for others to run with."""
+        return self._terms.batch_delay_s
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ModelSpec):

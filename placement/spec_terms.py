@@ -1,6 +1,6 @@
 """How a model's spec lies in memory: what it has in common with others once, what is its own as bytes.
 
-A pod's view has every spec of the pool, and most requests look at none. A spec that is an object with fourteen fields,
+A pod's view has every spec of the pool, and most requests look at none. A spec that is an object with sixteen fields,
 a dictionary of labels, and a text for each of URI, checksum and label takes 700 bytes. But specs are written by
 templates: a few sets of terms (format, priority, which labels there are) serve 100,000 models, which differ in URI,
 checksum and the labels' values. So equal terms are one object, found again in a cache of bounded size; what is a
@@ -46,6 +46,8 @@ class Terms:
     ttl_s: float | None
     isolation: Isolation | None
     load_timeout_s: float | None
+    batch_rows_max: int | None
+    batch_delay_s: float | None
     has_checksum: bool
     label_names: tuple[str, ...]
     """In order."""

@@ -58,6 +58,7 @@ class ModelMetadata:
 
     `any_input_name`: a tabular model with one required input takes it under whatever name the client sent.
     `batch_dimension`: dimension 0 of every input and output counts rows that do not influence one another.
+    `batch_rows_max`: the most rows that one run takes well; None: no limit that is known. Requests are refused by none.
     """
 
     platform: str
@@ -65,6 +66,7 @@ class ModelMetadata:
     outputs: tuple[TensorSpec, ...]
     any_input_name: bool = False
     batch_dimension: bool = False
+    batch_rows_max: int | None = None
 
 
 class Trust(Enum):

@@ -45,6 +45,8 @@ class Model:
     """What `predict` returns. An optional output may be left out unless a client asks for it by name."""
     batch_dimension: ClassVar[bool] = False
     """Dimension 0 of every input and output counts rows that do not influence one another."""
+    batch_rows_max: ClassVar[int | None] = None
+    """The most rows that one run takes well: requests are joined up to it. A single one may have more."""
     parameters: Mapping[str, str] = MappingProxyType({})
     """The parameters that a spec may set, with their defaults. On the instance: as the spec has set them."""
 

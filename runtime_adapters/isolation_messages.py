@@ -70,6 +70,7 @@ def describe_metadata(metadata: ModelMetadata) -> dict[str, Any]:
         "outputs": tensors(metadata.outputs),
         "any_input_name": metadata.any_input_name,
         "batch_dimension": metadata.batch_dimension,
+        "batch_rows_max": metadata.batch_rows_max,
     }
 
 
@@ -83,7 +84,12 @@ def metadata_from(given: object) -> ModelMetadata:
         outputs=_specs_from(given.get("outputs")),
         any_input_name=given.get("any_input_name") is True,
         batch_dimension=given.get("batch_dimension") is True,
+        batch_rows_max=_rows_max(given.get("batch_rows_max")),
     )
+
+
+def _rows_max(given: object) -> int | None:
+    return given if type(given) is int and given > 0 else None
 
 
 def _specs_from(given: object) -> tuple[TensorSpec, ...]:

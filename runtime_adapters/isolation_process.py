@@ -34,6 +34,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from runtime_adapters.framework_threads import THREAD_VARIABLES
+
 _log = logging.getLogger(__name__)
 
 _STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="isolated-starter")
@@ -50,7 +52,6 @@ _KEPT_VARIABLES = (
     "NVIDIA_VISIBLE_DEVICES",
     "NVIDIA_DRIVER_CAPABILITIES",
 )
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 _SCRATCH_PREFIX = "hexcomb-isolated-"
 
@@ -189,7 +190,7 @@ def _environment(scratch: Path, threads: int) -> dict[str, str]:
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     return {
         **kept,
-        **{name: str(threads) for name in _THREAD_VARIABLES},
+        **{name: str(threads) for name in THREAD_VARIABLES},
         "HOME": str(scratch),
         "TMPDIR": str(scratch),
         "PYTHONPATH": str(Path(__file__).resolve().parent.parent),

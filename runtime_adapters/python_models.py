@@ -265,7 +265,16 @@ def _metadata_of(model: Model) -> ModelMetadata:
         inputs=tuple(_with_tuple_shape(spec) for spec in model.inputs),
         outputs=tuple(_with_tuple_shape(spec) for spec in model.outputs),
         batch_dimension=model.batch_dimension,
+        batch_rows_max=_checked_rows_max(model),
     )
+
+
+def _checked_rows_max(model: Model) -> int | None:
+    rows_max = model.batch_rows_max
+    if rows_max is None or (type(rows_max) is int and rows_max > 0):
+        return rows_max
+    found = f"{type(model).__name__}.batch_rows_max is {str(rows_max)[:40]!r}"
+    raise BadArtifact(f"{found}; it must be a whole number from 1, or None")
 
 
 def _with_tuple_shape(spec: TensorSpec) -> TensorSpec:

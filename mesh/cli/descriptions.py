@@ -72,6 +72,8 @@ def model_details(model: Any, now_s: float) -> list[tuple[str, str]]:
             ("pinned", "yes" if spec.pinned else ""),
             ("ttl", f"{spec.ttl_s:g} s" if spec.HasField("ttl_s") else ""),
             ("load timeout", f"{spec.load_timeout_s:g} s" if spec.HasField("load_timeout_s") else ""),
+            ("batch rows", f"at most {spec.batch_rows_max}" if spec.HasField("batch_rows_max") else ""),
+            ("batch delay", f"{spec.batch_delay_s:g} s" if spec.HasField("batch_delay_s") else ""),
             ("labels", _pairs(spec.labels)),
             ("parameters", _pairs(spec.parameters)),
             ("aliases", ", ".join(model.aliases)),
@@ -91,6 +93,8 @@ def model_details(model: Any, now_s: float) -> list[tuple[str, str]]:
                 f"{took}{used}, {copy.requests_in_flight} in flight",
             )
         )
+        if copy.batching:
+            lines.append((f"batched on {copy.pod}", copy.batching))
     if model.suspicion:
         lines.append(("suspicion", model.suspicion))
     failures = model.failures or ([model.failure] if model.HasField("failure") else [])

@@ -55,6 +55,7 @@ def headline(explanation: Any) -> list[str]:
     named = (
         ("route", explanation.route),
         ("waits for", explanation.waits_for),
+        *((f"batched on {copy.pod}", copy.batching) for copy in model.copies),
         ("suspicion", explanation.suspicion),
         *(
             (f"failure on {failure.pod or 'every pod'}", failure.message)

@@ -30,7 +30,8 @@ _OF_THE_CALL = ("name", "if_generation", "load")
 _RENAMED = {"capacity_hint": "capacity_hint_bytes", "label": "labels", "parameter": "parameters"}
 _FIELDS = (
     "name", "uri", "format", "capacity_hint", "storage_key", "checksum", "labels", "priority", "pinned", "isolation",
-    "ttl_s", "load_timeout_s", "parameters", "copies_min", "copies_max", "if_generation", "load",
+    "ttl_s", "load_timeout_s", "batch_rows_max", "batch_delay_s", "parameters", "copies_min", "copies_max",
+    "if_generation", "load",
 )  # fmt: skip
 _SPEC_FIELDS = frozenset({_RENAMED.get(name, name) for name in _FIELDS if name not in _OF_THE_CALL})
 

@@ -56,6 +56,10 @@ def models() -> None:
 @click.option("--isolation", type=click.Choice(["none", "process"]), help="Run it in a process of its own.")
 @click.option("--ttl-s", type=float, metavar="SECONDS", help="Unload a copy that was not used for so long.")
 @click.option("--load-timeout-s", type=float, metavar="SECONDS", help="Give a load up after so long.")
+@click.option(
+    "--batch-rows-max", type=int, metavar="N", help="Rows of several requests in one run at most; 1: each by itself."
+)
+@click.option("--batch-delay-s", type=float, metavar="SECONDS", help="Keep a request so long for others to run with.")
 @click.option("--if-generation", type=int, metavar="N", help="Replace the spec, if the model's generation is N.")
 @click.option("--load", is_flag=True, help="Load it now; the answer does not wait for it.")
 def register(

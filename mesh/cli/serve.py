@@ -46,6 +46,7 @@ def _serve(**given: Any) -> int:
     from pydantic import ValidationError
 
     from mesh.settings import Settings
+    from runtime_adapters.framework_threads import limit_framework_threads
 
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
@@ -53,7 +54,8 @@ def _serve(**given: Any) -> int:
         raise Failure(
             _settings_error(error), hint="hexcomb serve --help lists every setting", exit_code=USAGE
         ) from None
-    # Imported only now: a wrong option should not cost the import of a server.
+    limit_framework_threads(settings.model_threads)
+    # Imported only now: a wrong option should not cost the import of a server, and NumPy reads what was just set.
     from mesh.node_settings import CannotStart
     from mesh.process import serve
     from mesh.transport.base import CannotListen

@@ -57,6 +57,8 @@ class SpecFields(TypedDict):
     isolation: NotRequired[str]
     parameters: NotRequired[Mapping[str, str]]
     load_timeout_s: NotRequired[float]
+    batch_rows_max: NotRequired[int]
+    batch_delay_s: NotRequired[float]
     if_generation: NotRequired[int]
     load_now: NotRequired[bool]
 

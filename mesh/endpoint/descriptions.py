@@ -75,6 +75,7 @@ class Describer:
                 requests_in_flight=copy.requests_in_flight,
                 load_s=copy.load_s,
                 generation=copy.generation,
+                batching=copy.batching,
             )
         for failure in status.failures:
             _put_failure(failure, into.failures.add())
@@ -129,6 +130,8 @@ def spec_from_message(message: hexcomb_pb2.ModelSpec) -> ModelSpec:
         isolation=cast("Isolation | None", message.isolation or None),  # ModelSpec checks it
         parameters=dict(message.parameters),
         load_timeout_s=message.load_timeout_s if message.HasField("load_timeout_s") else None,
+        batch_rows_max=message.batch_rows_max if message.HasField("batch_rows_max") else None,
+        batch_delay_s=message.batch_delay_s if message.HasField("batch_delay_s") else None,
     )
 
 
@@ -145,6 +148,8 @@ def put_spec(spec: ModelSpec, into: hexcomb_pb2.ModelSpec) -> None:
         "checksum",
         "isolation",
         "load_timeout_s",
+        "batch_rows_max",
+        "batch_delay_s",
     ):
         value = getattr(spec, name)
         if value is not None:

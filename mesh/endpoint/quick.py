@@ -4,7 +4,8 @@ Most requests of a busy pod are alike: small, from clients that send the same me
 serves here and runs in less time than a hand-over to a thread. Such a request takes five looks into dictionaries
 (who asks, which model, which copy, which plan, which metrics), one comparison of bytes, the run, and one join. All that
 `mesh.endpoint.v2` promises holds here, since anything out of the ordinary is left to it: this module answers None, and
-nothing has happened.
+nothing has happened. Requests that arrived together for one copy share its run, where the model allows that
+(`mesh.batching`).
 
 What is out of the ordinary: a model that is unknown, not here, busier than its other copies, or slow; a message that is
 large or has no pattern; ModelMesh's headers; a view that is behind what the client has seen; a pod that drains; a run
@@ -17,7 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from mesh.batching.joining import Request
 from mesh.endpoint.access import Access
 from mesh.endpoint.status import as_transport_error
 from mesh.plans import Plan, plan_request
@@ -31,11 +34,16 @@ from mesh.wire import messages
 from placement.errors import PlacementError
 from placement.records import ModelRecord
 from placement.registry import Registry
+from runtime_adapters.base import Array
 
 ASKERS_MAX = 4096
 """Kinds of metadata that are remembered; a client sends the same with all its calls, a pod the same for a model."""
 PLANS_MAX = 16
 """Kinds of requests that are remembered per copy: its clients', and the numbers of rows that they send."""
+
+TOGETHER_MIN = 8
+"""Requests for one copy that arrived together, from which on sharing runs costs less than a run each: 5.2 for 6.8 µs a
+request of a tiny ONNX model at 8, 2.4 for 7.1 at 64, but 8.4 for 6.9 at 4."""
 
 _NAME_TAG = 0x0A
 _ONE_BYTE_LENGTHS = 128
@@ -52,6 +60,17 @@ class _Asker:
     hop: Hop | None
     revision: int
     """Of the registry, that the client has seen."""
+
+
+class _Asked(NamedTuple):
+    """A request, and the copy that answers it."""
+
+    record: ModelRecord
+    resident: Resident
+    plan: Plan
+    inputs: dict[str, Array]
+    request_id: str
+    size_bytes: int
 
 
 class QuickInference:
@@ -75,9 +94,29 @@ class QuickInference:
     def answer(self, calls: Sequence[Call]) -> Sequence[Reply | Exception | None]:
         """For each call its answer, its error, or None: `V2Endpoint.model_infer` is to answer it."""
         draining = bool(self._unready())
-        return [self._answer(call, draining) for call in calls]
+        replies: list[Reply | Exception | None] = [None] * len(calls)
+        of_copies: dict[int, list[tuple[int, _Asked]]] = {}
+        try:
+            for at, call in enumerate(calls):
+                asked = self._ask(call, draining, of_copies)
+                if isinstance(asked, _Asked):
+                    of_copies.setdefault(id(asked.resident), []).append((at, asked))
+                else:
+                    replies[at] = asked
+            for those in of_copies.values():
+                for (at, _), reply in zip(those, self._run([asked for _, asked in those]), strict=True):
+                    replies[at] = reply
+        finally:
+            for those in of_copies.values():
+                for _, asked in those:
+                    asked.resident.let_go()
+        return replies
 
-    def _answer(self, call: Call, draining: bool) -> Reply | Exception | None:
+    def _ask(
+        self, call: Call, draining: bool, of_copies: dict[int, list[tuple[int, _Asked]]]
+    ) -> _Asked | Exception | None:
+        """What a call asks of which copy, which is pinned for it then; None: it is left to V2. `of_copies`: those that
+        arrived with it, of which no copy is any busier."""
         body = call.body
         if len(body) > INLINE_BYTES_MAX or not isinstance(body, bytes):
             return None
@@ -92,16 +131,18 @@ class QuickInference:
         resident = None if record is None else self._serving.hit(record)
         if record is None or resident is None:
             return None
+        asked: _Asked | Exception | None = None
         try:
-            return self._run(asker, record, resident, name, body)
+            in_flight = resident.copy.pins - len(of_copies.get(id(resident), ()))
+            if asker.hop is not None or self._router is None or not self._router.saturated(record, in_flight):
+                asked = self._read_request(record, resident, name, body)
         except Exception as error:
-            return as_transport_error(error) or error
-        finally:
+            asked = as_transport_error(error) or error
+        if not isinstance(asked, _Asked):
             resident.let_go()
+        return asked
 
-    def _run(self, asker: _Asker, record: ModelRecord, resident: Resident, name: str, body: bytes) -> bytes | None:
-        if asker.hop is None and self._router is not None and self._router.saturated(record, resident.copy.pins):
-            return None
+    def _read_request(self, record: ModelRecord, resident: Resident, name: str, body: bytes) -> _Asked | None:
         plan = self._plan(resident, name, body)
         if plan is None:
             return None
@@ -109,8 +150,26 @@ class QuickInference:
             request_id = plan.pattern.request_id(body)
         except UnicodeDecodeError:
             return None
-        outputs = self._serving.infer_now(record, resident, plan.inputs(body), plan.outputs, len(body))
-        return None if outputs is None else plan.answer(outputs, request_id)
+        return _Asked(record, resident, plan, plan.inputs(body), request_id, len(body))
+
+    def _run(self, those: Sequence[_Asked]) -> list[Reply | Exception | None]:
+        """Requests for one copy, in their order."""
+        first = those[0]
+        if len(those) < TOGETHER_MIN or not self._serving.gathers(first.resident):
+            return [self._run_alone(asked) for asked in those]
+        if not self._serving.runs_now(first.resident, INLINE_BYTES_MAX):
+            return [None] * len(those)
+        requests = [Request(asked.inputs, asked.plan.outputs, asked.size_bytes) for asked in those]
+        answers = self._serving.infer_together_now(first.record, first.resident, requests)
+        return [_reply(asked, answer) for asked, answer in zip(those, answers, strict=True)]
+
+    def _run_alone(self, asked: _Asked) -> Reply | Exception | None:
+        try:
+            inputs, outputs = asked.inputs, asked.plan.outputs
+            answer = self._serving.infer_now(asked.record, asked.resident, inputs, outputs, asked.size_bytes)
+        except Exception as error:
+            return as_transport_error(error) or error
+        return _reply(asked, answer)
 
     def _find(self, asker: _Asker, name: str) -> ModelRecord | None:
         """The generation that answers here; None when that is not plain."""
@@ -156,6 +215,15 @@ class QuickInference:
             return _Asker(tenant, hop, 0 if seen is None else int(seen))
         except TransportError:
             return None
+
+
+def _reply(asked: _Asked, answer: dict[str, Array] | Exception | None) -> Reply | Exception | None:
+    if isinstance(answer, dict):
+        try:
+            return asked.plan.answer(answer, asked.request_id)
+        except Exception as error:
+            answer = error
+    return answer if answer is None else as_transport_error(answer) or answer
 
 
 def _first_name(body: bytes) -> str | None:

@@ -15,6 +15,7 @@ do next. Whoever wants to know which code an error gives, or why, reads this fil
 | no memory for this run, twice | RESOURCE_EXHAUSTED | sends fewer rows, or comes back later |
 | load failed for now, pod stopping, store away | UNAVAILABLE + retry hint | tries again, elsewhere first |
 | deadline shorter than the load | DEADLINE_EXCEEDED + retry hint | waits longer, or comes back when it is loaded |
+| deadline shorter than the wait for a run, and the run | DEADLINE_EXCEEDED | waits longer |
 | the model's own code failed | INTERNAL | tells the model's author |
 """
 
@@ -24,6 +25,7 @@ from collections.abc import AsyncIterator
 
 from cache.types import RefusalKind
 from mesh.loading.loading import Refused
+from mesh.running import TooLate
 from mesh.serving import UnknownModel
 from mesh.transport.base import Call, Reply, StatusCode, StreamHandler, TransportError, UnaryHandler
 from mesh.wire.errors import InvalidMessage, UnsendableOutput
@@ -66,6 +68,8 @@ def as_transport_error(error: Exception) -> TransportError | None:
         case Refused():
             refusal = error.refusal
             return TransportError(_REFUSALS[refusal.kind], refusal.message, refusal.retry_after_s)
+        case TooLate():
+            return TransportError(StatusCode.DEADLINE_EXCEEDED, str(error))
         case UnknownModel():
             return TransportError(StatusCode.NOT_FOUND, str(error))
         case BadInput() | InvalidMessage():

@@ -114,7 +114,9 @@ class Loading:
         self._failures = failures = LoadFailures(telemetry)
         self._heap = heap = HeapTrimmer(clock, in_thread)
         places, host_tier = Places(device), HostTier(in_thread)
-        self.residents = residents = Residents(places, telemetry, hooks, pin=self._pin, unpin=self._unpin)
+        self.residents = residents = Residents(
+            places, telemetry, hooks, settings.batch_settings, pin=self._pin, unpin=self._unpin
+        )
         self._fetches = Fetches(
             staging=staging,
             settings=settings,

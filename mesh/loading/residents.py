@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from cache.copies import Copy
 from cache.events import Loaded, Resized
 from cache.types import Bytes
+from mesh.batching.rules import BatchSettings, rules_for
 from mesh.loading.measured_load import MeasuredLoad
 from mesh.loading.places import HOST_TIER, Places, shared_parts
 from mesh.loading.pool_hooks import PoolHooks
@@ -30,6 +31,7 @@ class Residents:
         places: Places,
         telemetry: Telemetry,
         hooks: PoolHooks,
+        batching: BatchSettings,
         *,
         pin: Callable[[Copy], None],
         unpin: Callable[[Copy], None],
@@ -37,6 +39,7 @@ class Residents:
         self._places = places
         self._telemetry = telemetry
         self._hooks = hooks
+        self._batching = batching
         self._pin = pin
         self._unpin = unpin
         self.by_copy: dict[int, Resident] = {}
@@ -68,6 +71,7 @@ class Residents:
             unpin=self._unpin,
             loadable=staged.loadable,
             as_fetched=staged.options.as_fetched,
+            rules=rules_for(self._batching, staged.record.spec, loaded.model.metadata),
             workspace_bytes=staged.workspace_bytes,
             request_bytes_measured=staged.request_bytes,
             request_bytes_max=max(SMALL_REQUEST_BYTES, int(LARGER_FACTOR * staged.request_bytes)),

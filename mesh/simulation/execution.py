@@ -18,6 +18,8 @@ from random import Random
 from typing import Any, TypeVar, cast
 
 from cache.types import ModelKey
+from mesh.batching.joining import Answer, Request
+from mesh.batching.lane import Learned
 from mesh.generations import key_of
 from mesh.loading.measured_load import MeasuredLoad
 from mesh.parking import DiskListener
@@ -220,7 +222,19 @@ class SimulatedRunner:
         """See `runs_inline`."""
         raise NotImplementedError
 
-    async def run_in_thread(self, resident: Resident, inputs: Tensors, outputs: Sequence[str]) -> dict[str, Array]:
+    def gathers(self, resident: Resident) -> bool:
+        """Never: each request runs by itself."""
+        return False
+
+    def run_inline_together(self, resident: Resident, requests: Sequence[Request]) -> list[Answer]:
+        """See `gathers`."""
+        raise NotImplementedError
+
+    def learned_of(self, resident: Resident) -> Learned | None:
+        """Nothing: requests run one by one."""
+        return None
+
+    async def run_in_thread(self, resident: Resident, request: Request) -> dict[str, Array]:
         """See `Runner`: a run that has begun keeps its pin until it ends, whoever leaves."""
         loop = asyncio.get_running_loop()
         queued_s, turn = loop.time(), resident.turn
@@ -236,7 +250,7 @@ class SimulatedRunner:
                 ended: asyncio.Future[dict[str, Array]] = loop.create_future()
                 ended.add_done_callback(_seen)
                 holder = None  # from here on the run lets go, not the caller
-                loop.call_later(*self._run(resident, inputs, outputs, ended, turn))
+                loop.call_later(*self._run(resident, request.inputs, request.outputs, ended, turn))
             except BaseException:
                 if turn is not None:
                     turn.release()

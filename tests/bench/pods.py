@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 import tempfile
 import time
@@ -50,6 +51,21 @@ def wait_prepared(client: Client, name: str) -> float:
 def private_dirty_bytes_of(pid: int) -> int:
     """Pages that only this process holds and that the kernel cannot drop."""
     return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Private_Dirty")
+
+
+def processor_s_of(pid: int) -> float:
+    """Seconds of processor time that a process and its descendants have taken."""
+    ticks, parents = dict[int, int](), dict[int, int]()
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdigit():
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                fields = (directory / "stat").read_text().rpartition(")")[2].split()
+                parents[int(directory.name)] = int(fields[1])
+                ticks[int(directory.name)] = int(fields[11]) + int(fields[12])
+    family = {pid}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sum(ticks.get(each, 0) for each in family) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_bytes_of(pid: int) -> int:

@@ -25,6 +25,7 @@ HISTOGRAMS = {
     "hexcomb_eviction_idle_seconds": {"format"},
     "hexcomb_queue_wait_seconds": set(),
     "hexcomb_run_queue_seconds": set(),
+    "hexcomb_run_requests": {"format"},
 }
 COUNTERS = {
     "hexcomb_request_errors": {"format", "code"},

@@ -24,7 +24,7 @@ HEADROOM_S = 10.0
 MEASURED_S = 8.0
 
 _WAITS = '''
-"""Waits for 20 ms, which needs no processor, and answers with its input."""
+"""Waits for 20 ms, which needs no processor, and answers with its input. One request, one run: no batch dimension."""
 
 import time
 
@@ -34,7 +34,6 @@ from runtime_adapters.custom import Model, TensorSpec
 class Waits(Model):
     inputs = (TensorSpec("x", "FP32", (-1, 4)),)
     outputs = (TensorSpec("y", "FP32", (-1, 4)),)
-    batch_dimension = True
 
     def predict(self, inputs):
         time.sleep(0.02)

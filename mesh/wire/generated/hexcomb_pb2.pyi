@@ -23,7 +23,7 @@ UNLOADING: ModelState
 FAILED: ModelState
 
 class ModelSpec(_message.Message):
-    __slots__ = ("format", "uri", "storage_key", "capacity_hint_bytes", "labels", "priority", "pinned", "copies_min", "copies_max", "ttl_s", "checksum", "isolation", "parameters", "load_timeout_s")
+    __slots__ = ("format", "uri", "storage_key", "capacity_hint_bytes", "labels", "priority", "pinned", "copies_min", "copies_max", "ttl_s", "checksum", "isolation", "parameters", "load_timeout_s", "batch_rows_max", "batch_delay_s")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,8 @@ class ModelSpec(_message.Message):
     ISOLATION_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     LOAD_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    BATCH_ROWS_MAX_FIELD_NUMBER: _ClassVar[int]
+    BATCH_DELAY_S_FIELD_NUMBER: _ClassVar[int]
     format: str
     uri: str
     storage_key: str
@@ -66,7 +68,9 @@ class ModelSpec(_message.Message):
     isolation: str
     parameters: _containers.ScalarMap[str, str]
     load_timeout_s: float
-    def __init__(self, format: _Optional[str] = ..., uri: _Optional[str] = ..., storage_key: _Optional[str] = ..., capacity_hint_bytes: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., priority: _Optional[int] = ..., pinned: bool = ..., copies_min: _Optional[int] = ..., copies_max: _Optional[int] = ..., ttl_s: _Optional[float] = ..., checksum: _Optional[str] = ..., isolation: _Optional[str] = ..., parameters: _Optional[_Mapping[str, str]] = ..., load_timeout_s: _Optional[float] = ...) -> None: ...
+    batch_rows_max: int
+    batch_delay_s: float
+    def __init__(self, format: _Optional[str] = ..., uri: _Optional[str] = ..., storage_key: _Optional[str] = ..., capacity_hint_bytes: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., priority: _Optional[int] = ..., pinned: bool = ..., copies_min: _Optional[int] = ..., copies_max: _Optional[int] = ..., ttl_s: _Optional[float] = ..., checksum: _Optional[str] = ..., isolation: _Optional[str] = ..., parameters: _Optional[_Mapping[str, str]] = ..., load_timeout_s: _Optional[float] = ..., batch_rows_max: _Optional[int] = ..., batch_delay_s: _Optional[float] = ...) -> None: ...
 
 class Registration(_message.Message):
     __slots__ = ("id", "spec", "if_generation", "load_now")
@@ -141,7 +145,7 @@ class UnregisterModelsResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[UnregistrationResult, _Mapping]]] = ...) -> None: ...
 
 class CopyDescription(_message.Message):
-    __slots__ = ("pod", "state", "device", "host_bytes", "mapped_bytes", "device_bytes", "measured", "since_ms", "last_used_ms", "requests_in_flight", "load_s", "generation", "form")
+    __slots__ = ("pod", "state", "device", "host_bytes", "mapped_bytes", "device_bytes", "measured", "since_ms", "last_used_ms", "requests_in_flight", "load_s", "generation", "form", "batching")
     POD_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +159,7 @@ class CopyDescription(_message.Message):
     LOAD_S_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     FORM_FIELD_NUMBER: _ClassVar[int]
+    BATCHING_FIELD_NUMBER: _ClassVar[int]
     pod: str
     state: ModelState
     device: str
@@ -168,7 +173,8 @@ class CopyDescription(_message.Message):
     load_s: float
     generation: int
     form: str
-    def __init__(self, pod: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., device: _Optional[str] = ..., host_bytes: _Optional[int] = ..., mapped_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., measured: bool = ..., since_ms: _Optional[int] = ..., last_used_ms: _Optional[int] = ..., requests_in_flight: _Optional[int] = ..., load_s: _Optional[float] = ..., generation: _Optional[int] = ..., form: _Optional[str] = ...) -> None: ...
+    batching: str
+    def __init__(self, pod: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., device: _Optional[str] = ..., host_bytes: _Optional[int] = ..., mapped_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., measured: bool = ..., since_ms: _Optional[int] = ..., last_used_ms: _Optional[int] = ..., requests_in_flight: _Optional[int] = ..., load_s: _Optional[float] = ..., generation: _Optional[int] = ..., form: _Optional[str] = ..., batching: _Optional[str] = ...) -> None: ...
 
 class FailureDescription(_message.Message):
     __slots__ = ("message", "permanent", "failed_at_ms", "retry_at_ms", "attempts", "pod")

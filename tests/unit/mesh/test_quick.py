@@ -11,7 +11,7 @@ import pytest
 
 from cache.types import ModelKey
 from mesh.endpoint.access import Access
-from mesh.endpoint.quick import PLANS_MAX, QuickInference
+from mesh.endpoint.quick import PLANS_MAX, TOGETHER_MIN, QuickInference
 from mesh.endpoint.v2 import V2Endpoint
 from mesh.plans import Plan
 from mesh.routing.hop import FORWARD_METADATA, Hop, encode_hop
@@ -42,7 +42,9 @@ class Here:
 
     def __init__(self) -> None:
         self.pins = self.runs = 0
-        self.loaded, self.is_quick = True, True
+        self.loaded, self.is_quick, self.shares_runs = True, True, False
+        self.shared: list[int] = []
+        """How many requests were handed over together."""
         self.error: Exception | None = None
         self.copy = SimpleNamespace(pins=0, key=ModelKey("default", "m", GENERATION))
         self.checker = InputChecker(METADATA)
@@ -77,6 +79,22 @@ class Here:
 
     def infer_now(self, record: Any, resident: Any, inputs: Any, outputs: Any, size_bytes: int) -> Any:
         return self.run(inputs, outputs) if self.is_quick else None
+
+    def gathers(self, resident: Any) -> bool:
+        return self.shares_runs
+
+    def runs_now(self, resident: Any, size_bytes: int) -> bool:
+        return self.is_quick
+
+    def infer_together_now(self, record: Any, resident: Any, requests: Any) -> list[Any]:
+        self.shared.append(len(requests))
+        answers: list[Any] = []
+        for request in requests:
+            try:
+                answers.append(self.run(request.inputs, request.outputs))
+            except Exception as error:
+                answers.append(error)
+        return answers
 
     async def infer(
         self, record: Any, resident: Any, deadline_s: Any, decode: Callable[[], Awaitable[Tensors]], _: float
@@ -130,6 +148,27 @@ async def test_the_answer_is_the_one_that_v2_gives_to_the_byte(here: Here, reque
     for body in (*requests, *requests):
         (answer,) = quick.answer([call(body)])
         assert answer == await v2.model_infer(call(body))
+    assert here.pins == 0
+
+
+async def test_requests_that_arrive_together_for_one_copy_are_handed_over_together_and_answered_in_their_order(
+    here: Here,
+):
+    here.shares_runs = True
+    serving: Any = here
+    v2 = V2Endpoint(serving, Access(), lambda: "")
+    names = ["nobody", *["m", "alias"] * (TOGETHER_MIN // 2)]
+    calls = [call(encode_request(name, {"x": ROW + at}, request_id=str(at))) for at, name in enumerate(names)]
+    answers = quick_of(here).answer(calls)
+    assert here.shared == [TOGETHER_MIN]
+    assert answers[0] is None
+    for answer, asked in zip(answers[1:], calls[1:], strict=True):
+        assert answer == await v2.model_infer(asked)
+    assert here.pins == 0
+    here.is_quick = False
+    assert quick_of(here).answer(calls) == [None] * len(calls)
+    here.is_quick, here.error = True, ModelRaised("division by zero")
+    assert [type(answer) for answer in quick_of(here).answer(calls[1:])] == [TransportError] * TOGETHER_MIN
     assert here.pins == 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mesh.batching.joining import Request
 from mesh.resident import Resident
 from mesh.running import HANDOVER_S, INLINE_BYTES_MAX, Runner
 from runtime_adapters.base import CPU, Size
@@ -59,7 +60,7 @@ def resident(model: Model, pins: Pins, run_s: float = SLOW_S, *, isolated: bool 
         model=model,  # type: ignore[arg-type]
         format="fake",
         checker=nothing,
-        meter=nothing,
+        meter=SimpleNamespace(ran=lambda requests: None),  # type: ignore[arg-type]
         artifact=nothing,
         device=CPU,
         size=Size(1),
@@ -86,6 +87,10 @@ def runner(queued: list[float]) -> Any:
 
 
 INPUTS = {"x": np.zeros(1, np.float32)}
+
+
+def request() -> Request:
+    return Request(INPUTS, (), 4)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +124,7 @@ async def test_a_run_on_a_thread_holds_the_copy_until_it_ends(runner: Runner, qu
     model, pins = Model(), Pins()
     model.gate.clear()
     copy = resident(model, pins)
-    running = asyncio.ensure_future(runner.run_in_thread(copy, INPUTS, ()))
+    running = asyncio.ensure_future(runner.run_in_thread(copy, request()))
     await asyncio.to_thread(model.entered.acquire)
     assert pins.count == 1
     model.gate.set()
@@ -132,7 +137,7 @@ async def test_a_run_on_a_thread_holds_the_copy_until_it_ends(runner: Runner, qu
 async def test_a_caller_that_leaves_does_not_let_go_of_a_copy_that_still_runs(runner: Runner) -> None:
     model, pins = Model(), Pins()
     model.gate.clear()
-    running = asyncio.ensure_future(runner.run_in_thread(resident(model, pins), INPUTS, ()))
+    running = asyncio.ensure_future(runner.run_in_thread(resident(model, pins), request()))
     await asyncio.to_thread(model.entered.acquire)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -140,7 +145,7 @@ async def test_a_caller_that_leaves_does_not_let_go_of_a_copy_that_still_runs(ru
     assert pins.count == 1, "the copy could be unloaded under its run"
     model.gate.set()
     after = Model()
-    await runner.run_in_thread(resident(after, Pins()), INPUTS, ())  # the pool has one thread, so the first has ended
+    await runner.run_in_thread(resident(after, Pins()), request())  # the pool has one thread, so the first has ended
     assert pins.count == 0
 
 
@@ -148,7 +153,7 @@ async def test_an_error_of_the_model_reaches_the_caller_and_the_copy_is_let_go(r
     model, pins = Model(), Pins()
     model.error = ValueError("no")
     with pytest.raises(ValueError, match="no"):
-        await runner.run_in_thread(resident(model, pins), INPUTS, ())
+        await runner.run_in_thread(resident(model, pins), request())
     assert pins.count == 0
 
 
@@ -156,10 +161,10 @@ async def test_an_isolated_model_that_thinks_keeps_no_thread_from_the_others(run
     slow, quick = Model(), Model()
     slow.gate.clear()
     copy = resident(slow, Pins(), isolated=True)
-    thinking = [asyncio.ensure_future(runner.run_in_thread(copy, INPUTS, ())) for _ in range(20)]
+    thinking = [asyncio.ensure_future(runner.run_in_thread(copy, request())) for _ in range(20)]
     await asyncio.to_thread(slow.entered.acquire)
-    await asyncio.wait_for(runner.run_in_thread(resident(quick, Pins()), INPUTS, ()), 5)
-    await asyncio.wait_for(runner.run_in_thread(resident(quick, Pins(), isolated=True), INPUTS, ()), 5)
+    await asyncio.wait_for(runner.run_in_thread(resident(quick, Pins()), request()), 5)
+    await asyncio.wait_for(runner.run_in_thread(resident(quick, Pins(), isolated=True), request()), 5)
     slow.gate.set()
     await asyncio.gather(*thinking)
     assert slow.at_once_max == 1, "one process runs one request at a time"
@@ -168,20 +173,21 @@ async def test_an_isolated_model_that_thinks_keeps_no_thread_from_the_others(run
 async def test_a_caller_that_leaves_takes_its_run_out_of_the_queue(runner: Runner) -> None:
     busy, waiting, pins = Model(), Model(), Pins()
     busy.gate.clear()
-    first = asyncio.ensure_future(runner.run_in_thread(resident(busy, Pins()), INPUTS, ()))
+    first = asyncio.ensure_future(runner.run_in_thread(resident(busy, Pins()), request()))
     await asyncio.to_thread(busy.entered.acquire)
     copy = resident(waiting, pins)
-    queued = [asyncio.ensure_future(runner.run_in_thread(copy, INPUTS, ())) for _ in range(20)]
+    queued = [asyncio.ensure_future(runner.run_in_thread(copy, request())) for _ in range(20)]
     await asyncio.sleep(0)
-    assert pins.count == 20
+    assert copy.lane is not None
+    assert len(copy.lane.waiting) == 20
     for caller in queued:
         caller.cancel()
     await asyncio.gather(*queued, return_exceptions=True)
-    await asyncio.sleep(0)
+    assert not copy.lane.waiting
     assert pins.count == 0, "the copy is held for runs that nobody waits for"
     busy.gate.set()
     await first
-    await runner.run_in_thread(copy, INPUTS, ())
+    await runner.run_in_thread(copy, request())
     assert len(waiting.threads) == 1, "runs that nobody waits for took the threads"
 
 
@@ -190,12 +196,12 @@ async def test_callers_that_leave_an_isolated_model_do_not_spread_it_over_the_th
     slow.gate.clear()
     copy = resident(slow, pins, isolated=True)
     for _ in range(8):  # of 4 threads
-        caller = asyncio.ensure_future(runner.run_in_thread(copy, INPUTS, ()))
+        caller = asyncio.ensure_future(runner.run_in_thread(copy, request()))
         await asyncio.sleep(0.01)
         caller.cancel()
         await asyncio.gather(caller, return_exceptions=True)
-    await asyncio.wait_for(runner.run_in_thread(resident(quick, Pins(), isolated=True), INPUTS, ()), 5)
+    await asyncio.wait_for(runner.run_in_thread(resident(quick, Pins(), isolated=True), request()), 5)
     assert len(slow.threads) == slow.at_once_max == 1
     slow.gate.set()
-    await asyncio.wait_for(runner.run_in_thread(copy, INPUTS, ()), 5)
+    await asyncio.wait_for(runner.run_in_thread(copy, request()), 5)
     assert pins.count == 0

@@ -68,7 +68,7 @@ def test_a_model_that_rejects_zeros_stays_unmeasured() -> None:
 async def test_only_a_request_larger_than_those_before_is_news(pod: Pod) -> None:
     resident = await resident_of(pod)
     assert resident.request_bytes_max > 1000, "small ones never are"
-    resident.larger_request(rows(1000), 16_000)
+    resident.larger_request(shape_of(rows(1000), 16_000))
     assert resident.unmeasured is not None
     assert resident.request_bytes_max == 20_000
     zeros = resident.unmeasured.zeros()
@@ -82,7 +82,7 @@ async def test_what_runs_take_is_counted_with_the_copy(pod: Pod) -> None:
     watch = SizeWatch(pod.loading, CAPACITY_BYTES, measured=heard.append)
     await watch.turn()
     assert watch.workspaces_measured == 0, "nothing larger has come yet"
-    resident.larger_request(rows(1000), 16_000)
+    resident.larger_request(shape_of(rows(1000), 16_000))
     await watch.turn()
     assert resident.workspace_bytes == pytest.approx(64 * 1024 * 1000, rel=0.1)
     assert pod.charged_bytes() == 1000 + resident.workspace_bytes
@@ -94,7 +94,7 @@ async def test_what_runs_take_is_counted_with_the_copy(pod: Pod) -> None:
 async def test_one_request_cannot_make_a_copy_count_for_more_than_a_part_of_the_pod(pod: Pod) -> None:
     resident = await resident_of(pod)
     resident.model = hungry(64 * 1024)(FakeSpec(), "m", lambda point, model_id: None)
-    resident.larger_request(rows(1000), 16_000)
+    resident.larger_request(shape_of(rows(1000), 16_000))
     await SizeWatch(pod.loading, 10 * MIB).turn()
     assert resident.workspace_bytes == int(WORKSPACE_SHARE_MAX * 10 * MIB)
 
@@ -103,7 +103,7 @@ async def test_a_copy_is_kept_while_it_is_measured(pod: Pod) -> None:
     resident = await resident_of(pod)
     pins: list[int] = []
     pod.adapter.on("infer", lambda model_id: pins.append(resident.copy.pins))
-    resident.larger_request(rows(10_000), 160_000)
+    resident.larger_request(shape_of(rows(10_000), 160_000))
     await SizeWatch(pod.loading, CAPACITY_BYTES).turn()
     assert pins
     assert min(pins) == 1

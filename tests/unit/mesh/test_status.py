@@ -40,7 +40,8 @@ class Here:
         generations: Any = SimpleNamespace(
             serving=lambda registered: record(generation=self.serving) if self.serving else registered
         )
-        return StatusView(OWN, cache, loading, generations, lambda: pool, lambda: NOW_S, lambda: WALL_S)
+        runner: Any = None  # nothing is resident
+        return StatusView(OWN, cache, loading, generations, lambda: pool, runner, lambda: NOW_S, lambda: WALL_S)
 
     def _current(self, key: ModelKey) -> CopyView | None:
         state = self.copies.get(key)

@@ -1,0 +1,1 @@
+"""Requests that wait for the same model run together: who with whom, how many, and whether the model allows it."""
