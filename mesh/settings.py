@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ByteSize, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from mesh.batching.rules import BatchSettings
+from mesh.batching.settings import BatchSettings
 from mesh.box import BoxLimit, this_box
 from mesh.tenant_shares import check_parts
 from mesh.transport.choosing import Wanted

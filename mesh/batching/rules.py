@@ -7,17 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mesh.batching.settings import BatchSettings
 from placement.records import ModelSpec
 from runtime_adapters.base import DYNAMIC, ModelMetadata
-
-
-@dataclass(frozen=True, slots=True)
-class BatchSettings:
-    """The pod's."""
-
-    enabled: bool = True
-    rows_max: int = 64
-    delay_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

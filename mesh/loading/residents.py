@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 from cache.copies import Copy
 from cache.events import Loaded, Resized
 from cache.types import Bytes
-from mesh.batching.rules import BatchSettings, rules_for
+from mesh.batching.rules import rules_for
+from mesh.batching.settings import BatchSettings
 from mesh.loading.measured_load import MeasuredLoad
 from mesh.loading.places import HOST_TIER, Places, shared_parts
 from mesh.loading.pool_hooks import PoolHooks

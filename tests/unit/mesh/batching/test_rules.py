@@ -9,7 +9,8 @@ import pytest
 
 from mesh.batching.lane import BROKEN_MAX, TRIALS_MAX, Learned, in_words
 from mesh.batching.row_wise import NotRowWise, RowWise, Unproven
-from mesh.batching.rules import BatchRules, BatchSettings, rules_for
+from mesh.batching.rules import BatchRules, rules_for
+from mesh.batching.settings import BatchSettings
 from mesh.batching.sizing import Sizing
 from placement.records import ModelSpec
 from runtime_adapters.base import ModelMetadata, TensorSpec
