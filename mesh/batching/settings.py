@@ -1,5 +1,5 @@
-"""What an operator says about running requests together, apart from the rest: it imports nothing, since a pod's settings
-are read before NumPy is loaded."""
+"""What an operator says about running requests together, apart from the rest: nothing is imported here, since a pod's
+settings are read before NumPy is loaded."""
 
 from __future__ import annotations
 
