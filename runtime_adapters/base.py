@@ -194,7 +194,8 @@ class ParkedModel(Protocol):
         """What it takes there; `device_bytes` is zero."""
 
     def unpark(self, device: Device) -> LoadedModel:
-        """The model, on this device again; the parked one is gone then. Raises AdapterError: then it is as it was."""
+        """The model, on the device that it left, ready to run; the parked one is gone then. Blocks. Raises
+        AdapterError: then it is as it was."""
 
     def unload(self) -> None:
         """Free everything. Idempotent."""
@@ -202,14 +203,18 @@ class ParkedModel(Protocol):
 
 @runtime_checkable
 class Parkable(Protocol):
-    """A loaded model that can leave its device for RAM and come back without being loaded anew."""
+    """A loaded model that can leave its device for RAM and come back without being loaded anew.
+
+    Between two places in RAM that works as well, so that it can be tried without a GPU; it is worth nothing there, and
+    whoever orders it knows.
+    """
 
     def parked_size(self) -> Size | None:
-        """What it would take in RAM; None when it cannot be parked where it is (on the CPU there is no tier below)."""
+        """What it would take in RAM; None when it cannot be parked."""
 
     def park(self) -> ParkedModel:
-        """Move it; blocks. No `infer` runs when this is called, and none is made on it after. Raises AdapterError:
-        then it is as it was."""
+        """Move it; blocks. No `infer` runs when this is called; one that is made on it after raises AdapterError.
+        Raises AdapterError: then it is as it was."""
 
 
 class RuntimeAdapter(Protocol):

@@ -36,6 +36,7 @@ from runtime_adapters.base import (
     LoadedModel,
     LoadOptions,
     LoadsAsFetched,
+    Parkable,
     Promotable,
     Replaceable,
     RuntimeAdapter,
@@ -43,7 +44,7 @@ from runtime_adapters.base import (
     Trust,
 )
 from runtime_adapters.datatypes import DTYPE_OF
-from runtime_adapters.errors import BadArtifact, BadInput, MissingRuntime, UntrustedArtifact
+from runtime_adapters.errors import AdapterError, BadArtifact, BadInput, MissingRuntime, UntrustedArtifact
 from runtime_adapters.memory import resident_bytes, trim
 from runtime_adapters.registry import detect_format
 from runtime_adapters.validation import InputChecker
@@ -51,6 +52,7 @@ from runtime_adapters.validation import InputChecker
 _CONCURRENT_THREADS = 8
 _CONCURRENT_RUNS = 64
 _CHANGES_OF_FORM = 4
+_TIMES_PARKED = 2
 _TRUNCATIONS = (0.1, 0.5, 0.9, 0.999)
 """Shares of the file that are kept. Nearly whole matters most: that is what an interrupted upload looks like."""
 
@@ -334,6 +336,55 @@ def the_prepared_form_takes_the_place_of_what_was_fetched(subject: Subject) -> N
     model.unload()
 
 
+def a_parked_model_answers_nobody_and_comes_back_the_same(subject: Subject) -> None:
+    prediction = subject.example.predictions[0]
+    wanted = tuple(prediction.expected)
+    with _parkable(subject) as model:
+        if model is None:
+            return
+        before = _infer(model, prediction.inputs, wanted)
+        for _ in range(_TIMES_PARKED):
+            assert isinstance(model, Parkable)
+            said = model.parked_size()
+            parked = model.park()
+            _expect(parked.size() == said, f"parked it takes {parked.size()}; {said} was said before")
+            _expect(parked.size().total_bytes > 0, "parked it takes nothing")
+            _expect(parked.size().device_bytes == 0, f"parked it still takes its device: {parked.size()}")
+            with _raises(AdapterError, "a run of a parked model"):
+                model.infer(_checked(model, prediction.inputs), wanted)
+            model = parked.unpark(subject.device)
+            _expect_equal(_infer(model, prediction.inputs, wanted), before, subject.tolerance)
+        model.unload()
+
+
+def parking_and_unloading_returns_the_memory(subject: Subject) -> None:
+    def cycle() -> bool:
+        with _parkable(subject) as model:
+            if not isinstance(model, Parkable):
+                return False
+            parked = model.park().unpark(subject.device)
+            assert isinstance(parked, Parkable)
+            left = parked.park()
+            left.unload()
+            left.unload()
+            return True
+
+    if cycle():
+        _expect_no_growth(subject, cycle, max(8, subject.case.load_cycles // 4), "parked models")
+
+
+@contextlib.contextmanager
+def _parkable(subject: Subject) -> Iterator[LoadedModel | None]:
+    """A model as it would be loaded in a pod; None where it cannot be parked."""
+    into = subject.scratch / "to park"
+    prepared = into.is_dir() and any(into.iterdir())
+    if not into.exists():
+        into.mkdir()
+        prepared = subject.adapter.prepare(subject.example.artifact, into, subject.options())
+    with subject.loaded(into if prepared else None) as model:
+        yield model if isinstance(model, Parkable) and model.parked_size() is not None else None
+
+
 # --- what it refuses --------------------------------------------------------------------------------------------------
 
 
@@ -406,21 +457,24 @@ def loading_and_unloading_returns_the_memory(subject: Subject) -> None:
         with subject.loaded() as model:
             _infer(model, prediction.inputs, tuple(prediction.expected))
 
+    _expect_no_growth(subject, cycle, subject.case.load_cycles, "loads and unloads")
+
+
+def _expect_no_growth(subject: Subject, cycle: Callable[[], object], cycles: int, what: str) -> None:
     def settled_bytes() -> int:
         gc.collect()
         trim()
         return resident_bytes()
 
-    for _ in range(max(1, subject.case.load_cycles // 10)):
+    for _ in range(max(1, cycles // 10)):
         cycle()
     before_bytes = settled_bytes()
-    for _ in range(subject.case.load_cycles):
+    for _ in range(cycles):
         cycle()
     grown_bytes = settled_bytes() - before_bytes
     _expect(
         grown_bytes <= subject.case.growth_max_bytes,
-        f"{subject.case.load_cycles} loads and unloads left {grown_bytes:,} bytes; "
-        f"allowed are {subject.case.growth_max_bytes:,}",
+        f"{cycles} {what} left {grown_bytes:,} bytes; allowed are {subject.case.growth_max_bytes:,}",
     )
 
 
@@ -436,6 +490,7 @@ CHECKS: tuple[Check, ...] = (
     prepared_form_predicts_the_same,
     both_forms_predict_the_same_while_one_takes_the_other_s_place,
     the_prepared_form_takes_the_place_of_what_was_fetched,
+    a_parked_model_answers_nobody_and_comes_back_the_same,
     detection_finds_exactly_this_format,
     broken_artifacts_are_bad_artifacts,
     untrusted_artifacts_are_refused_where_loading_runs_code,
@@ -443,6 +498,7 @@ CHECKS: tuple[Check, ...] = (
     missing_package_names_the_install_command,
     unload_is_idempotent,
     loading_and_unloading_returns_the_memory,
+    parking_and_unloading_returns_the_memory,
 )
 
 CUDA_CHECKS: tuple[Check, ...] = (
@@ -452,6 +508,7 @@ CUDA_CHECKS: tuple[Check, ...] = (
     only_the_asked_outputs_are_answered,
     concurrent_runs_agree,
     prepared_form_predicts_the_same,
+    a_parked_model_answers_nobody_and_comes_back_the_same,
     unload_is_idempotent,
 )
 """Those that a device can change the answer of."""

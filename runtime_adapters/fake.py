@@ -206,7 +206,7 @@ class FakeModel:
             self.is_hot = False
 
     def parked_size(self) -> Size | None:
-        return None if self._device.kind == "cpu" else Size(host_bytes=self._spec.size_bytes)
+        return Size(host_bytes=self._spec.size_bytes)
 
     def park(self) -> FakeParked:
         self._reach("park", self._model_id)

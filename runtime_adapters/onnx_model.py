@@ -12,6 +12,16 @@ form in the same way, once that was made beside it.
 
 A session is never shared between forms. Both prepared files are the same, so a change of form answers to the last bit
 like a reload does.
+
+**Parked.** A model whose weights lie in files of their own is parked by dropping the session, with all that it has on
+its device, and holding the files in RAM (`mapped_files`). It comes back as a new session, which reads them there: no
+fetch, no disk, but a copy from memory that no driver has locked, and the graph is set up anew. Models with few weights
+are not worth a tier of their own: loading them takes as long.
+
+Not taken: weights that we copy to the device ourselves and hand to the session (`add_initializer`), which would move
+them at the bus's full speed. On the CPU onnxruntime uses such tensors in place, seen with DLPack; on CUDA it does so
+only where it finds their device equal to the planned one, else it silently loads its own beside ours, which would
+oversell the device, and there was no GPU to see which of the two happens.
 """
 
 from __future__ import annotations
@@ -22,13 +32,15 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtime_adapters.base import DYNAMIC, Array, LoadedModel, ModelMetadata, Size, Tensors
+from runtime_adapters.base import DYNAMIC, Array, Device, LoadedModel, ModelMetadata, Size, Tensors
 from runtime_adapters.datatypes import DTYPE_OF
 from runtime_adapters.errors import BadInput, LoadFailed, ModelRaised
+from runtime_adapters.mapped_files import MappedFiles
 from runtime_adapters.onnx_errors import run_error
 
 logger = logging.getLogger(__name__)
@@ -52,7 +64,17 @@ class OtherForm:
 class OnnxModel:
     """One session, or for a moment two. Threads may run it at the same time."""
 
-    __slots__ = ("_changing", "_default_outputs", "_form", "_is_hot", "_metadata", "_other", "_run", "_session")
+    __slots__ = (
+        "_changing",
+        "_default_outputs",
+        "_form",
+        "_is_hot",
+        "_metadata",
+        "_other",
+        "_run",
+        "_session",
+        "_weight_files",
+    )
 
     def __init__(
         self,
@@ -63,13 +85,16 @@ class OnnxModel:
         is_hot: bool = False,
         reopen: Callable[[], Any] | None = None,
         other: OtherForm | None = None,
+        weight_files: tuple[Path, ...] = (),
     ) -> None:
-        """`reopen` makes a session like this one; with it, and with another form, the model can change between both."""
+        """`reopen` makes a session like this one. With it, and with another form, the model can change between both;
+        with it, and with the files that hold its weights, it can be parked."""
         self._metadata = metadata
         self._session = session
         self._form = OtherForm(reopen or (lambda: session), size)
         self._other = other
         self._is_hot = is_hot
+        self._weight_files = weight_files if reopen else ()
         self._default_outputs = tuple(spec.name for spec in metadata.outputs)
         self._run: _Run | None = _runner(session, metadata)
         self._changing = threading.Lock()
@@ -85,7 +110,7 @@ class OnnxModel:
     def infer(self, inputs: Tensors, outputs: Sequence[str] = ()) -> dict[str, Array]:
         run = self._run
         if run is None:
-            raise ModelRaised("the copy was unloaded before this run; load the model again")
+            raise ModelRaised("the copy was unloaded or parked before this run; ask for the model again")
         return run(tuple(outputs) or self._default_outputs, inputs)
 
     def size(self) -> Size:
@@ -115,15 +140,46 @@ class OnnxModel:
         with self._changing:
             session, run = prepared._session, prepared._run
             form, other, is_hot = prepared._form, prepared._other, prepared._is_hot
+            weight_files = prepared._weight_files
             prepared.unload()  # it lets go of what is this model's now
             if self._run is not None and run is not None:
                 self._form, self._other, self._is_hot = form, other, is_hot
+                self._weight_files = weight_files
                 self._run_from_now_on(session, run)
+
+    # Leaving the device -------------------------------------------------------------------------------------------
+
+    def parked_size(self) -> Size | None:
+        if not self._weight_files:
+            return None
+        file_bytes = sum(path.stat().st_size for path in self._weight_files)
+        return Size(host_bytes=0, mapped_bytes=file_bytes, shared=self._form.size.shared)
+
+    def park(self) -> ParkedOnnx:
+        size = self.parked_size()
+        if size is None:
+            raise LoadFailed("this model has no weights in files of their own; unload it instead")
+        with self._changing:
+            try:
+                files = MappedFiles(self._weight_files)
+            except OSError as error:
+                raise LoadFailed(f"the model's weights could not be read into RAM: {error}") from error
+            self._run = self._session = None
+        return ParkedOnnx(self, files, size)
+
+    def reopened(self) -> OnnxModel:
+        """This model, with a new session. Raises what opening one raises."""
+        with self._changing:
+            session = self._form.open()
+            run = _runner(session, self._metadata)
+            self._warm(run)
+            self._session, self._run = session, run
+        return self
 
     def unload(self) -> None:
         with self._changing:  # a form that is being built is freed with the rest
             self._run = self._session = None
-            self._other = None
+            self._other, self._weight_files = None, ()
             self._form = OtherForm(lambda: None, self._form.size)
 
     def _change(self, *, to_hot: bool) -> None:
@@ -154,6 +210,28 @@ class OnnxModel:
             run(self._default_outputs, zeros)
         except (BadInput, ModelRaised):
             logger.debug("warm-up on zeros was refused by the model", exc_info=True)
+
+
+class ParkedOnnx:
+    """A model without a session, whose weights are in RAM."""
+
+    def __init__(self, model: OnnxModel, files: MappedFiles, size: Size) -> None:
+        self._model = model
+        self._files = files
+        self._size = size
+
+    def size(self) -> Size:
+        return self._size
+
+    def unpark(self, device: Device) -> OnnxModel:
+        """The device is the one that the session was made for."""
+        model = self._model.reopened()
+        self._files.close()
+        return model
+
+    def unload(self) -> None:
+        self._files.close()
+        self._model.unload()
 
 
 # --- running ----------------------------------------------------------------------------------------------------------

@@ -235,14 +235,23 @@ class OnnxAdapter:
         if options.as_fetched:
             return OnnxModel(session, metadata, _size(outline, outline.external_bytes, options.device))
         packed_size = _size(outline, 0, options.device)
+        weight_files = tuple(graph.parent / location for location in sorted(outline.external_locations))
         if not mapped:
-            return OnnxModel(session, metadata, packed_size, is_hot=can_be_mapped)
+            return OnnxModel(
+                session,
+                metadata,
+                packed_size,
+                is_hot=can_be_mapped,
+                reopen=partial(open_session, packed=True),
+                weight_files=weight_files,
+            )
         return OnnxModel(
             session,
             metadata,
             _mapped_size(outline, graph),
             reopen=partial(open_session, packed=False),
             other=OtherForm(partial(open_session, packed=True), packed_size),
+            weight_files=weight_files,
         )
 
 

@@ -59,6 +59,7 @@ from runtime_adapters.frameworks import importing, missing_runtime
 from runtime_adapters.out_of_memory import ran_out
 from runtime_adapters.torch_archive import ProgramFile, ProgramKind, find_program, looks_like_program
 from runtime_adapters.torch_effects import Effects, effects_of
+from runtime_adapters.torch_weights import WeightsInRam, parked_bytes, weights_size
 from runtime_adapters.validation import refuse_unknown_parameters
 
 PARAMETERS = ("inputs", "outputs", "batch_dimension")
@@ -137,7 +138,8 @@ class TorchModel:
         self._metadata = metadata
         self._output_names = tuple(spec.name for spec in metadata.outputs)
         self._device = device
-        self._size = _size_of(call.module, program_bytes)
+        self._program_bytes = program_bytes
+        self._size = weights_size(call.module, program_bytes)
 
     @property
     def metadata(self) -> ModelMetadata:
@@ -153,7 +155,8 @@ class TorchModel:
 
     def infer(self, inputs: Tensors, outputs: Sequence[str] = ()) -> dict[str, Array]:
         call, torch = self._call, self._torch
-        assert call is not None
+        if call is None:
+            raise ModelRaised("the copy was unloaded or parked before this run; ask for the model again")
         wanted = outputs or self._output_names
         with call.turn if call.changes_itself else contextlib.nullcontext():
             try:
@@ -177,13 +180,72 @@ class TorchModel:
     def size(self) -> Size:
         return self._size
 
+    def parked_size(self) -> Size | None:
+        if self._call is None:
+            return None
+        on_device_bytes = self._size.device_bytes or weights_size(self._call.module, 0).host_bytes
+        elsewhere_bytes = self._size.total_bytes - on_device_bytes
+        return Size(host_bytes=elsewhere_bytes + parked_bytes(self._call.module, self._device))
+
+    def park(self) -> ParkedProgram:
+        size, call = self.parked_size(), self._call
+        if size is None or call is None:
+            raise LoadFailed("the copy was unloaded or parked before; there is nothing to park")
+        try:
+            weights = WeightsInRam(self._torch, call.module, self._device)
+        except Exception as error:
+            raise _move_error(error) from error
+        self._call = None
+        self._give_back()
+        return ParkedProgram(self, call, weights, size)
+
+    def resumed(self, call: _Call) -> TorchModel:
+        """This model, with its weights where they were."""
+        self._call = call
+        self._size = weights_size(call.module, self._program_bytes)
+        return self
+
     def unload(self) -> None:
         call, self._call = self._call, None
         if call is not None:
             call.release()
         self._size = Size(host_bytes=0)
+        self._give_back()
+
+    def _give_back(self) -> None:
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
+
+
+class ParkedProgram:
+    """A program whose weights lie in RAM; the module stays as it is."""
+
+    def __init__(self, model: TorchModel, call: _Call, weights: WeightsInRam, size: Size) -> None:
+        self._model = model
+        self._call: _Call | None = call
+        self._weights = weights
+        self._size = size
+
+    def size(self) -> Size:
+        return self._size
+
+    def unpark(self, device: Device) -> TorchModel:
+        """The device is the one that it was loaded on: an exported program names it in its operations."""
+        call = self._call
+        if call is None:
+            raise LoadFailed("the parked copy was unloaded before; load the model again")
+        try:
+            self._weights.bring_up()
+        except Exception as error:
+            raise _move_error(error) from error
+        self._call = None
+        return self._model.resumed(call)
+
+    def unload(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call.release()
+            self._weights.free()
 
 
 class _Call:
@@ -496,19 +558,14 @@ def _run_error(error: Exception) -> AdapterError:
     return ModelRaised(f"the program raised {type(error).__name__}: {text}")
 
 
+def _move_error(error: Exception) -> AdapterError:
+    if ran_out(error):
+        return OutOfMemory(f"torch found no memory to move the weights: {_one_line(error)}")
+    return LoadFailed(f"torch could not move the weights: {_one_line(error)}")
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:_MESSAGE_CHARS_MAX] or type(error).__name__
-
-
-def _size_of(module: Any, program_bytes: int) -> Size:
-    """Weights by storage, so that tied ones count once."""
-    storages: dict[tuple[str, int], int] = {}
-    constants = [value for value in vars(module).values() if hasattr(value, "untyped_storage")]
-    for tensor in (*module.parameters(), *module.buffers(), *constants):
-        storage = tensor.untyped_storage()
-        storages[tensor.device.type, storage.data_ptr()] = storage.nbytes()
-    device_bytes = sum(size for (kind, _), size in storages.items() if kind != "cpu")
-    return Size(host_bytes=program_bytes + sum(storages.values()) - device_bytes, device_bytes=device_bytes)
 
 
 def _metadata(

@@ -2,6 +2,11 @@
 
 One prediction does use a DMatrix: XGBoost 3.2 adds a row's `base_margin` once per tree when it predicts a dart model in
 place (seen: 53 off where 7 was right), and the DMatrix way adds it once.
+
+**Parked.** XGBoost keeps the trees in RAM in any case; a device holds a second copy of them, which each tree owns and
+keeps after `device` is set to the CPU. So a parked model is a new Booster on the CPU, read from the old one's bytes,
+and the old one is gone with what it had on the device. It comes back by setting its device and predicting once, which
+copies the trees.
 """
 
 from __future__ import annotations
@@ -10,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime_adapters.base import Array, LoadOptions, Size
+from runtime_adapters.base import CPU, Array, Device, LoadOptions, Size
 from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, OutOfMemory
 from runtime_adapters.frameworks import importing, missing_runtime
 from runtime_adapters.heap_churn import heap_freed
@@ -53,16 +58,21 @@ class NativeTrees:
         self._device = options.device
         self._threads = options.threads
         self._rounds = (0, facts.rounds_used)
-        device = "cpu" if options.device.kind == "cpu" else str(options.device)
         # Reading a file knows nothing of the Booster's own `nthread`: each loading thread would start an OpenMP team,
         # whose threads then wait for one another (8 ms in place of 1 on a busy machine). Holds for this thread only.
         xgboost.set_config(nthread=options.threads)
         try:
-            self._booster = xgboost.Booster({"nthread": options.threads, "device": device}, model_file=bytearray(ubj))
-            # XGBoost refuses here what it would refuse in its first predict.
-            self._predict(np.zeros((1, facts.features), np.float32), None, raw=False)
+            self._booster = self._read(bytearray(ubj), options.device)
+            self._predict_once()
         except (xgboost.core.XGBoostError, MemoryError) as error:
             raise _load_error(error) from error
+
+    def _read(self, ubj: bytearray, device: Device) -> Any:
+        return self._xgboost.Booster({"nthread": self._threads, "device": str(device)}, model_file=ubj)
+
+    def _predict_once(self) -> None:
+        """XGBoost refuses here what it would refuse in its first predict, and copies the trees to its device."""
+        self._predict(np.zeros((1, self.facts.features), np.float32), None, raw=False)
 
     def values(self, rows: Array, margin: Array | None) -> Array:
         """What `Booster.predict` answers."""
@@ -74,6 +84,27 @@ class NativeTrees:
 
     def size(self) -> Size:
         return native_size(self.facts, self._device.kind)
+
+    def parked_size(self) -> Size:
+        """What `leave_device` leaves."""
+        return native_size(self.facts, "cpu")
+
+    def leave_device(self) -> None:
+        """The trees in RAM alone. Raises OutOfMemory, LoadFailed; then they are where they were."""
+        try:
+            booster = self._read(self._booster.save_raw("ubj"), CPU)
+        except (self._xgboost.core.XGBoostError, MemoryError) as error:
+            raise _move_error(error) from error
+        self._booster = booster
+
+    def return_to(self, device: Device) -> None:
+        """The trees on this device again. Raises OutOfMemory, LoadFailed; then they are in RAM alone."""
+        try:
+            self._booster.set_param({"device": str(device)})
+            self._predict_once()
+        except (self._xgboost.core.XGBoostError, MemoryError) as error:
+            self.leave_device()
+            raise _move_error(error) from error
 
     def unload(self) -> None:
         if self._booster is not None:
@@ -107,6 +138,12 @@ def _load_error(error: Exception) -> BadArtifact | OutOfMemory:
     if ran_out(error):
         return OutOfMemory("xgboost found no memory to load the model")
     return BadArtifact(f"xgboost refuses the model: {_first_line(error)}; save it again with this version of xgboost")
+
+
+def _move_error(error: Exception) -> LoadFailed | OutOfMemory:
+    if ran_out(error):
+        return OutOfMemory("xgboost found no memory to move the model")
+    return LoadFailed(f"xgboost could not move the model: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:

@@ -37,6 +37,7 @@ from runtime_adapters import xgboost_onnx
 from runtime_adapters.base import (
     DYNAMIC,
     Array,
+    Device,
     LoadedModel,
     LoadOptions,
     ModelMetadata,
@@ -45,7 +46,7 @@ from runtime_adapters.base import (
     TensorSpec,
     Trust,
 )
-from runtime_adapters.errors import BadArtifact
+from runtime_adapters.errors import BadArtifact, LoadFailed
 from runtime_adapters.frameworks import importing
 from runtime_adapters.heap_churn import heap_freed
 from runtime_adapters.model_file import read_beginning, read_model_file
@@ -189,6 +190,15 @@ class XgboostModel:
     def size(self) -> Size:
         return self._trees.size()
 
+    def parked_size(self) -> Size | None:
+        return self._trees.parked_size() if isinstance(self._trees, NativeTrees) else None
+
+    def park(self) -> ParkedTrees:
+        if not isinstance(self._trees, NativeTrees):
+            raise LoadFailed("onnxruntime runs this model on the CPU, where there is no tier below")
+        self._trees.leave_device()
+        return ParkedTrees(self, self._trees)
+
     def unload(self) -> None:
         self._trees.unload()
 
@@ -219,6 +229,24 @@ class XgboostModel:
         if values.ndim == 2:
             return values
         return np.ascontiguousarray(np.vstack((1.0 - values, values)).T)
+
+
+class ParkedTrees:
+    """A model whose trees have left their device."""
+
+    def __init__(self, model: XgboostModel, trees: NativeTrees) -> None:
+        self._model = model
+        self._trees = trees
+
+    def size(self) -> Size:
+        return self._trees.parked_size()
+
+    def unpark(self, device: Device) -> XgboostModel:
+        self._trees.return_to(device)
+        return self._model
+
+    def unload(self) -> None:
+        self._model.unload()
 
 
 def _checked(content: bytes) -> tuple[XgboostFacts, bytes]:
