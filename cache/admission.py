@@ -65,12 +65,6 @@ def where_measured(measured: Bytes | None, expected: Bytes) -> Bytes | None:
     return measured
 
 
-def choose_place(mainly: Bytes, otherwise: Bytes, free: Bytes) -> Bytes:
-    """Where a model that may run elsewhere is loaded: on its device while that has room, elsewhere while that has;
-    else its device is where others make room for it."""
-    return otherwise if mainly.missing_from(free) and not otherwise.missing_from(free) else mainly
-
-
 def load_remaining_s(state: PodState, key: ModelKey, copy: Copy | None) -> float:
     """Predicted seconds until the model serves: of fetch and load, without waits for slots or space."""
     if copy is None:

@@ -42,6 +42,7 @@ class Copy:
         "charged",
         "closing_reason",
         "copy_id",
+        "device_index",
         "elsewhere",
         "expected_at_s",
         "fetch_time_s",
@@ -52,10 +53,10 @@ class Copy:
         "key",
         "last_used_s",
         "load_time_s",
-        "mainly",
         "model",
         "needed",
         "needed_shared",
+        "on_devices",
         "otherwise",
         "parked",
         "parks",
@@ -100,11 +101,13 @@ class Copy:
         self.needed: Bytes = NO_BYTES
         self.size: Bytes = NO_BYTES
         self.charged: Bytes = NO_BYTES
-        self.mainly: Bytes = NO_BYTES
+        self.on_devices: tuple[Bytes, ...] = ()
         self.otherwise: Bytes | None = None
-        """What it takes on its device, and elsewhere if it may run there; `needed` is one of them."""
+        """What it takes on each of its devices, and elsewhere if it may run there; `needed` is one of them."""
+        self.device_index = 0
+        """Which of them."""
         self.elsewhere = False
-        """It runs elsewhere, as its device was full."""
+        """It runs elsewhere, as its devices were full."""
         self.needed_shared: Shared = ()
         """The parts among `needed` that other copies may hold already."""
         self.shared: Shared = ()

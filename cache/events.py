@@ -61,6 +61,8 @@ class Fetched:
     shared: Shared = ()
     otherwise: Bytes | None = None
     """What it takes where it may run when its device is full, on the CPU; None: it waits for its device."""
+    peers: tuple[Bytes, ...] = ()
+    """What it takes on each of the other devices that it may be loaded on as well (`size`: on the first)."""
 
 
 @dataclass(frozen=True, slots=True)

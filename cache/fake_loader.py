@@ -56,6 +56,8 @@ class FakeLoader:
     """The parts of that which other copies may hold, too."""
     otherwise_of: Callable[[ModelKey], Bytes | None] = lambda key: None
     """What a copy takes where it may run when its device is full."""
+    peers_of: Callable[[ModelKey], tuple[Bytes, ...]] = lambda key: ()
+    """What it takes on other devices than its first."""
     parks_of: Callable[[ModelKey], Bytes | None] = lambda key: None
     """What a copy takes parked; None: it cannot be."""
     now_s: float = 0.0
@@ -144,6 +146,7 @@ class FakeLoader:
                 self.size_of(key) if size is None else size,
                 shared=self._shared(key, size, shared),
                 otherwise=self.otherwise_of(key) if size is None else None,
+                peers=self.peers_of(key) if size is None else (),
             )
         )
 
@@ -165,8 +168,12 @@ class FakeLoader:
         )
 
     def _measured(self, copy_id: int, key: ModelKey) -> Bytes:
-        otherwise = self.otherwise_of(key)
-        return otherwise if otherwise is not None and self.machine.copy(copy_id).elsewhere else self.size_of(key)
+        copy, otherwise = self.machine.copy(copy_id), self.otherwise_of(key)
+        if copy.parked:
+            return copy.returns
+        if otherwise is not None and copy.elsewhere:
+            return otherwise
+        return (self.size_of(key), *self.peers_of(key))[copy.device_index]
 
     def _shared(self, key: ModelKey, size: Bytes | None, shared: Shared | None) -> Shared:
         if shared is not None:

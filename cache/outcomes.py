@@ -22,6 +22,7 @@ from cache.events import (
 )
 from cache.leaving import close, unload
 from cache.parking import can_park
+from cache.placing import expected_on
 from cache.serving import begin_serving, grant_pin
 from cache.sharing import bytes_of, check_size
 from cache.state import PodState
@@ -44,20 +45,29 @@ def on_fetched(state: PodState, event: Fetched) -> None:
     if copy.state is CopyState.GONE:
         return
     measured = state.profiles.size(copy.key)
+    sizes = (event.size, *event.peers)
+    known = (measured,) if len(sizes) == 1 and event.otherwise is None else expected_on(measured, sizes)
     if event.otherwise is not None:
         check_size(event.otherwise)
         copy.otherwise = where_measured(measured, event.otherwise) or event.otherwise
-        measured = where_measured(measured, event.size)
-    copy.mainly = copy.needed = measured or first_reservation(
-        event.size, copy.model.size_hint, state.limits.capacity, estimate_knows=event.estimate_knows
+    for size in event.peers:
+        check_size(size)
+    copy.on_devices = tuple(
+        known_size
+        or first_reservation(size, copy.model.size_hint, state.limits.capacity, estimate_knows=event.estimate_knows)
+        for size, known_size in zip(sizes, known, strict=True)
     )
+    capacity = state.limits.capacity
+    large_enough = [index for index, needed in enumerate(copy.on_devices) if not needed.missing_from(capacity)]
+    copy.device_index = large_enough[0] if large_enough else 0
+    copy.needed = copy.on_devices[copy.device_index]
     surely_shared = event.otherwise is None and bytes_of(event.shared) <= copy.needed
     copy.needed_shared = event.shared if surely_shared else ()
     copy.size = copy.needed
     copy.changed()
-    if copy.needed.missing_from(state.limits.capacity):
+    if not large_enough and (copy.otherwise is None or copy.otherwise.missing_from(capacity)):
         what = f"is estimated to take {copy.needed}"
-        fail(state, copy, RefusalKind.TOO_BIG, too_big_message(copy.key, what, state.limits.capacity))
+        fail(state, copy, RefusalKind.TOO_BIG, too_big_message(copy.key, what, capacity))
         state.move(copy, Cause.DROPPED)
 
 
@@ -121,7 +131,8 @@ def on_load_out_of_memory(state: PodState, event: LoadOutOfMemory) -> None:
     if copy.elsewhere:
         copy.otherwise = copy.needed
     else:
-        copy.mainly = copy.needed
+        before, after = copy.on_devices[: copy.device_index], copy.on_devices[copy.device_index + 1 :]
+        copy.on_devices = (*before, copy.needed, *after)
     state.profiles.measured(copy.key, copy.needed)
     state.move(copy, Cause.OUT_OF_MEMORY)
     state.note(copy.key, copy.copy_id, f"{event.message}; tried once more with {copy.needed} reserved")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from heapq import nsmallest
 
-from cache.admission import choose_place
 from cache.answering import fail, refuse_all
 from cache.claims import (
     gathering,
@@ -24,6 +23,7 @@ from cache.commands import StartFetch, StartLoad, StartReturn
 from cache.eviction import CannotFit
 from cache.leaving import close, drop, evict, unload
 from cache.parking import parks_now
+from cache.placing import Elsewhere, OnDevice, plan_places
 from cache.shrinking import is_over_limit
 from cache.space import Claim, SpacePlan
 from cache.state import PodState
@@ -65,10 +65,10 @@ def start_loads(state: PodState) -> bool:
 
     Whether more space is wanted than is there: then the next copy that becomes idle matters."""
     _give_turns(state)
-    for copy in state.by_state[CopyState.WAITING_FOR_SPACE].values():
-        if copy.otherwise is not None:
-            copy.needed = choose_place(copy.mainly, copy.otherwise, state.ledger.free)
-            copy.elsewhere = copy.needed is copy.otherwise
+    for copy, placing in plan_places(state):
+        copy.needed, copy.elsewhere = placing.needed, isinstance(placing, Elsewhere)
+        if isinstance(placing, OnDevice):
+            copy.device_index = placing.index
     plan = _plan(state)
     # One at a time: whoever stood behind it may fit once it is gone.
     while any(_ended(state, claim, why) for claim, why in plan.blocked):

@@ -50,7 +50,7 @@ def on_park_failed(state: PodState, event: ParkFailed) -> None:
 def call_up(state: PodState, copy: Copy) -> None:
     """A parked copy is wanted on its device."""
     copy.needed, copy.needed_shared, copy.size = copy.returns, (), copy.parked
-    copy.otherwise, copy.elsewhere = None, False
+    copy.on_devices, copy.otherwise, copy.elsewhere = (), None, False
     copy.wanted_s, copy.urgent_s, copy.kept = state.now_s, inf, False
     copy.fetch_time_s = 0.0
     state.move(copy, Cause.WANTED)

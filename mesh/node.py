@@ -53,7 +53,7 @@ from mesh.models import Models
 from mesh.node_settings import (
     CannotStart,
     cache_limits,
-    chosen_device,
+    chosen_devices,
     chosen_transport,
     file_prefixes,
     installed_formats,
@@ -105,7 +105,7 @@ class Node:
         self.stop_wanted = asyncio.Event()
         """Somebody asked for this pod to be drained and stopped."""
         name = settings.pod_name or default_pod_name()
-        device = chosen_device(settings)
+        devices = chosen_devices(settings)
         policy = SourcePolicy(
             file_prefixes=file_prefixes(settings),
             trusted_prefixes=settings.trusted_prefixes,
@@ -114,7 +114,7 @@ class Node:
 
         self.telemetry = Telemetry(CollectorRegistry(), per_model=settings.metrics_per_model)
         self.registry = Registry(store, clock=world.wall_clock)
-        self.cache = CacheMachine(cache_limits(settings, device), policy_named(settings.eviction_policy))
+        self.cache = CacheMachine(cache_limits(settings, devices), policy_named(settings.eviction_policy))
         self.parking = Parking(name, self.registry, lambda record: self.staging.content_on_disk(record))
         self.artifacts = ArtifactStore(
             settings.data_dir / "artifacts",
@@ -144,7 +144,7 @@ class Node:
             self.artifacts,
             settings,
             self.telemetry,
-            device,
+            devices[0],
             world.clock,
             must_isolate,
             self.parking,
@@ -161,7 +161,7 @@ class Node:
             staging=self.staging,
             settings=settings,
             telemetry=self.telemetry,
-            device=device,
+            devices=devices,
             record_of=self._record_of,
             on_loaded=self.generations.loaded,
             hooks=None if self.pool is None else self.pool.hooks,

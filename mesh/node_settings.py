@@ -6,12 +6,13 @@ Whatever cannot be had is told before anything is started.
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from cache.limits import CacheLimits
 from cache.tenancy import check_shares
-from cache.types import Bytes, Place
-from mesh.loading.places import HOST_MEMORY, HOST_TIER
+from cache.types import Bytes
+from mesh.loading.places import HOST_MEMORY, HOST_TIER, place_of
 from mesh.pod import runtime_reports
 from mesh.settings import Settings
 from mesh.tenant_shares import tenant_shares
@@ -34,31 +35,39 @@ def installed_formats() -> frozenset[str]:
     return frozenset(report.format for report in runtime_reports() if report.available)
 
 
-def chosen_device(settings: Settings) -> Device:
-    """The device that models run on. Raises CannotStart when the one that was asked for is not there."""
-    if settings.device == "cpu":
-        return CPU
+def chosen_devices(settings: Settings) -> tuple[Device, ...]:
+    """The devices that models run on, all of one kind. Raises CannotStart when one that was asked for is not there."""
+    wish = settings.device
+    if wish == "cpu":
+        return (CPU,)
     scan = cuda_devices()
-    if scan.devices:
-        return scan.devices[0].device
-    if settings.device == "cuda":
-        raise CannotStart(f"device: `cuda` was asked for, but {scan.why_none}; use --device cpu")
-    return CPU
+    found = tuple(info.device for info in scan.devices)
+    if not found and wish == "auto":
+        return (CPU,)
+    if not found:
+        raise CannotStart(f"device: `{wish}` was asked for, but {scan.why_none}; use --device cpu")
+    if wish == "all":
+        return found
+    if wish in ("auto", "cuda"):
+        return found[:1]
+    named = tuple(Device("cuda", int(name.removeprefix("cuda:"))) for name in wish.split(","))
+    for device in named:
+        if device not in found:
+            here = ", ".join(map(str, found))
+            raise CannotStart(f"device: {device} was asked for; here are {here}; name those, or say `all`")
+    return named
 
 
-def cache_limits(settings: Settings, device: Device) -> CacheLimits:
+def cache_limits(settings: Settings, devices: Sequence[Device]) -> CacheLimits:
     """The cache's limits from the settings. Raises CannotStart."""
     capacity = Bytes.of(HOST_MEMORY, int(settings.capacity))
-    if device.kind != "cpu":
-        if settings.device_capacity is None:
-            device_bytes = int(cuda_devices().devices[device.index].total_bytes * _DEVICE_SHARE)
-        else:
-            device_bytes = int(settings.device_capacity)
+    main = [place_of(device) for device in devices]
+    if HOST_MEMORY not in main:
         host_bytes = int(settings.capacity) // 2 if settings.host_capacity is None else int(settings.host_capacity)
         if settings.host_capacity is None:
             capacity = capacity - Bytes.of(HOST_MEMORY, host_bytes)
-        capacity = capacity + Bytes.of(HOST_TIER, host_bytes) + Bytes.of(Place("device", str(device)), device_bytes)
-    main = HOST_MEMORY if device.kind == "cpu" else Place("device", str(device))
+        on_devices = Bytes.sum(Bytes.of(place_of(device), _device_bytes(settings, device)) for device in devices)
+        capacity = capacity + Bytes.of(HOST_TIER, host_bytes) + on_devices
     tenants = tenant_shares(settings.tenant_shares, settings.tenant_limits, capacity, main)
     try:
         check_shares(tenants, capacity)
@@ -81,6 +90,12 @@ def cache_limits(settings: Settings, device: Device) -> CacheLimits:
         failure_backoff_max_s=settings.failure_backoff_max_s,
         pinned_bytes_per_tenant_max=None if settings.pinned_max is None else int(settings.pinned_max),
     )
+
+
+def _device_bytes(settings: Settings, device: Device) -> int:
+    if settings.device_capacity is not None:
+        return int(settings.device_capacity)
+    return next(int(info.total_bytes * _DEVICE_SHARE) for info in cuda_devices().devices if info.device == device)
 
 
 def file_prefixes(settings: Settings) -> tuple[Path, ...] | None:

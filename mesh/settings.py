@@ -170,8 +170,10 @@ class Settings(BaseSettings):
         description="When the GPU has no room for a model: `evict` makes room there; `run_on_cpu` runs it on the CPU "
         "while there is room in --capacity, slower and at once, and makes room on the GPU only after that.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where models run: `cuda` needs a GPU, `auto` takes one if there is one."
+    device: str = Field(
+        "auto",
+        description="Where models run: `cpu`; `cuda`, the first GPU; `all` GPUs that this process may use; some of "
+        "them, as in `cuda:0,cuda:2`; `auto`, the first GPU if there is one. Each GPU has a capacity of its own.",
     )
     memory_watch_s: float = Field(
         1.0,
@@ -409,6 +411,17 @@ class Settings(BaseSettings):
     @classmethod
     def _check_tenant_parts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         check_parts(value)
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, value: str) -> str:
+        named = value.split(",")
+        gpus = all(name.startswith("cuda:") and name[5:].isdecimal() for name in named) and len(set(named)) == len(
+            named
+        )
+        if value not in ("auto", "cpu", "cuda", "all") and not gpus:
+            raise ValueError(f"{value[:80]!r} is none of 'auto', 'cpu', 'cuda', 'all', or GPUs such as 'cuda:0,cuda:2'")
         return value
 
     @field_validator("store")

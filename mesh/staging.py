@@ -320,7 +320,7 @@ class Staging:
         *,
         isolated: bool,
     ) -> Staged:
-        runtime = runtime_of(adapter.format, variant, adapter.extra, str(options.device), options.parameters)
+        runtime = runtime_of(adapter.format, variant, adapter.extra, options.device.kind, options.parameters)
         loadable = Loadable(artifact.content_hash, runtime)
         if options.as_fetched:  # known here, and no pod's business: it is gone in a moment
             loadable = Loadable("", f"{AS_FETCHED}-{artifact.content_hash}-{runtime}")

@@ -1,7 +1,7 @@
 """Tenants' parts of a pod, as the settings write them: `team-a=25%,team-b=2GiB`.
 
-A percentage is of the capacity, in each place; bytes are of the place where models run (the GPU if the pod has one,
-else RAM). What the parts mean is in `cache.tenancy`.
+A percentage is of the capacity, in each place; bytes are of each place where models run (every GPU of the pod, if it
+has one, else RAM). What the parts mean is in `cache.tenancy`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Part:
     fraction: float = 0.0
     count_bytes: int = 0
 
-    def of(self, capacity: Bytes, main: Place) -> Bytes:
+    def of(self, capacity: Bytes, main: Sequence[Place]) -> Bytes:
         """The part of this capacity; `main` is where models run."""
         if self.count_bytes:
-            return Bytes.of(main, self.count_bytes)
+            return Bytes.from_mapping(dict.fromkeys(main, self.count_bytes))
         return Bytes.from_mapping({place: int(count * self.fraction) for place, count in capacity})
 
 
@@ -65,7 +65,7 @@ def check_parts(entries: Sequence[str]) -> None:
 
 
 def tenant_shares(
-    guarantees: Sequence[str], limits: Sequence[str], capacity: Bytes, main: Place
+    guarantees: Sequence[str], limits: Sequence[str], capacity: Bytes, main: Sequence[Place]
 ) -> dict[str, TenantShare]:
     """What both settings say together of a pod with this capacity."""
     guaranteed = {part.tenant: part.of(capacity, main) for part in map(parse_part, guarantees)}

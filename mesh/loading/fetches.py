@@ -7,20 +7,21 @@ so: whatever the cache no longer knows is let go of after each event.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from cache.copies import Copy
 from cache.events import Fetched, FetchFailed
 from cache.types import Bytes, Failure, FailureKind, ModelKey
 from mesh.known_sizes import NOTHING
 from mesh.loading.failures import CANCELLED, LoadFailures
-from mesh.loading.places import Places, shared_parts
+from mesh.loading.places import bytes_on, shared_parts
 from mesh.loading.pool_hooks import PoolHooks
 from mesh.settings import Settings
 from mesh.staging import ALWAYS_ISOLATED, Staged, Stages
 from mesh.threads import InThread
 from placement.records import ModelRecord
-from runtime_adapters.base import CPU
+from runtime_adapters.base import CPU, Device
 from runtime_adapters.errors import AdapterError
 
 
@@ -32,7 +33,7 @@ class Fetches:
         *,
         staging: Stages,
         settings: Settings,
-        places: Places,
+        devices: Sequence[Device],
         failures: LoadFailures,
         hooks: PoolHooks,
         record_of: Callable[[ModelKey], ModelRecord | None],
@@ -40,7 +41,7 @@ class Fetches:
     ) -> None:
         self._staging = staging
         self._settings = settings
-        self._places = places
+        self._devices = devices
         self._failures = failures
         self._hooks = hooks
         self._record_of = record_of
@@ -63,9 +64,16 @@ class Fetches:
         except Exception as error:  # every failure of a fetch becomes the cache's event
             return FetchFailed(copy_id, self._failures.told(key, "fetch", self._staging.format_of(key), error))
         self._staged[copy_id] = staged
-        expected = self._places.with_runs(staged.estimate, staged.options.device, staged.workspace_bytes)
-        knows = staged.adapter.format not in ALWAYS_ISOLATED
-        return Fetched(copy_id, expected, knows, shared_parts(staged.estimate), await self._otherwise(staged))
+        devices = self._devices if staged.options.device.kind != CPU.kind else [CPU]
+        first, *peers = [bytes_on(device, staged.estimate, staged.workspace_bytes) for device in devices]
+        return Fetched(
+            copy_id,
+            first,
+            estimate_knows=staged.adapter.format not in ALWAYS_ISOLATED,
+            shared=shared_parts(staged.estimate),
+            otherwise=await self._otherwise(staged),
+            peers=tuple(peers),
+        )
 
     async def _otherwise(self, staged: Staged) -> Bytes | None:
         """What a model of a GPU would take on the CPU, where it may run there."""
@@ -73,13 +81,22 @@ class Fetches:
             return None
         cpu = on_cpu(staged)
         try:
-            return self._places.bytes_of(await self._in_thread("estimate", cpu.adapter.estimate, cpu.path, cpu.options))
+            estimate = await self._in_thread("estimate", cpu.adapter.estimate, cpu.path, cpu.options)
         except AdapterError:
             return None  # it needs the device
+        return bytes_on(CPU, estimate)
 
     def take(self, copy_id: int) -> Staged:
         """What a load begins with; whoever takes it releases its artifact."""
         return self._staged.pop(copy_id)
+
+    def placed(self, staged: Staged, copy: Copy) -> Staged:
+        """For the device that the cache has chosen."""
+        if copy.elsewhere:
+            return on_cpu(staged)
+        if staged.options.device.kind == CPU.kind:
+            return staged
+        return replace(staged, options=replace(staged.options, device=self._devices[copy.device_index]))
 
     def put_back(self, copy_id: int, staged: Staged) -> None:
         """Its load will be ordered once more."""

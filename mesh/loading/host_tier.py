@@ -21,11 +21,12 @@ log = logging.getLogger("hexcomb.host_tier")
 
 
 class ReturnsTooLate(Exception):
-    """A return has taken longer than it may; `thread` still runs."""
+    """A return has taken longer than it may; `thread` still runs, from `parked`."""
 
-    def __init__(self, thread: asyncio.Future[LoadedModel]) -> None:
+    def __init__(self, thread: asyncio.Future[LoadedModel], parked: ParkedModel) -> None:
         super().__init__("the return takes too long")
         self.thread = thread
+        self.parked = parked
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,10 @@ class HostTier:
         try:
             done, _ = await asyncio.wait([thread], timeout=timeout_s)
         except asyncio.CancelledError:
-            await asyncio.wait([thread])
-            await self.free_late(thread)
+            await self.free_late(ReturnsTooLate(thread, parked.model))
             raise
         if not done:
-            raise ReturnsTooLate(thread)
+            raise ReturnsTooLate(thread, parked.model)
         try:
             resident.model = thread.result()
         except Exception:
@@ -80,11 +80,11 @@ class HostTier:
         resident.cold_size = None
         return resident
 
-    async def free_late(self, thread: asyncio.Future[LoadedModel]) -> None:
-        """Wait for a return that nobody waits for, and free what it made."""
-        await asyncio.wait([thread])
-        if not thread.cancelled() and thread.exception() is None:
-            await self._free(thread.result())
+    async def free_late(self, late: ReturnsTooLate) -> None:
+        """Wait for a return that nobody waits for, and free what it made, or what it left."""
+        await asyncio.wait([late.thread])
+        failed = late.thread.cancelled() or late.thread.exception() is not None
+        await self._free(late.parked if failed else late.thread.result())
 
     async def unload(self, copy_id: int) -> Resident:
         """Free a parked copy. Raises what its adapter raises; then it is still parked."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -45,7 +45,6 @@ from mesh.loading.fetches import Fetches
 from mesh.loading.heap import HeapTrimmer
 from mesh.loading.host_tier import HostTier
 from mesh.loading.loads import Loads
-from mesh.loading.places import Places
 from mesh.loading.pool_hooks import PoolHooks
 from mesh.loading.residents import Residents
 from mesh.loading.running_out import RanOut, RunningOut, nobody_hears
@@ -91,7 +90,7 @@ class Loading:
         staging: Stages,
         settings: Settings,
         telemetry: Telemetry,
-        device: Device,
+        devices: Sequence[Device],
         record_of: Callable[[ModelKey], ModelRecord | None],
         on_loaded: Callable[[ModelKey], None],
         hooks: PoolHooks | None = None,
@@ -101,9 +100,10 @@ class Loading:
         clock: Callable[[], float] = time.monotonic,
         in_thread: InThread = in_thread,
     ) -> None:
-        """`loaded_as_fetched` hears of copies whose prepared form is yet to come. `ran_out` hears where there was no
-        memory, and how much was missing. `read_memory`: asked before loads of some size whether the box has room; None:
-        nobody is asked. `clock` is the event loop's; `in_thread` runs what blocks."""
+        """`devices`: those that models may run on, all of one kind. `loaded_as_fetched` hears of copies whose prepared
+        form is yet to come. `ran_out` hears where there was no memory, and how much was missing. `read_memory`: asked
+        before loads of some size whether the box has room; None: nobody is asked. `clock` is the event loop's;
+        `in_thread` runs what blocks."""
         self._cache = cache
         self._staging = staging
         self._settings = settings
@@ -113,14 +113,14 @@ class Loading:
 
         self._failures = failures = LoadFailures(telemetry)
         self._heap = heap = HeapTrimmer(clock, in_thread)
-        places, host_tier = Places(device), HostTier(in_thread)
+        host_tier = HostTier(in_thread)
         self.residents = residents = Residents(
-            places, telemetry, hooks, settings.batch_settings, pin=self._pin, unpin=self._unpin
+            telemetry, hooks, settings.batch_settings, pin=self._pin, unpin=self._unpin
         )
         self._fetches = Fetches(
             staging=staging,
             settings=settings,
-            places=places,
+            devices=devices,
             failures=failures,
             hooks=hooks,
             record_of=record_of,
@@ -128,7 +128,6 @@ class Loading:
         )
         self._running_out = RunningOut(
             cache,
-            places,
             telemetry,
             ran_out,
             runs_take=lambda resident, workspace_bytes: self.resized(resident, workspace_bytes=workspace_bytes),

@@ -17,7 +17,7 @@ from cache.events import Loaded, LoadFailed, LoadOutOfMemory
 from cache.machine import CacheMachine
 from cache.types import ModelKey
 from mesh.loading.failures import CANCELLED, LoadFailures
-from mesh.loading.fetches import Fetches, on_cpu
+from mesh.loading.fetches import Fetches
 from mesh.loading.heap import HeapTrimmer
 from mesh.loading.measured_load import MeasuredLoad
 from mesh.loading.residents import Residents
@@ -87,7 +87,7 @@ class Loads:
         """Carry out StartLoad."""
         copy = self._cache.copy(copy_id)
         fetched = self._fetches.take(copy_id)
-        staged = on_cpu(fetched) if copy.elsewhere else fetched
+        staged = self._fetches.placed(fetched, copy)
         try:
             loaded = await self._load_twice_at_most(copy, staged)
             try:

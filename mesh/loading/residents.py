@@ -15,12 +15,12 @@ from cache.types import Bytes
 from mesh.batching.rules import rules_for
 from mesh.batching.settings import BatchSettings
 from mesh.loading.measured_load import MeasuredLoad
-from mesh.loading.places import HOST_TIER, Places, shared_parts
+from mesh.loading.places import bytes_on, bytes_parked, shared_parts
 from mesh.loading.pool_hooks import PoolHooks
 from mesh.resident import LARGER_FACTOR, SMALL_REQUEST_BYTES, Resident
 from mesh.staging import Staged
 from mesh.telemetry import Telemetry
-from runtime_adapters.base import Parkable, Size
+from runtime_adapters.base import CPU, Parkable, Size
 from runtime_adapters.validation import InputChecker
 
 
@@ -29,7 +29,6 @@ class Residents:
 
     def __init__(
         self,
-        places: Places,
         telemetry: Telemetry,
         hooks: PoolHooks,
         batching: BatchSettings,
@@ -37,7 +36,6 @@ class Residents:
         pin: Callable[[Copy], None],
         unpin: Callable[[Copy], None],
     ) -> None:
-        self._places = places
         self._telemetry = telemetry
         self._hooks = hooks
         self._batching = batching
@@ -85,13 +83,12 @@ class Residents:
         if resident.hot_size() is not None:
             self.two_forms[copy_id] = resident
         self._hooks.resident_changed(resident, True)
-        parked = resident.model.parked_size() if isinstance(resident.model, Parkable) else None
         return Loaded(
             copy_id,
             self._counted(resident),
             remark,
             shared_parts(resident.size),
-            parks=None if parked is None else Bytes.of(HOST_TIER, parked.host_bytes),
+            parks=_parks(resident),
         )
 
     def take_out(self, copy_id: int) -> None:
@@ -130,4 +127,12 @@ class Residents:
         return forms
 
     def _counted(self, resident: Resident) -> Bytes:
-        return self._places.with_runs(resident.size, resident.device, resident.workspace_bytes)
+        return bytes_on(resident.device, resident.size, resident.workspace_bytes)
+
+
+def _parks(resident: Resident) -> Bytes | None:
+    """What the copy would take in the tier below; None where there is none for it: RAM is what a CPU copy takes."""
+    if resident.device.kind == CPU.kind or not isinstance(resident.model, Parkable):
+        return None
+    size = resident.model.parked_size()
+    return None if size is None else bytes_parked(size)

@@ -15,7 +15,7 @@ from typing import Protocol
 from cache.events import LoadOutOfMemory
 from cache.machine import CacheMachine
 from cache.types import ModelKey, Place
-from mesh.loading.places import Places
+from mesh.loading.places import place_of
 from mesh.resident import Resident
 from mesh.sizing import reserved_after_running_out, workspace_after_running_out
 from mesh.staging import Staged
@@ -46,7 +46,6 @@ class RunningOut:
     def __init__(
         self,
         cache: CacheMachine,
-        places: Places,
         telemetry: Telemetry,
         ran_out: RanOut,
         *,
@@ -56,7 +55,6 @@ class RunningOut:
     ) -> None:
         """`runs_take` has a copy's runs counted with so many bytes; `leaving`: the unloads that are under way."""
         self._cache = cache
-        self._places = places
         self._telemetry = telemetry
         self._ran_out = ran_out
         self._runs_take = runs_take
@@ -69,7 +67,7 @@ class RunningOut:
         message = f"no memory for a load of {key} with {reserved} reserved: {error}"
         log.warning("%s", message)
         self._telemetry.out_of_memory.labels(staged.adapter.format, "load").inc()
-        place = self._places.of(staged.options.device)
+        place = place_of(staged.options.device)
         if isinstance(error, NoRoom):  # its size is right, the capacity is not
             if error.missing_bytes <= self._cache.usage().used[place] - reserved[place]:
                 self._ran_out(place, error.missing_bytes, message, counted=True)
@@ -80,7 +78,7 @@ class RunningOut:
     async def make_room(self, resident: Resident, request_bytes: int, why: str) -> None:
         """A run of this copy found no memory: it counts for more from now on, and idle copies leave. Returns when those
         have left, or have taken too long."""
-        place = self._places.of(resident.device)
+        place = place_of(resident.device)
         message = f"no memory for a run of {resident.copy.key} on {request_bytes:,} bytes: {why}"
         log.warning("%s", message)
         self._telemetry.out_of_memory.labels(resident.format, "run").inc()

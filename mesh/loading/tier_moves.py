@@ -11,10 +11,10 @@ import logging
 from collections.abc import Callable
 
 from cache.events import Loaded, LoadFailed, LoadOverdue, Parked, ParkFailed
-from cache.types import Bytes, ModelKey
+from cache.types import ModelKey
 from mesh.loading.failures import CANCELLED, LoadFailures
 from mesh.loading.host_tier import HostTier, ReturnsTooLate
-from mesh.loading.places import HOST_TIER
+from mesh.loading.places import bytes_parked
 from mesh.loading.residents import Residents
 from mesh.settings import Settings
 from mesh.staging import Stages
@@ -58,7 +58,7 @@ class TierMoves:
             log.warning("parking %s failed: %s: %s", resident.copy.key, type(error).__name__, error)
             return ParkFailed(copy_id, f"{type(error).__name__}: {error}")
         self._residents.take_out(copy_id)
-        return Parked(copy_id, Bytes.of(HOST_TIER, size.host_bytes))
+        return Parked(copy_id, bytes_parked(size))
 
     async def bring_back(self, key: ModelKey, copy_id: int) -> Loaded | LoadFailed:
         """Carry out StartReturn."""
@@ -71,7 +71,7 @@ class TierMoves:
             message = f"the return of {key} to {resident.device} takes longer than {timeout_s:g} s (load_timeout_s)"
             failure = self._failures.told(key, "return", resident.format, adapter_errors.LoadFailed(message))
             self._overdue(LoadOverdue(copy_id, failure))
-            await self._host_tier.free_late(late.thread)
+            await self._host_tier.free_late(late)
         except asyncio.CancelledError:
             pass
         except Exception as error:  # every failure of a return becomes the cache's event

@@ -49,8 +49,9 @@ from cache.views import CopyView
 
 CPU = Place("device", "cpu")
 GPU = Place("device", "cuda:0")
+GPU_2 = Place("device", "cuda:1")
 HOST = Place("host")
-CAPACITY = Bytes.from_mapping({CPU: 100, GPU: 40, HOST: 60})
+CAPACITY = Bytes.from_mapping({CPU: 100, GPU: 40, GPU_2: 30, HOST: 60})
 KEYS = [ModelKey(tenant, f"m{number}", 1) for tenant in ("blue", "red") for number in range(5)]
 SIZES = st.builds(
     lambda cpu, gpu: Bytes.from_mapping({CPU: cpu, GPU: gpu}),
@@ -90,6 +91,8 @@ class CacheUnderStress(RuleBasedStateMachine):
         tenants=st.sampled_from([{}, {}, SHARES]),
         load_share=st.sampled_from([0.25, 0.0001]),
         parks=st.booleans(),
+        gpu_bytes=st.sampled_from([0, 0, 9]),
+        may_run_elsewhere=st.booleans(),
     )
     def start(
         self,
@@ -102,8 +105,13 @@ class CacheUnderStress(RuleBasedStateMachine):
         tenants: dict[str, TenantShare],
         load_share: float,
         parks: bool,
+        gpu_bytes: int,
+        may_run_elsewhere: bool,
     ) -> None:
         self.tenants = tenants
+        in_ram = dict(self.sizes)
+        if gpu_bytes:  # and a choice of two devices, or of a third place
+            self.sizes = {key: size + Bytes.of(GPU, gpu_bytes) for key, size in in_ram.items()}
         limits = CacheLimits(
             capacity=CAPACITY,
             loads_concurrent_max=loads,
@@ -123,6 +131,8 @@ class CacheUnderStress(RuleBasedStateMachine):
             self.machine,
             lambda key: self.sizes[key],
             parks_of=lambda key: Bytes.of(HOST, self.sizes[key][CPU] // 2) if parks else None,
+            peers_of=lambda key: (in_ram[key] + Bytes.of(GPU_2, gpu_bytes),) if gpu_bytes else (),
+            otherwise_of=lambda key: in_ram[key] if gpu_bytes and may_run_elsewhere else None,
         )
 
     def _pick(self, data: st.DataObject, running: Iterable[int]) -> int:
@@ -210,7 +220,7 @@ class CacheUnderStress(RuleBasedStateMachine):
 
     @rule(cpu=st.integers(0, 120), gpu=st.integers(0, 50), paused=st.booleans())
     def change_capacity(self, cpu: int, gpu: int, paused: bool) -> None:
-        capacity = Bytes.from_mapping({CPU: cpu, GPU: gpu})
+        capacity = Bytes.from_mapping({CPU: cpu, GPU: gpu, GPU_2: gpu // 2})
         self.loader.send(CapacityChanged(capacity, "the kernel takes memory back", loads_paused=paused))
 
     @precondition(lambda self: self._in_time())

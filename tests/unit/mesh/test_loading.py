@@ -126,7 +126,7 @@ class Pod:
             staging=self.staging,
             settings=given,
             telemetry=telemetry,
-            device=CPU,
+            devices=(CPU,),
             record_of=self.records.get,
             on_loaded=self.servable.append,
             hooks=PoolHooks(

@@ -148,7 +148,7 @@ class Pod:
             staging=Staging(self.artifacts, settings, telemetry, CPU),
             settings=settings,
             telemetry=telemetry,
-            device=CPU,
+            devices=(CPU,),
             record_of=self.records.get,
             on_loaded=lambda key: None,
         )

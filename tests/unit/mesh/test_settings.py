@@ -56,6 +56,8 @@ def test_sizes_are_read_with_and_without_a_unit(text: str) -> None:
         {"loads_concurrent_max": 0},
         {"load_timeout_s": 0},
         {"device": "tpu"},
+        {"device": "cuda:0,cpu"},
+        {"device": "cuda:0,cuda:0"},
         {"store": "etcd://localhost"},
         {"message_size_max": 1},
         {"tenant_ports": "blue"},

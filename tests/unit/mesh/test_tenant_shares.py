@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 def test_percentages_are_of_every_place_and_bytes_of_where_models_run() -> None:
     capacity = Bytes.from_mapping({RAM: 1000 * MIB, GPU: 400 * MIB})
-    shares = tenant_shares(("a=25%", "b = 64MiB"), ("a=50%", "c=12.5%"), capacity, GPU)
+    shares = tenant_shares(("a=25%", "b = 64MiB"), ("a=50%", "c=12.5%"), capacity, [GPU])
     assert shares == {
         "a": TenantShare(
             Bytes.from_mapping({RAM: 250 * MIB, GPU: 100 * MIB}), Bytes.from_mapping({RAM: 500 * MIB, GPU: 200 * MIB})
@@ -38,9 +38,11 @@ def test_an_amount_that_cannot_be_is_refused_with_what_was_found_and_what_is_all
 def test_a_pod_whose_guarantees_exceed_its_capacity_does_not_start() -> None:
     settings = Settings(capacity="1GiB", tenant_shares="a=60%,b=512MiB")  # type: ignore[arg-type]
     with pytest.raises(CannotStart, match=r"tenant_shares: the tenants' guarantees add up to .* lower the shares"):
-        cache_limits(settings, CPU)
+        cache_limits(settings, (CPU,))
 
 
 def test_the_shares_reach_the_cache() -> None:
     settings = Settings(capacity="1GiB", tenant_shares="a=25%", tenant_limits="a=512MiB")  # type: ignore[arg-type]
-    assert cache_limits(settings, CPU).tenants == {"a": TenantShare(Bytes.of(RAM, 256 * MIB), Bytes.of(RAM, 512 * MIB))}
+    assert cache_limits(settings, (CPU,)).tenants == {
+        "a": TenantShare(Bytes.of(RAM, 256 * MIB), Bytes.of(RAM, 512 * MIB))
+    }
