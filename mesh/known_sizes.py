@@ -67,6 +67,16 @@ class KnownSizes:
         )
         return Known(estimate) if profile is None else known_from(profile, estimate)
 
+    async def load_time_s(self, content_hash: str, format_name: str) -> float:
+        """What loading this content took the pod that measured it last on a CPU like this one; 0 where none has. Asked
+        where it is not worth the import of a framework to know what would load it. An empty format may be any."""
+        if self._profiles is None:
+            return 0.0
+        alike = runtimes_of(format_name)
+        found = await self._profiles.of_content(content_hash)
+        timed = [profile for runtime, profile in found.items() if runtime.startswith(alike) and profile.load_s > 0]
+        return max(timed, key=lambda profile: profile.measured_at_s).load_s if timed else 0.0
+
     def measured(
         self, what: Loadable, size: Size, *, load_s: float, fetch_s: float, run_s: float, peak_bytes: int = 0
     ) -> None:
@@ -128,6 +138,11 @@ def runtime_of(format_name: str, variant: str, extra: str, device: str, paramete
     given = "&".join(f"{name}={value}" for name, value in sorted(parameters.items()))
     digest = f"-{blake2b(given.encode(), digest_size=6).hexdigest()}" if given else ""
     return f"{platform.machine()}-{loader}{digest}"
+
+
+def runtimes_of(format_name: str) -> str:
+    """How the names of all that load this format on this architecture begin; of any format where it is empty."""
+    return f"{platform.machine()}-{format_name}-" if format_name else f"{platform.machine()}-"
 
 
 @lru_cache(maxsize=64)

@@ -115,7 +115,14 @@ class Node:
         self.telemetry = Telemetry(CollectorRegistry(), per_model=settings.metrics_per_model)
         self.registry = Registry(store, clock=world.wall_clock)
         self.cache = CacheMachine(cache_limits(settings, devices), policy_named(settings.eviction_policy))
-        self.parking = Parking(name, self.registry, lambda record: self.staging.content_on_disk(record))
+        self.profiles = ProfileStore(store, clock=world.wall_clock)
+        self.known_sizes = KnownSizes(self.profiles)
+        self.parking = Parking(
+            name,
+            self.registry,
+            lambda record: self.staging.content_on_disk(record),
+            load_time_of=self.known_sizes.load_time_s,
+        )
         self.artifacts = ArtifactStore(
             settings.data_dir / "artifacts",
             capacity_bytes=int(settings.disk_capacity),
@@ -137,8 +144,6 @@ class Node:
         self.recorder = FlightRecorder(settings.data_dir, name, world.incarnation) if settings.is_pooled else None
         self.pool = self._pool_side(name) if settings.is_pooled else None
         must_isolate = never if self.pool is None else self.pool.must_isolate
-        self.profiles = ProfileStore(store, clock=world.wall_clock)
-        self.known_sizes = KnownSizes(self.profiles)
         read_memory = world.read_memory if settings.memory_watch_s else None
         staging = Staging(
             self.artifacts,

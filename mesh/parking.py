@@ -7,7 +7,9 @@ long. Of a model only the registered generation counts, and it is one content (`
 
 After a restart nobody remembers which model brought which content. So all registered models are looked up on the disk
 by what a fetch of them would ask for, and so is each generation that is registered later. Where the artifact was
-changed under its URI meanwhile that is wrong, and a load will find out; it costs what a load from afar costs.
+changed under its URI meanwhile that is wrong, and a load will find out; it costs what a load from afar costs. How long
+a load of such a content takes is asked of whoever keeps what was measured (`load_time_of`), one after the other and not
+too fast: all pods of a pool may have restarted.
 
 Copies say more than this: while a model has a copy here nothing is published of its artifact, which is held
 (`mesh.routing.publishing`). Times are kept to one digit: they order pods, and equal values share memory in every pod.
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +37,8 @@ ENTRIES_MAX = 10_000
 """Models told of, those that were loaded or found last: every pod keeps what all pods tell."""
 LOOKS_AT_ONCE = 100
 """Models looked up on the disk before others have their turn on the loop: about a millisecond."""
+QUESTION_PAUSE_S = 0.02
+"""Between two questions for the load time of a content: each is a read of the store."""
 LOAD_LEAST_S = 0.001
 """Shorter loads are told as this."""
 
@@ -81,8 +85,11 @@ class Parking:
         registry: Registry,
         content_of: Callable[[ModelRecord], str | None],
         entries_max: int = ENTRIES_MAX,
+        load_time_of: Callable[[str, str], Awaitable[float]] | None = None,
     ) -> None:
-        """`content_of`: what the disk has of what a fetch of this model would bring, from earlier; None: nothing."""
+        """`content_of`: what the disk has of what a fetch of this model would bring, from earlier; None: nothing.
+        `load_time_of`: what a load of this content of this format was measured to take, 0 if it was not; None: nobody
+        knows."""
         self._own_pod = own_pod
         self._registry = registry
         self._content_of = content_of
@@ -93,6 +100,10 @@ class Parking:
         """By content."""
         self._changed: dict[ModelName, None] = {}
         self._looking: asyncio.Task[None] | None = None
+        self._load_time_of = load_time_of
+        self._untimed: dict[ModelName, None] = {}
+        """Found on the disk, with nothing known of their loads."""
+        self._asking: asyncio.Task[None] | None = None
 
     # What the disk tells --------------------------------------------------------------------------------------------
 
@@ -123,7 +134,7 @@ class Parking:
         """See `DiskListener`."""
         entry = self._entries.get(ModelName(key.tenant, key.model_id))
         if entry is not None and entry.generation == key.generation:
-            entry.load_s = float(f"{max(load_s, LOAD_LEAST_S):.1g}")
+            entry.load_s = _told(load_s)
 
     # What the registry tells ----------------------------------------------------------------------------------------
 
@@ -132,10 +143,11 @@ class Parking:
         self._looking = asyncio.get_running_loop().create_task(self._look_for_all())
 
     async def close(self) -> None:
-        """Stop looking."""
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+        """Stop looking, and asking."""
+        tasks = [task for task in (self._looking, self._asking) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def registered(self, name: ModelName, record: ModelRecord | None) -> None:
         """This generation is new to this pod; None: there is no such model any more."""
@@ -155,8 +167,26 @@ class Parking:
 
     def _look_for(self, record: ModelRecord) -> None:
         content = self._content_of(record)
-        if content is not None:
-            self.on_disk(key_of(record), content)
+        if content is None:
+            return
+        self.on_disk(key_of(record), content)
+        if self._load_time_of is not None:
+            self._untimed[ModelName(record.tenant, record.id)] = None
+            if self._asking is None or self._asking.done():
+                self._asking = asyncio.get_running_loop().create_task(self._ask_times(self._load_time_of))
+
+    async def _ask_times(self, load_time_of: Callable[[str, str], Awaitable[float]]) -> None:
+        while self._untimed:
+            name = next(iter(self._untimed))
+            del self._untimed[name]
+            entry, record = self._entries.get(name), self._registry.model(name.tenant, name.id)
+            if entry is None or entry.load_s or record is None:
+                continue
+            load_s = await load_time_of(entry.content, record.spec.format or "")
+            if load_s > 0 and not entry.load_s and self._entries.get(name) is entry:
+                entry.load_s = _told(load_s)
+                self._changed[name] = None
+            await asyncio.sleep(QUESTION_PAUSE_S)
 
     # What there is --------------------------------------------------------------------------------------------------
 
@@ -181,3 +211,8 @@ class Parking:
         del sharing[name]
         if not sharing:
             del self._models_of[entry.content]
+
+
+def _told(load_s: float) -> float:
+    """To one digit."""
+    return float(f"{max(load_s, LOAD_LEAST_S):.1g}")

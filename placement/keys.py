@@ -161,7 +161,12 @@ def suspicion_key(tenant: str, model_id: str) -> str:
 
 def profile_key(content_hash: str, runtime: str) -> str:
     """Where it is kept what copies of this content take, loaded by this runtime on this kind of CPU."""
-    return f"{PROFILES}{encode_part(content_hash)}/{encode_part(runtime)}"
+    return profiles_of(content_hash) + encode_part(runtime)
+
+
+def profiles_of(content_hash: str) -> str:
+    """What the keys of all profiles of a content begin with."""
+    return f"{PROFILES}{encode_part(content_hash)}/"
 
 
 def detached_key(pod: str) -> str:

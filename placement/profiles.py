@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from cachetools import LRUCache
 
 from placement.errors import LeaseNotFound, StoreError
-from placement.keys import profile_key
+from placement.keys import profile_key, profiles_of, split_key
 from placement.store.base import KeyValueStore, Put, unchanged
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ READ_WAIT_S = 0.3
 """A cold load waits no longer for a profile: estimates are nearly as good."""
 REMEMBERED_MAX = 10_000
 """Profiles that a pod has seen in the store, about 0.5 KB each."""
+RUNTIMES_MAX = 50
+"""Of one content that are looked at: a pool has a few."""
 PENDING_MAX = 1_000
 """Writes that wait; beyond it new ones are dropped."""
 WRITE_TRIES_MAX = 3
@@ -147,6 +149,16 @@ class ProfileStore:
                 self.found += 1
             return profile
         return None
+
+    async def of_content(self, content_hash: str) -> dict[str, Profile]:
+        """What is known of this content by what loads it, where it is not known what will; nothing where the store does
+        not say so in time."""
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(READ_WAIT_S):
+                page = await self._store.range(profiles_of(content_hash), limit=RUNTIMES_MAX)
+            read = {split_key(item.key, 2)[1]: profile_from_json(item.value) for item in page.items}
+            return {runtime: profile for runtime, profile in read.items() if profile is not None}
+        return {}
 
     def note(self, content_hash: str, runtime: str, profile: Profile) -> None:
         """A copy was measured. Written by and by, if it tells others anything new."""

@@ -63,6 +63,21 @@ async def test_what_a_load_takes_at_its_highest_is_kept_when_a_later_one_was_not
     assert (await KnownSizes(ProfileStore(store)).expected(WHAT, Size(9_000_000))).peak_bytes == 140_000_000
 
 
+async def test_the_time_of_a_load_is_that_of_the_last_one_on_such_a_cpu() -> None:
+    now_s = [1_000.0]
+    profiles = ProfileStore(MemoryStore(clock=lambda: now_s[0]), clock=lambda: now_s[0])
+    known = KnownSizes(profiles)
+    assert await known.load_time_s("content", "onnx") == 0.0
+    runtimes = [runtime_of(name, f"{name}-1", name, "cpu", {}) for name in ("onnx", "xgboost")]
+    for runtime, load_s in [*zip(runtimes, (0.4, 0.2), strict=True), ("s390x-onnx-1-cpu", 9.0)]:
+        now_s[0] += 10.0
+        profiles.note("content", runtime, Profile(1, load_s=load_s))
+        await profiles.wait_written()
+    assert await known.load_time_s("content", "onnx") == 0.4
+    assert await known.load_time_s("content", "") == 0.2
+    assert await known.load_time_s("another", "onnx") == await KnownSizes().load_time_s("content", "onnx") == 0.0
+
+
 def test_the_runtime_tells_apart_whatever_changes_a_size() -> None:
     runtimes = {
         runtime_of("onnx", "onnx-onnxruntime-1.31.1", "onnx", "cpu", {}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,13 +18,20 @@ A, B = ModelName("t", "a"), ModelName("t", "b")
 class Disk:
     """A registry, a disk by URI, and what is remembered of the two."""
 
-    def __init__(self, *names: ModelName, entries_max: int = 100) -> None:
+    def __init__(
+        self,
+        *names: ModelName,
+        entries_max: int = 100,
+        load_time_of: Callable[[str, str], Awaitable[float]] | None = None,
+    ) -> None:
         self.models: dict[ModelName, ModelRecord] = {}
         self.contents: dict[str, str] = {}
         for name in names:
             self.models[name] = ModelRecord(*name, ModelSpec(uri=f"file:///{name.id}"), 1, 0.0, 0.0)
         registry: Any = self
-        self.parking = Parking("me", registry, lambda record: self.contents.get(record.spec.uri), entries_max)
+        self.parking = Parking(
+            "me", registry, lambda record: self.contents.get(record.spec.uri), entries_max, load_time_of
+        )
 
     @property
     def view(self) -> Any:
@@ -117,6 +125,52 @@ async def test_after_a_restart_registered_models_are_found_on_the_disk_without_h
         turns += 1
     assert turns >= 3
     assert [name for name in names if disk.parking.parked(name)] == names[::2]
+    await disk.parking.close()
+
+
+async def test_after_a_restart_it_is_asked_what_loads_from_the_disk_take() -> None:
+    asked: list[tuple[str, str]] = []
+    answered = asyncio.Event()
+
+    async def load_time_s(content: str, format_name: str) -> float:
+        asked.append((content, format_name))
+        if content == "b":
+            disk.parking.loaded(key(B), 0.5)  # it was loaded here meanwhile
+        if len(asked) == 3:
+            answered.set()
+        return {"a": 0.042, "b": 7.0}.get(content, 0.0)
+
+    c = ModelName("t", "c")
+    disk = Disk(A, B, c, load_time_of=load_time_s)
+    disk.contents = {f"file:///{name.id}": name.id for name in (A, B, c)}
+    disk.parking.start()
+    await asyncio.wait_for(answered.wait(), 10.0)
+    await asyncio.sleep(0)
+    assert asked == [("a", ""), ("b", ""), ("c", "")]
+    assert [disk.parking.parked(name) for name in (A, B, c)] == [
+        Parked("me", 1, 0.04),
+        Parked("me", 1, 0.5),
+        Parked("me", 1),
+    ]
+    await disk.parking.close()
+
+
+async def test_a_load_time_that_comes_late_is_told_anew() -> None:
+    goes_on = asyncio.Event()
+
+    async def load_time_s(content: str, format_name: str) -> float:
+        await goes_on.wait()
+        return 3.0
+
+    disk = Disk(load_time_of=load_time_s)
+    disk.contents["file:///a"] = "content"
+    disk.register(A, 1)
+    assert disk.changed() == [A]
+    await asyncio.sleep(0)
+    goes_on.set()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert (disk.changed(), disk.parking.parked(A)) == ([A], Parked("me", 1, 3.0))
     await disk.parking.close()
 
 

@@ -35,7 +35,7 @@ class Away:
     def __init__(self, *, hangs: bool) -> None:
         self._hangs = hangs
 
-    async def get(self, key: str) -> None:
+    async def get(self, key: str, **options: Any) -> None:
         if self._hangs:
             await asyncio.Event().wait()
         raise StoreUnavailable("etcd is away")
@@ -71,6 +71,24 @@ async def test_what_one_pod_measured_another_reads(store: Any, clock: Clock) -> 
     assert found == replace(MEASURED, measured_at_s=clock.now_s)
     assert await other.read(CONTENT, "another runtime") is None
     assert await other.read("another content", RUNTIME) is None
+
+
+async def test_the_profiles_of_a_content_are_found_without_knowing_what_loads_it(store: Any, clock: Clock) -> None:
+    profiles = await measured(store, clock, MEASURED)
+    slow = replace(MEASURED, load_s=2.0)
+    profiles.note(CONTENT, "another runtime", slow)
+    profiles.note(CONTENT + "3", RUNTIME, slow)
+    await profiles.wait_written()
+    await store.txn([], [Put(profile_key(CONTENT, "from a later version"), b"[]")])
+    found = await ProfileStore(store, clock=clock).of_content(CONTENT)
+    assert {runtime: profile.load_s for runtime, profile in found.items()} == {RUNTIME: 0.002, "another runtime": 2.0}
+    assert await profiles.of_content("another content") == {}
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_without_a_store_a_content_has_no_profiles(hangs: bool) -> None:
+    store: Any = Away(hangs=hangs)
+    assert await ProfileStore(store).of_content(CONTENT) == {}
 
 
 async def test_a_profile_that_was_seen_is_not_asked_for_again(store: Any, clock: Clock) -> None:
