@@ -26,7 +26,7 @@ from cache.claims import coming, load_slots, rank
 from cache.copies import Copy
 from cache.eviction import Evict, plan_eviction
 from cache.state import PodState
-from cache.types import NO_BYTES, Bytes, CopyState
+from cache.types import NO_BYTES, Bytes, CopyState, Place
 
 
 class Damage(NamedTuple):
@@ -157,5 +157,5 @@ def _moved(measured: Bytes, origin: Bytes, target: Bytes) -> Bytes | None:
     return Bytes.from_mapping({here if place == there else place: count for place, count in measured})
 
 
-def _places(size: Bytes) -> set[object]:
+def _places(size: Bytes) -> set[Place]:
     return {place for place, _ in size}

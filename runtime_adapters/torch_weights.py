@@ -29,7 +29,7 @@ def weights_of(module: Any) -> Iterator[Any]:
     """Every tensor that the module and its parts hold; tied ones as often as they are tied."""
     for part in module.modules():
         for held in (part._parameters, part._buffers, vars(part)):
-            for _, value in held.items():
+            for value in held.values():
                 if hasattr(value, "untyped_storage"):
                     yield value
 

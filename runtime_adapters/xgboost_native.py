@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from runtime_adapters.base import CPU, Array, Device, LoadOptions, Size
-from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, OutOfMemory
+from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelRaised, OutOfMemory
 from runtime_adapters.frameworks import importing, missing_runtime
 from runtime_adapters.heap_churn import heap_freed
 from runtime_adapters.out_of_memory import ran_out
@@ -58,6 +58,8 @@ class NativeTrees:
         self._device = options.device
         self._threads = options.threads
         self._rounds = (0, facts.rounds_used)
+        self._resting: Any = None
+        """The Booster while it is parked."""
         # Reading a file knows nothing of the Booster's own `nthread`: each loading thread would start an OpenMP team,
         # whose threads then wait for one another (8 ms in place of 1 on a busy machine). Holds for this thread only.
         xgboost.set_config(nthread=options.threads)
@@ -91,27 +93,40 @@ class NativeTrees:
 
     def leave_device(self) -> None:
         """The trees in RAM alone. Raises OutOfMemory, LoadFailed; then they are where they were."""
+        if self._booster is None:
+            raise LoadFailed("the copy was unloaded or parked before; there is nothing to park")
         try:
-            booster = self._read(self._booster.save_raw("ubj"), CPU)
+            self._resting = self._in_ram(self._booster)
         except (self._xgboost.core.XGBoostError, MemoryError) as error:
             raise _move_error(error) from error
-        self._booster = booster
+        self._booster = None
 
     def return_to(self, device: Device) -> None:
         """The trees on this device again. Raises OutOfMemory, LoadFailed; then they are in RAM alone."""
+        booster = self._resting
+        if booster is None:
+            raise LoadFailed("the parked copy was unloaded before; load the model again")
         try:
-            self._booster.set_param({"device": str(device)})
+            booster.set_param({"device": str(device)})
+            self._booster = booster
             self._predict_once()
         except (self._xgboost.core.XGBoostError, MemoryError) as error:
-            self.leave_device()
+            self._booster, self._resting = None, self._in_ram(booster)
             raise _move_error(error) from error
+        self._resting = None
+
+    def _in_ram(self, booster: Any) -> Any:
+        """The same trees, with nothing on any device."""
+        return self._read(booster.save_raw("ubj"), CPU)
 
     def unload(self) -> None:
-        if self._booster is not None:
-            self._booster = None
+        if self._booster is not None or self._resting is not None:
+            self._booster = self._resting = None
             heap_freed(self.facts.resident_bytes)
 
     def _answer(self, rows: Array, margin: Array | None, *, raw: bool) -> Array:
+        if self._booster is None:
+            raise ModelRaised("the copy was unloaded or parked before this run; ask for the model again")
         try:
             return np.asarray(self._predict(rows, margin, raw=raw), np.float32)
         except (self._xgboost.core.XGBoostError, MemoryError) as error:
