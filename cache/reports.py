@@ -145,6 +145,9 @@ def _summary(state: PodState, key: ModelKey, current: Copy | None, leaving: list
         )
     if key in state.retired:
         return "Not here: it was unregistered or superseded a moment ago."
+    if leaving and leaving[0].state is CopyState.PARKED:
+        parked_s = state.now_s - leaving[0].since_s
+        return f"Parked for {parked_s:.1f} s: takes {leaving[0].parked}; it returns without a fetch or a load."
     if leaving:
         return f"On its way out: {leaving[0].state.value}" + (
             f", because {leaving[0].closing_reason}." if leaving[0].closing_reason else "."

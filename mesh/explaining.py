@@ -112,6 +112,7 @@ class Explaining:
         return ModelExplanation(
             status=status,
             summary=summary_of(status, suspicion, choice, healthy, self._wall_clock())
+            + parked_in_words(here, overview.own_pod)
             + on_disk_in_words(on_disk, healthy)
             + (f" On pod {overview.own_pod} {here.tenant_share}." if here.tenant_share else ""),
             waits_for=waits_for(here, self._cache.queue(), now_s),
@@ -303,6 +304,14 @@ def _named(pod_ids: Iterable[str], healthy: Container[str]) -> str:
     named = [pod if pod in healthy else f"{pod}, which does not answer" for pod in pods[:PODS_NAMED_MAX]]
     more = f" and {len(pods) - PODS_NAMED_MAX} more" if len(pods) > PODS_NAMED_MAX else ""
     return f"{len(pods)} pod{'s' if len(pods) > 1 else ''} ({', '.join(named)}{more})"
+
+
+def parked_in_words(here: Explanation, own_pod: str) -> str:
+    """A sentence more, where a copy has left its GPU for this pod's RAM."""
+    for copy in here.copies:
+        if copy.state is CopyState.PARKED:
+            return f" On pod {own_pod} it is parked: {copy.charged}, from where it returns without a fetch or a load."
+    return ""
 
 
 def on_disk_in_words(on_disk: Collection[str], healthy: Container[str]) -> str:

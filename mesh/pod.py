@@ -102,6 +102,8 @@ class PodReport:
     hits: int = 0
     misses: int = 0
     evictions: int = 0
+    models_parked: int = 0
+    """In the host tier now."""
     parkings: int = 0
     """Evicted copies that went into the host tier."""
     rss_bytes: int = 0
@@ -197,6 +199,7 @@ class PodView:
             loads=self._loading.counts.loads,
             load_failures=self._loading.counts.load_failures,
             evictions=usage.evictions_total,
+            models_parked=copies.get(CopyState.PARKED, 0),
             parkings=usage.parkings_total,
             eviction_age_s=0.0 if usage.oldest_use_s is None else max(0.0, self._clock() - usage.oldest_use_s),
             rss_bytes=self._process.memory_info().rss,
@@ -329,6 +332,7 @@ class PodView:
         )
         yield Sample("hexcomb_models_registered", "Models in the registry.", none, report.models_registered)
         yield Sample("hexcomb_models_resident", "Models that are servable here.", none, report.models_resident)
+        yield Sample("hexcomb_models_parked", "Models in the host tier.", none, report.models_parked)
         yield Sample("hexcomb_models_loading", "Models that are being loaded.", none, report.models_loading)
         yield Sample("hexcomb_loads_queued", "Models that wait to be fetched or loaded.", none, report.loads_queued)
         yield Sample("hexcomb_requests_waiting", "Requests that wait for a load.", none, report.requests_waiting)

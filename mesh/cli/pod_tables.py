@@ -42,6 +42,11 @@ def show_used(pod: Any) -> str:
     return f"{show_size(used)} ({used / capacity:.0%})" if capacity else show_size(used)
 
 
+def show_models(resident: int, parked: int) -> str:
+    """`12`, or `12 +3 parked` where some lie in RAM beside a GPU."""
+    return f"{resident} +{parked} parked" if parked else str(resident)
+
+
 def show_rate(per_s: float) -> str:
     """Of requests: `0`, `0.4`, `12`, `1,250`."""
     return f"{per_s:,.0f}" if per_s >= 10 or not per_s else f"{per_s:.1f}"
@@ -53,7 +58,7 @@ def pod_row(pod: Any) -> list[str]:
         pod.pod,
         pod_state(pod),
         pod.zone or "-",
-        str(pod.models_resident),
+        show_models(pod.models_resident, pod.models_parked),
         show_used(pod),
         show_size(capacity_bytes(pod)),
         str(pod.requests_in_flight),
@@ -76,6 +81,7 @@ def pod_details(pod: Any) -> list[tuple[str, str]]:
         ("labels", ", ".join(pod.labels)),
         ("capacity", show_size(capacity_bytes(pod))),
         ("used", show_used(pod)),
+        *gpu_lines(pod),
         *disk_lines(pod),
         ("models", f"{pod.models_resident} here of {pod.models_registered} registered"),
         ("loading", f"{pod.models_loading}, and {pod.loads_queued} wait for it"),
@@ -99,6 +105,21 @@ def show_limit(limit: Any) -> str:
     """`13.9 GiB: 80% less 256 MiB of 17.76 GiB (...)`."""
     value = f"{limit.value:g}" if limit.name.endswith("threads") else show_size(int(limit.value))
     return f"{value}: {limit.origin}"
+
+
+def gpu_lines(pod: Any) -> list[tuple[str, str]]:
+    """Each device of a pod with GPUs, and what made room there for others."""
+    devices = [tier for tier in pod.tiers if tier.tier == "device"]
+    lines = []
+    if any(tier.device != "cpu" for tier in devices):
+        for tier in devices:
+            taken = tier.resident_bytes + tier.reserved_bytes + tier.unloading_bytes
+            lines.append((f"on {tier.device}", f"{show_size(taken)} of {show_size(tier.capacity_bytes)}"))
+    for tier in pod.tiers:
+        if tier.tier == "host":
+            text = f"{show_size(tier.resident_bytes)} of {show_size(tier.capacity_bytes)} of RAM"
+            lines.append(("parked", f"{pod.models_parked} models, {text}; {pod.parkings:,} since the start"))
+    return lines
 
 
 def disk_lines(pod: Any) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mesh.cli.pod_tables import capacity_bytes, in_order, pod_state, remarks, show_rate, used_bytes
+from mesh.cli.pod_tables import capacity_bytes, in_order, pod_state, remarks, show_models, show_rate, used_bytes
 from mesh.cli.sizes import show_age, show_size
 
 POD_HEADINGS = (
@@ -35,6 +35,7 @@ class PodFigures:
     """Of the requests between the looks; None: there were none."""
     queue_delay_s: float
     models: int
+    models_parked: int
     used_bytes: int
     capacity_bytes: int
     loading: int
@@ -96,6 +97,7 @@ def _pod(before: Any | None, pod: Any, passed_s: float) -> PodFigures:
         hit_fraction=hits / (hits + misses) if hits + misses else None,
         queue_delay_s=pod.queue_delay_s,
         models=pod.models_resident,
+        models_parked=pod.models_parked,
         used_bytes=used_bytes(pod),
         capacity_bytes=capacity_bytes(pod),
         loading=pod.models_loading + pod.loads_queued,
@@ -154,7 +156,7 @@ def pod_row(pod: PodFigures) -> list[str]:
         str(pod.requests_waiting),
         "-" if pod.hit_fraction is None else f"{pod.hit_fraction:.0%}",
         _milliseconds(pod.queue_delay_s),
-        str(pod.models),
+        show_models(pod.models, pod.models_parked),
         f"{pod.used_bytes / pod.capacity_bytes:.0%}" if pod.capacity_bytes else "-",
         str(pod.loading),
         show_rate(pod.loads_per_s),

@@ -212,4 +212,5 @@ _POD_FIELDS = (
     "eviction_age_s", "rss_bytes", "zone", "why_unready", "reachable", "why_unreachable", "leader",
     "store_away_since_ms", "requests_per_s", "queue_delay_s", "thrashing", "transport",
     "memory_pressure", "eviction_policy", "prefetches", "prefetches_used", "prefetches_wasted",
+    "models_parked", "parkings",
 )  # fmt: skip

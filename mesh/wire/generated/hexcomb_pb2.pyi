@@ -318,7 +318,7 @@ class RuntimeStatus(_message.Message):
     def __init__(self, format: _Optional[str] = ..., version: _Optional[str] = ..., available: bool = ..., message: _Optional[str] = ...) -> None: ...
 
 class PodDescription(_message.Message):
-    __slots__ = ("pod", "version", "addresses", "started_at_ms", "ready", "draining", "tiers", "runtimes", "models_registered", "models_resident", "models_loading", "loads_queued", "requests_in_flight", "requests_waiting", "hits", "misses", "loads", "load_failures", "evictions", "eviction_age_s", "rss_bytes", "zone", "labels", "why_unready", "reachable", "leader", "store_away_since_ms", "requests_per_s", "queue_delay_s", "notices", "busy", "why_unreachable", "tenants", "thrashing", "memory_pressure", "box_limits", "eviction_policy", "prefetches", "prefetches_used", "prefetches_wasted", "transport")
+    __slots__ = ("pod", "version", "addresses", "started_at_ms", "ready", "draining", "tiers", "runtimes", "models_registered", "models_resident", "models_loading", "loads_queued", "requests_in_flight", "requests_waiting", "hits", "misses", "loads", "load_failures", "evictions", "eviction_age_s", "rss_bytes", "zone", "labels", "why_unready", "reachable", "leader", "store_away_since_ms", "requests_per_s", "queue_delay_s", "notices", "busy", "why_unreachable", "tenants", "thrashing", "memory_pressure", "box_limits", "eviction_policy", "prefetches", "prefetches_used", "prefetches_wasted", "transport", "models_parked", "parkings")
     POD_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
@@ -360,6 +360,8 @@ class PodDescription(_message.Message):
     PREFETCHES_USED_FIELD_NUMBER: _ClassVar[int]
     PREFETCHES_WASTED_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    MODELS_PARKED_FIELD_NUMBER: _ClassVar[int]
+    PARKINGS_FIELD_NUMBER: _ClassVar[int]
     pod: str
     version: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
@@ -401,7 +403,9 @@ class PodDescription(_message.Message):
     prefetches_used: int
     prefetches_wasted: int
     transport: str
-    def __init__(self, pod: _Optional[str] = ..., version: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., started_at_ms: _Optional[int] = ..., ready: bool = ..., draining: bool = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., runtimes: _Optional[_Iterable[_Union[RuntimeStatus, _Mapping]]] = ..., models_registered: _Optional[int] = ..., models_resident: _Optional[int] = ..., models_loading: _Optional[int] = ..., loads_queued: _Optional[int] = ..., requests_in_flight: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., loads: _Optional[int] = ..., load_failures: _Optional[int] = ..., evictions: _Optional[int] = ..., eviction_age_s: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., zone: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., why_unready: _Optional[str] = ..., reachable: bool = ..., leader: bool = ..., store_away_since_ms: _Optional[int] = ..., requests_per_s: _Optional[float] = ..., queue_delay_s: _Optional[float] = ..., notices: _Optional[_Iterable[str]] = ..., busy: _Optional[_Iterable[_Union[BusyModel, _Mapping]]] = ..., why_unreachable: _Optional[str] = ..., tenants: _Optional[_Iterable[_Union[TenantStatus, _Mapping]]] = ..., thrashing: _Optional[str] = ..., memory_pressure: _Optional[str] = ..., box_limits: _Optional[_Iterable[_Union[BoxLimit, _Mapping]]] = ..., eviction_policy: _Optional[str] = ..., prefetches: _Optional[int] = ..., prefetches_used: _Optional[int] = ..., prefetches_wasted: _Optional[int] = ..., transport: _Optional[str] = ...) -> None: ...
+    models_parked: int
+    parkings: int
+    def __init__(self, pod: _Optional[str] = ..., version: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., started_at_ms: _Optional[int] = ..., ready: bool = ..., draining: bool = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., runtimes: _Optional[_Iterable[_Union[RuntimeStatus, _Mapping]]] = ..., models_registered: _Optional[int] = ..., models_resident: _Optional[int] = ..., models_loading: _Optional[int] = ..., loads_queued: _Optional[int] = ..., requests_in_flight: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., loads: _Optional[int] = ..., load_failures: _Optional[int] = ..., evictions: _Optional[int] = ..., eviction_age_s: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., zone: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., why_unready: _Optional[str] = ..., reachable: bool = ..., leader: bool = ..., store_away_since_ms: _Optional[int] = ..., requests_per_s: _Optional[float] = ..., queue_delay_s: _Optional[float] = ..., notices: _Optional[_Iterable[str]] = ..., busy: _Optional[_Iterable[_Union[BusyModel, _Mapping]]] = ..., why_unreachable: _Optional[str] = ..., tenants: _Optional[_Iterable[_Union[TenantStatus, _Mapping]]] = ..., thrashing: _Optional[str] = ..., memory_pressure: _Optional[str] = ..., box_limits: _Optional[_Iterable[_Union[BoxLimit, _Mapping]]] = ..., eviction_policy: _Optional[str] = ..., prefetches: _Optional[int] = ..., prefetches_used: _Optional[int] = ..., prefetches_wasted: _Optional[int] = ..., transport: _Optional[str] = ..., models_parked: _Optional[int] = ..., parkings: _Optional[int] = ...) -> None: ...
 
 class BoxLimit(_message.Message):
     __slots__ = ("name", "value", "origin")

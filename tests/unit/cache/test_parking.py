@@ -71,6 +71,16 @@ def test_a_victim_is_parked_and_comes_back_without_a_fetch(gpu_pod: Callable[...
     }
 
 
+def test_it_is_explained_that_a_model_is_parked(gpu_pod: Callable[..., FakeLoader]) -> None:
+    loader = gpu_pod()
+    use(loader, "a", "b", "c", "d")
+    loader.now_s += 2.0
+    said = loader.machine.explain(key("a"))
+    assert said.summary.startswith("Parked for ")
+    assert "30 B on host" in said.summary
+    assert [copy.state for copy in said.copies] == [CopyState.PARKED]
+
+
 def test_without_a_host_tier_victims_are_unloaded(gpu_pod: Callable[..., FakeLoader]) -> None:
     for loader in (gpu_pod(host_bytes=0), gpu_pod(parks=False)):
         use(loader, "a", "b", "c", "d")

@@ -138,6 +138,26 @@ def test_one_pod_is_shown_with_all_there_is_to_know(server: Server, capsys: pyte
     assert "oldest" not in lines
 
 
+def test_a_pod_with_gpus_shows_each_of_them_and_what_is_parked(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiers = [
+        hexcomb_pb2.TierStatus(tier="device", device=f"cuda:{index}", capacity_bytes=GIB, resident_bytes=index * GIB)
+        for index in range(2)
+    ]
+    tiers.append(hexcomb_pb2.TierStatus(tier="host", capacity_bytes=2 * GIB, resident_bytes=GIB))
+    there = pod("a", tiers=tiers, models_resident=4, models_parked=3, parkings=12)
+    server.looks = [[there]]
+    assert run(["pods", "--pod", "a"]) == 0
+    out = capsys.readouterr().out
+    assert "on cuda:0" in out
+    assert "1.0 GiB of 1.0 GiB" in out
+    assert "3 models, 1.0 GiB of 2.0 GiB of RAM; 12 since the start" in out
+    assert "4 +3 parked" in pod_row(there)
+    taken = look([there], [there], 1.0, 5, 0.0)
+    assert "4 +3 parked" in top_row(taken.pods[0])
+
+
 def test_a_drain_says_what_it_does(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     server.looks = [[pod("a"), pod("b")]]
     assert run(["pods", "drain", "b"]) == 0

@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 
-from cache.types import Bytes, CopyState, ModelKey, Place
+from cache.fake_loader import FakeLoader
+from cache.limits import CacheLimits
+from cache.machine import CacheMachine
+from cache.types import Bytes, CopyState, ModelKey, Place, WantedModel
 from cache.views import CopyView, Explanation, Note, QueueEntry
 from mesh.explaining import (
     Explaining,
     on_disk_in_words,
+    parked_in_words,
     places_of,
     route_in_words,
     route_now,
@@ -298,3 +302,16 @@ def test_an_explanation_joins_what_the_cache_and_the_leader_remember_in_the_orde
     assert {place.pod for place in explained.places} == set(overview.view.pods)
     assert explained.waits_for == ""
     assert explained.summary.endswith("loads it. Its artifact is on the disk of 1 pod (a).")
+
+
+def test_a_model_that_has_left_its_gpu_is_said_to_be_parked() -> None:
+    gpu, ram, key = Place("device", "cuda:0"), Place("host"), ModelKey("t", "m")
+    loader = FakeLoader(
+        CacheMachine(CacheLimits(capacity=Bytes.from_mapping({gpu: 50, ram: 100}), residency_min_s=0.0)),
+        lambda key: Bytes.of(gpu, 30),
+        parks_of=lambda key: Bytes.of(ram, 40),
+    )
+    loader.use(1, WantedModel(key))
+    assert parked_in_words(loader.machine.explain(key), OWN) == ""
+    loader.use(2, WantedModel(ModelKey("t", "other")))
+    assert "parked: 40 B on host" in parked_in_words(loader.machine.explain(key), OWN)
