@@ -60,9 +60,6 @@ class NativeTrees:
         self._rounds = (0, facts.rounds_used)
         self._resting: Any = None
         """The Booster while it is parked."""
-        # Reading a file knows nothing of the Booster's own `nthread`: each loading thread would start an OpenMP team,
-        # whose threads then wait for one another (8 ms in place of 1 on a busy machine). Holds for this thread only.
-        xgboost.set_config(nthread=options.threads)
         try:
             self._booster = self._read(bytearray(ubj), options.device)
             self._predict_once()
@@ -70,6 +67,9 @@ class NativeTrees:
             raise _load_error(error) from error
 
     def _read(self, ubj: bytearray, device: Device) -> Any:
+        # Reading a file knows nothing of the Booster's own `nthread`: each loading thread would start an OpenMP team,
+        # whose threads then wait for one another (8 ms in place of 1 on a busy machine). Holds for this thread only.
+        self._xgboost.set_config(nthread=self._threads)
         return self._xgboost.Booster({"nthread": self._threads, "device": str(device)}, model_file=ubj)
 
     def _predict_once(self) -> None:

@@ -1,0 +1,200 @@
+"""Models that leave their device and come back, between two places in RAM: what stays as it was when a move fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime_adapters.base import CPU, Array, LoadOptions
+from runtime_adapters.errors import LoadFailed, ModelRaised, OutOfMemory
+from runtime_adapters.onnx_runtime import ADAPTER as ONNX
+from runtime_adapters.onnx_runtime import OnnxModel
+from runtime_adapters.torch_programs import ADAPTER as TORCH
+from runtime_adapters.torch_programs import TorchModel
+from runtime_adapters.xgboost_trees import ADAPTER as XGBOOST
+from runtime_adapters.xgboost_trees import XgboostModel
+
+ROWS: Array = np.random.default_rng(3).normal(size=(5, 4)).astype(np.float32)
+
+
+# --- torch ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counter(tmp_path: Path) -> TorchModel:
+    """Adds a count of its own to a tied layer's answer."""
+    torch = pytest.importorskip("torch")
+
+    class Counter(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Linear(4, 4)
+            self.second = torch.nn.Linear(4, 4)
+            self.second.weight = self.first.weight
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, x: Any) -> Any:
+            self.count += 1
+            return self.second(self.first(x)) + self.count
+
+    torch.manual_seed(0)
+    program = torch.export.export(Counter().eval(), (torch.zeros(5, 4),))
+    torch.export.save(program, tmp_path / "model.pt2")
+    model = TORCH.load(tmp_path / "model.pt2", LoadOptions("m", trusted=True))
+    assert isinstance(model, TorchModel)
+    return model
+
+
+def answer(model: Any, name: str = "output_0", given: str = "x") -> Array:
+    answered: Array = model.infer({given: ROWS})[name]
+    return answered
+
+
+def test_what_a_program_has_counted_survives_the_way_down_and_up(counter: TorchModel) -> None:
+    first = answer(counter)
+    np.testing.assert_array_equal(answer(counter), first + 1)
+    back = counter.park().unpark(CPU)
+    np.testing.assert_array_equal(answer(back), first + 2)
+
+
+def test_tied_weights_are_moved_once_and_stay_tied(counter: TorchModel) -> None:
+    before = counter.size()
+    said = counter.parked_size()
+    assert said is not None
+    tied_bytes = 4 * 4 * 4
+    assert said.total_bytes < before.total_bytes + tied_bytes + 4 * 256, "each storage may begin at a boundary"
+    parked = counter.park()
+    assert parked.size() == said
+    assert parked.unpark(CPU).size().total_bytes == said.total_bytes
+
+
+def test_weights_that_find_no_room_in_ram_stay_where_they_are(
+    counter: TorchModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*arguments: Any) -> Any:
+        raise MemoryError("no RAM for a block")
+
+    expected = answer(counter)
+    with monkeypatch.context() as patched:
+        patched.setattr("runtime_adapters.torch_weights.HostBlock", no_room)
+        with pytest.raises(OutOfMemory):
+            counter.park()
+    np.testing.assert_array_equal(answer(counter), expected + 1)
+
+
+def test_weights_that_find_no_room_on_the_device_stay_parked(
+    counter: TorchModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def no_room(*arguments: Any, **named: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    expected = answer(counter)
+    parked = counter.park()
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "empty", no_room)
+        with pytest.raises(OutOfMemory):
+            parked.unpark(CPU)
+    with pytest.raises(ModelRaised, match="parked"):
+        answer(counter)
+    np.testing.assert_array_equal(answer(parked.unpark(CPU)), expected + 1)
+
+
+def test_a_parked_program_that_was_unloaded_does_not_come_back(counter: TorchModel) -> None:
+    parked = counter.park()
+    parked.unload()
+    parked.unload()
+    with pytest.raises(LoadFailed, match="unloaded"):
+        parked.unpark(CPU)
+    with pytest.raises(LoadFailed):
+        counter.park()
+
+
+# --- onnxruntime ------------------------------------------------------------------------------------------------------
+
+
+def onnx_model(directory: Path, width: int) -> OnnxModel:
+    """Prepared and loaded; its weights take 4 * 4 * width bytes and a square of the width."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(1)
+    matrices = [random.normal(size=size).astype(np.float32) for size in ((4, width), (width, width))]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w0"], ["h"]), helper.make_node("MatMul", ["h", "w1"], ["y"])],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", width])],
+        [numpy_helper.from_array(matrix, f"w{index}") for index, matrix in enumerate(matrices)],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    (directory / "model.onnx").write_bytes(made.SerializeToString())
+    form = directory / "form"
+    form.mkdir()
+    assert ONNX.prepare(directory / "model.onnx", form, LoadOptions("m"))
+    model = ONNX.load(form, LoadOptions("m"))
+    assert isinstance(model, OnnxModel)
+    return model
+
+
+def test_an_onnx_model_comes_back_in_the_form_in_which_it_left(tmp_path: Path) -> None:
+    model = onnx_model(tmp_path, 600)
+    model.promote()
+    expected, size = answer(model, "y"), model.size()
+    parked = model.park()
+    assert parked.size().total_bytes >= 600 * 600 * 4
+    back = parked.unpark(CPU)
+    assert back.is_hot
+    assert back.size() == size
+    np.testing.assert_array_equal(answer(back, "y"), expected)
+
+
+def test_an_onnx_model_with_few_weights_is_not_parked(tmp_path: Path) -> None:
+    model = onnx_model(tmp_path, 20)
+    assert model.parked_size() is None
+    with pytest.raises(LoadFailed):
+        model.park()
+    answer(model, "y")
+
+
+def test_an_onnx_model_whose_weights_cannot_be_read_stays_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(paths: Any) -> Any:
+        raise OSError("input/output error")
+
+    model = onnx_model(tmp_path, 600)
+    expected = answer(model, "y")
+    monkeypatch.setattr("runtime_adapters.onnx_model.MappedFiles", unreadable)
+    with pytest.raises(LoadFailed, match="input/output error"):
+        model.park()
+    np.testing.assert_array_equal(answer(model, "y"), expected)
+
+
+# --- xgboost ----------------------------------------------------------------------------------------------------------
+
+
+def test_trees_that_find_no_room_on_the_device_stay_parked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import xgboost
+
+    labels = (ROWS[:, 0] > 0).astype(int)
+    booster = xgboost.train({"objective": "binary:logistic", "nthread": 1}, xgboost.DMatrix(ROWS, labels), 3)
+    booster.save_model(tmp_path / "model.ubj")
+    model = XGBOOST.load(tmp_path / "model.ubj", LoadOptions("m"))
+    assert isinstance(model, XgboostModel)
+    expected = answer(model, "predict", "input")
+    parked = model.park()
+
+    def no_room(self: Any, *arguments: Any, **named: Any) -> None:
+        raise xgboost.core.XGBoostError("cudaErrorMemoryAllocation: out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(xgboost.Booster, "set_param", no_room)
+        with pytest.raises(OutOfMemory):
+            parked.unpark(CPU)
+    with pytest.raises(ModelRaised, match="parked"):
+        answer(model, "predict", "input")
+    np.testing.assert_array_equal(answer(parked.unpark(CPU), "predict", "input"), expected)
