@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 
 from runtime_adapters.base import CPU, Array, LoadOptions
+from runtime_adapters.devices import cuda_devices
 from runtime_adapters.errors import LoadFailed, ModelRaised, OutOfMemory
+from runtime_adapters.host_block import HostBlock
 from runtime_adapters.onnx_runtime import ADAPTER as ONNX
 from runtime_adapters.onnx_runtime import OnnxModel
 from runtime_adapters.torch_programs import ADAPTER as TORCH
@@ -112,6 +116,36 @@ def test_a_parked_program_that_was_unloaded_does_not_come_back(counter: TorchMod
         parked.unpark(CPU)
     with pytest.raises(LoadFailed):
         counter.park()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_parked_weights_leave_it_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = cuda_devices()
+    if not found.devices:
+        pytest.skip(f"no CUDA device: {found.why_none}")
+    torch = pytest.importorskip("torch")
+    device = found.devices[0].device
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4096), torch.nn.Linear(4096, 4096), torch.nn.Linear(4096, 4))
+    torch.export.save(torch.export.export(network.eval(), (torch.zeros(5, 4),)), tmp_path / "model.pt2")
+    model = TORCH.load(tmp_path / "model.pt2", LoadOptions("m", device=device, trusted=True))
+    expected, on_device_bytes = answer(model), model.size().device_bytes
+    assert on_device_bytes > 4096 * 4096 * 4
+    held_bytes = torch.cuda.memory_allocated(device.index)
+    assert isinstance(model, TorchModel)
+    parked = model.park()
+    assert torch.cuda.memory_allocated(device.index) <= held_bytes - on_device_bytes
+    began = time.perf_counter()
+    back = parked.unpark(device)
+    took_s = time.perf_counter() - began
+    np.testing.assert_allclose(answer(back), expected, rtol=1e-5)
+    back.unload()
+    block = HostBlock(1 << 20, device)
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\n{found.devices[0].name}: {on_device_bytes / 1e6:.0f} MB back in {took_s * 1e3:.1f} ms, "
+            f"{on_device_bytes / took_s / 1e9:.1f} GB/s; locked: {block.is_locked} {block.why_not_locked}\n"
+        )
+    block.free()
 
 
 # --- onnxruntime ------------------------------------------------------------------------------------------------------
