@@ -15,6 +15,7 @@ swap is in any case, and does not make a copy faster).
 from __future__ import annotations
 
 import ctypes
+import logging
 import mmap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from runtime_adapters.base import CPU, Array, Device
 _DRIVER = "libcuda.so.1"
 _PORTABLE = 1
 """CU_MEMHOSTREGISTER_PORTABLE: locked for every context, so that any GPU of the pod may copy from it."""
+
+log = logging.getLogger(__name__)
 
 LoadLibrary = Callable[[str], Any]
 
@@ -57,9 +60,12 @@ class HostBlock:
     def free(self) -> None:
         """Give the RAM back, as soon as nobody looks at `array` any more. Idempotent."""
         locked, self._locked = self._locked, None
-        self.array = np.empty(0, np.uint8)
         if locked is not None:
-            locked.unlock()
+            try:
+                locked.unlock()  # while the memory is still there
+            except OSError as error:
+                log.warning("a block of locked memory was freed and stays locked: %s", error)
+        self.array = np.empty(0, np.uint8)
 
 
 class _LockedPages:

@@ -98,7 +98,7 @@ class WeightsInRam:
                 source = torch.empty(0, dtype=torch.uint8, device=device).set_(span.storage)
                 self._flat[span.offset_bytes : span.offset_bytes + span.count_bytes].copy_(source, non_blocking=True)
             if device.type == "cuda":
-                torch.cuda.synchronize(device)
+                torch.cuda.current_stream(device).synchronize()
         except BaseException:
             self.free()
             raise

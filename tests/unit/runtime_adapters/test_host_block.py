@@ -52,6 +52,13 @@ def test_what_the_driver_refuses_to_lock_is_ram_all_the_same(refuses: str) -> No
     assert driver.asked.count("cuDevicePrimaryCtxRetain") == driver.asked.count("cuDevicePrimaryCtxRelease_v2")
 
 
+def test_a_device_that_is_gone_does_not_keep_a_block_from_being_freed() -> None:
+    block = HostBlock(4096, GPU, load_library=lambda name: Driver("cuMemHostUnregister"))
+    assert block.is_locked
+    block.free()
+    assert block.array.nbytes == 0
+
+
 def test_without_a_driver_the_block_says_why_it_is_not_locked() -> None:
     def missing(name: str) -> Any:
         raise OSError(f"{name}: cannot open shared object file")
