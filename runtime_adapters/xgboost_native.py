@@ -11,6 +11,7 @@ copies the trees.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,9 @@ class NativeTrees:
             self._booster = booster
             self._predict_once()
         except (self._xgboost.core.XGBoostError, MemoryError) as error:
-            self._booster, self._resting = None, self._in_ram(booster)
+            self._booster = None
+            with contextlib.suppress(self._xgboost.core.XGBoostError, MemoryError):  # what it has on the device goes
+                self._resting = self._in_ram(booster)
             raise _move_error(error) from error
         self._resting = None
 
