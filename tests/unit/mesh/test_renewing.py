@@ -52,7 +52,7 @@ class Pod:
             staging=staging,
             settings=settings,
             telemetry=telemetry,
-            device=CPU,
+            devices=(CPU,),
             record_of=self.records.get,
             on_loaded=lambda key: None,
             loaded_as_fetched=lambda resident, staged: self.renewals.begin(resident, staged),
