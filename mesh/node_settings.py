@@ -117,7 +117,12 @@ def listen_addresses(settings: Settings) -> list[ListenAddress]:
 def chosen_transport(settings: Settings) -> Choice:
     """What speaks gRPC. Raises CannotStart when the one that was asked for is not there."""
     try:
-        return choose_transport(settings.transport, listen_addresses(settings), native_is_here=native_is_here())
+        return choose_transport(
+            settings.transport,
+            listen_addresses(settings),
+            is_pooled=settings.is_pooled,
+            native_is_here=native_is_here(),
+        )
     except TransportMissing as error:
         raise CannotStart(str(error)) from error
 

@@ -55,8 +55,9 @@ class Settings(BaseSettings):
     transport: Wanted = Field(
         "auto",
         description="What speaks gRPC: `native` (pygrpc-native: HTTP/2 in Rust, several times as many requests per "
-        "core) or `grpcio`. `auto`: native on loopback addresses, else grpcio, since native learns that a message is "
-        "too large only once it has read it. The log and `hexcomb pods --pod NAME` say which one serves, and why.",
+        "core) or `grpcio`. `auto`: native for a pod alone on loopback addresses, else grpcio, since native learns "
+        "that a message is too large only once it has read it, and refuses channels that name several pods. The log "
+        "and `hexcomb pods --pod NAME` say which one serves, and why.",
     )
     tenant_ports: Words = Field(
         (),

@@ -1,9 +1,15 @@
 """Which transport serves, and why.
 
 pygrpc-native answers several times as many requests per core as grpcio (`make bench`, transport), so it serves where it
-can. Two things it cannot: speak TLS, and refuse a message before it lies in memory whole. The second is nobody's
-concern on loopback, where whoever reaches the port is on this machine already; beyond it, whoever reaches the port
-could fill the pod's memory, so there an operator has to ask for it.
+can. What it cannot:
+
+* Speak TLS.
+* Refuse a message before it lies in memory whole. That is nobody's concern on loopback, where whoever reaches the port
+  is on this machine already; beyond it, whoever reaches the port could fill the pod's memory.
+* Answer a gRPC channel whose target is a list (`ipv4:10.0.0.1:8033,10.0.0.2:8033`). Such a channel sends the whole list
+  as `:authority`, which the library's HTTP/2 takes for a broken request. Clients of a pool are told to use such lists.
+
+So beyond loopback, and in a pool, an operator has to ask for it.
 
 A host name is left to grpcio, which listens on every address that the name stands for (`localhost` often has two).
 """
@@ -36,7 +42,9 @@ class TransportMissing(Exception):
     """The transport that was asked for is not installed; the message says how to install it."""
 
 
-def choose_transport(wanted: Wanted, addresses: Sequence[ListenAddress], *, native_is_here: bool) -> Choice:
+def choose_transport(
+    wanted: Wanted, addresses: Sequence[ListenAddress], *, is_pooled: bool, native_is_here: bool
+) -> Choice:
     """The transport for these addresses. Raises TransportMissing when `wanted` is one that is not installed."""
     if wanted == "grpcio":
         return Choice("grpcio", "as was asked for")
@@ -49,11 +57,13 @@ def choose_transport(wanted: Wanted, addresses: Sequence[ListenAddress], *, nati
         return Choice("grpcio", "since pygrpc-native is not installed (`pip install pygrpc-native`)")
     if wanted == "native":
         return Choice("native", "as was asked for")
+    if is_pooled:
+        return Choice("grpcio", "since a pool's clients may name several pods in one target, which native cannot read")
     for listen in addresses:
         why_not = _why_not_native(listen)
         if why_not:
             return Choice("grpcio", why_not)
-    return Choice("native", "since only this machine reaches it")
+    return Choice("native", "since only this machine reaches it, and it is no pool")
 
 
 def native_is_here() -> bool:

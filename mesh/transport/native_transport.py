@@ -10,8 +10,7 @@ Of each batch the methods with a quick handler get their calls together, and ans
 (`Routes.quick`); every other call is a task, as on grpcio.
 
 What this transport leaves to grpcio, behind a private unix socket, and counts with its own: streaming methods, and
-methods that nobody knows. What it cannot do at all, so that `mesh.transport.choosing` takes grpcio in its place: TLS,
-and bounding the memory of messages: one above the limit is refused, but only once it has been read.
+methods that nobody knows. What it cannot do at all stands in `mesh.transport.choosing`.
 
 Deadlines are kept by the library: it answers DEADLINE_EXCEEDED by itself, and says so like any cancellation.
 
@@ -22,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import tempfile
 import threading
@@ -30,6 +30,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from mesh.transport.admission import Admission
 from mesh.transport.base import (
@@ -70,6 +72,7 @@ _METADATA_KNOWN_MAX = 1024
 """Metadata that was measured and is not measured again: a client sends the same with all its calls."""
 _UNSENT_LOOK_S = 0.01
 """How often `stop` looks whether all answers have been sent; the library does not say when."""
+_SOCKETS_PREFIX = "hexcomb-streams-"
 _LAST_ANSWERS_S = 0.5
 """How long it looks at least, whatever the grace."""
 
@@ -180,7 +183,8 @@ class NativeTransport:
 
     async def _start_streams(self) -> None:
         """grpcio, on a socket for each port, so that a port's tenant is known there, too."""
-        self._sockets = Path(tempfile.mkdtemp(prefix="hexcomb-"))
+        _clear_up_after_the_dead()
+        self._sockets = Path(tempfile.mkdtemp(prefix=f"{_SOCKETS_PREFIX}{os.getpid()}-"))
         paths = [self._sockets / str(number) for number in range(len(self._ports))]
         self._streams = GrpcioTransport(
             Routes({}, self._routes.streaming),
@@ -338,6 +342,14 @@ class NativeTransport:
         except ValueError:
             _log.warning("the trailing metadata of an error cannot be sent: %.200r", trailers)
             port.front.fail(call_id, status, message, ((ANSWERED_METADATA, "1"),))
+
+
+def _clear_up_after_the_dead() -> None:
+    """Directories of processes that were killed before they could remove them."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{_SOCKETS_PREFIX}*-*"):
+        pid_text = directory.name.removeprefix(_SOCKETS_PREFIX).partition("-")[0]
+        if pid_text.isdecimal() and not psutil.pid_exists(int(pid_text)):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _has_unsent(front: NativeGrpcFront) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -573,6 +574,28 @@ async def test_a_unix_socket_that_another_server_uses_is_not_taken_over(start, d
     with pytest.raises(CannotListen, match="another process serves it"):
         await second.start()
     assert await dial(listen.address).unary_unary("/test.Echo/echo")(b"still here") == b"still here"
+
+
+async def test_grpcio_serves_a_channel_whose_target_is_a_list(dial, server):
+    """The other transport cannot (`mesh.transport.choosing`)."""
+    transports = [GrpcioTransport(server.routes(), [ListenAddress("127.0.0.1:0")]) for _ in range(2)]
+    for transport in transports:
+        await transport.start()
+    target = "ipv4:" + ",".join(transport.addresses[0].address for transport in transports)
+    assert await dial(target).unary_unary("/test.Echo/echo")(b"x") == b"x"
+    for transport in transports:
+        await transport.stop(0)
+
+
+async def test_what_a_killed_process_left_of_its_sockets_is_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left, alive = tmp_path / "hexcomb-streams-999999999-x", tmp_path / f"hexcomb-streams-{os.getppid()}-x"
+    for directory in (left, alive):
+        directory.mkdir()
+    transport = NativeTransport(Routes({}), [ListenAddress("127.0.0.1:0")])
+    await transport.start()
+    await transport.stop(0)
+    assert list(tmp_path.iterdir()) == [alive]
 
 
 async def test_a_dead_unix_socket_is_replaced(start, dial, tmp_path):
