@@ -46,7 +46,7 @@ class ColdStart(NamedTuple):
     """What a request met that found no copy."""
 
     size_bytes: int
-    """What the copy takes."""
+    """What the copy takes, by the pod's books: its runs included."""
     load_s: float
     """What bringing it here took, the fetch included."""
     fetch_s: float

@@ -252,7 +252,7 @@ class Serving:
             copy = resident.copy
             met = None
             if wait_s is not None:
-                met = ColdStart(resident.size.total_bytes, copy.load_time_s, copy.fetch_time_s, wait_s)
+                met = ColdStart(copy.size.total_bytes, copy.load_time_s, copy.fetch_time_s, wait_s)
             self._access_log.answered(record.tenant, record.id, seconds, met)
 
     async def _wait(

@@ -8,13 +8,13 @@ Times are seconds, of any beginning, or ISO 8601. Several files are one trace: e
 answered. Lines need not be in order (a pod writes a request when it is answered, so never quite); they are sorted, and
 how far they stood out of order is said.
 
-What loads of a model took, and the runs of requests that had waited for them, is replayed as the log has it: each load
-takes what the one recorded nearest in time took. Loads differ from time to time, a machine that is busy is so for all
-of them, and a p99 is made of that. A model's first load may have fetched and prepared its artifact: `fetch_s` says how
-long, and the first load of a replay does that, too. A log without that column does not tell, and its first loads are
-left out, as if artifacts were on the disk; of a model that was loaded once, its load is shortened as later loads of the
-others are shorter than their first. Of a model that was never missed nothing is known but from a file of sizes, or else
-the mean of the others; how many there were of each is said.
+What loads and runs of a model took is replayed as the log has it, each as the one recorded nearest in time. Loads
+differ from time to time, a machine that is busy is so for all of them, and a p99 is made of that. A model's first
+load may have fetched and prepared its artifact: `fetch_s` says how long, and the first load of a replay does that,
+too. A log without that column does not tell, and its first loads are left out, as if artifacts were on the disk; of a
+model that was loaded once, its load is shortened as later loads of the others are shorter than their first. Of a
+model that was never missed nothing is known but from a file of sizes, or else the mean of the others; how many there
+were is said.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class _Seen:
     sizes_bytes: list[int] = field(default_factory=list)
     loads: list[_Load] = field(default_factory=list)
     runs: list[tuple[float, float]] = field(default_factory=list)
-    """When the request asked, and what its run took; of requests that waited for a load."""
+    """When a request asked, and what its run took."""
 
     def loaded(self, at_s: float, took_s: float, fetch_s: float | None) -> None:
         """A request that waited says so. What is equal is one load, and several requests that waited for it."""
@@ -199,10 +199,11 @@ def _read_file(path: Path, reading: _Reading) -> None:
             raise UnreadableLog(f"{where}, field outcome: found {shown(outcome)}; allowed are hit, miss and nothing")
         reading.answered += outcome != ""
         latency_ms = parse_milliseconds(row, "latency_ms", where)
+        wait_ms = parse_milliseconds(row, "wait_ms", where) if outcome == "miss" else 0.0
+        if outcome and latency_ms is not None and wait_ms is not None:
+            seen.runs.append((time_s, max(0.0, latency_ms - wait_ms) / 1e3))
         if outcome == "miss" and latency_ms is not None:
             reading.misses_ms.append(latency_ms)
-            if (wait_ms := parse_milliseconds(row, "wait_ms", where)) is not None:
-                seen.runs.append((time_s, max(0.0, latency_ms - wait_ms) / 1e3))
 
 
 def _models(reading: _Reading, sizes: Mapping[str, Taken], source: str) -> tuple[list[TraceModel], list[str]]:

@@ -1,14 +1,15 @@
 """A trace on this pod's real cache: the same machine, policies and limits as in `hexcomb serve`, on virtual time.
 
-Each pod is a `CacheMachine`. A request that finds its model servable takes no time; one that does not waits until the
+Each pod is a `CacheMachine`. A request that finds its model servable runs at once; one that does not waits until the
 load is done, which takes what the trace says, with as many at a time as the limits allow; requests that come while it
-loads wait for the rest of it (delayed hits). What is counted is that waiting: the cold time. Where the trace says what
-the runs of cold requests took, their percentiles are of both together, which is what a client sees.
+loads wait for the rest of it (delayed hits). What is counted is that waiting: the cold time. A run holds its copy as
+long as the trace says, and for no time where it does not; the percentiles of cold requests are of both together, which
+is what a client sees.
 
 Several pods: each model lives on one of them, chosen by rendezvous hashing, as the pool's routing does for models with
 one copy; so a pod's cache is its own, and pods differ by luck. Artifacts are on the disk tier from the start, but where
-the trace recorded that the first load of a model fetched. Deliberately absent: the network, failures, and that a run
-holds its copy, and a core, while it lasts.
+the trace recorded that the first load of a model fetched. Deliberately absent: the network, failures, and that runs and
+loads take cores from one another beyond what they did when they were recorded.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from heapq import heappop, heappush
 from math import inf
 
 from cache.commands import Command, Prefetch, Refuse, Serve, StartFetch, StartLoad, StartUnload, WakeAt
+from cache.copies import Copy
 from cache.events import Event, Fetched, Loaded, Tick, Unloaded, Want
 from cache.limits import CacheLimits
 from cache.machine import CacheMachine
@@ -155,7 +157,8 @@ class _Pod:
         self._brought_in: set[int] = set()
         self._load_s: dict[int, float] = {}
         """By copy that is being fetched: what its load will take."""
-        self._due: list[tuple[float, int, Event]] = []
+        self._due: list[tuple[float, int, Event | Copy]] = []
+        """What happens when; a copy is one that a run gives back."""
         self._order = 0
         self._wake_at_s = inf
         self._asked_s: list[float] = []
@@ -175,7 +178,7 @@ class _Pod:
         copy = self.machine.servable(self._keys[position])
         if copy is not None:
             copy.pin(now_s)
-            self._carry_out(self.machine.unpin(copy, now_s), now_s)
+            self._run(copy, self._models[position].run_at(now_s), now_s)
             return
         waiter_id = len(self._asked_s)
         self._asked_s.append(now_s)
@@ -193,7 +196,10 @@ class _Pod:
                 self._send(Tick(), at_s)
             else:
                 at_s, _, event = heappop(due)
-                self._send(event, at_s)
+                if isinstance(event, Copy):
+                    self._carry_out(self.machine.unpin(event, at_s), at_s)
+                else:
+                    self._send(event, at_s)
 
     def finish(self, now_s: float) -> None:
         """The last waits end; nothing new begins."""
@@ -220,11 +226,7 @@ class _Pod:
                 case StartUnload(_, copy_id, _):
                     self._later(now_s + UNLOAD_S, Unloaded(copy_id))
                 case Serve(waiter_id, copy_id):
-                    if waiter_id in self._background:
-                        self._background.discard(waiter_id)
-                    else:
-                        self._served(self._asked_s[waiter_id], copy_id, now_s)
-                    self._carry_out(self.machine.unpin(self.machine.copy(copy_id), now_s), now_s)
+                    self._serve(waiter_id, self.machine.copy(copy_id), now_s)
                 case Refuse(waiter_id, _):
                     if waiter_id in self._background:
                         self._background.discard(waiter_id)
@@ -238,12 +240,25 @@ class _Pod:
                 case WakeAt(at_s):
                     self._wake_at_s = at_s
 
-    def _served(self, asked_s: float, copy_id: int, now_s: float) -> None:
-        model = self._models[self._position[self.machine.copy(copy_id).key]]
-        self.waits_s.append(now_s - asked_s)
-        self.latencies_s.append(now_s - asked_s + model.run_at(asked_s))
+    def _serve(self, waiter_id: int, copy: Copy, now_s: float) -> None:
+        run_s = 0.0
+        if waiter_id in self._background:
+            self._background.discard(waiter_id)
+        else:
+            asked_s = self._asked_s[waiter_id]
+            run_s = self._models[self._position[copy.key]].run_at(asked_s)
+            self.waits_s.append(now_s - asked_s)
+            self.latencies_s.append(now_s - asked_s + run_s)
+        self._run(copy, run_s, now_s)
 
-    def _later(self, at_s: float, event: Event) -> None:
+    def _run(self, copy: Copy, run_s: float, now_s: float) -> None:
+        """The pinned copy is given back after that."""
+        if run_s > 0:
+            self._later(now_s + run_s, copy)
+        else:
+            self._carry_out(self.machine.unpin(copy, now_s), now_s)
+
+    def _later(self, at_s: float, event: Event | Copy) -> None:
         self._order += 1
         heappush(self._due, (at_s, self._order, event))
 

@@ -24,7 +24,7 @@ class RecordedLoad:
 
 @dataclass(frozen=True, slots=True)
 class RecordedRun:
-    """What the run of a request took that had waited for a load."""
+    """What the run of a request took, what came before and after it on the pod included."""
 
     at_s: float
     run_s: float
@@ -52,7 +52,7 @@ class TraceModel:
         return self.loads[_nearest(self.loads, time_s)] if self.loads else RecordedLoad(time_s, 0.0, self.load_s)
 
     def run_at(self, time_s: float) -> float:
-        """What the run of a cold request takes now: as that recorded nearest to this time; 0 where none was."""
+        """What the run of a request takes that comes now: as that recorded nearest to this time; 0 where none was."""
         return self.runs[_nearest(self.runs, time_s)].run_s if self.runs else 0.0
 
 

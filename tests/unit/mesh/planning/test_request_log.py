@@ -62,6 +62,13 @@ def test_where_the_log_says_what_fetches_took_the_first_load_is_replayed_with_it
     assert log.remarks == ()
 
 
+def test_runs_of_hits_are_known_from_any_access_log_and_of_misses_where_it_says_how_long_they_waited(
+    tmp_path: Path,
+) -> None:
+    log = read(tmp_path, HEADER + "1,default,a,miss,900,100,0.8\n2,default,a,hit,4,,\n")
+    assert log.trace.models[0].runs == (RecordedRun(1.0, 0.004),)
+
+
 def test_of_a_model_that_was_loaded_once_a_later_load_would_be_the_same_without_its_fetch(tmp_path: Path) -> None:
     log = read(tmp_path, HEADER + "1,default,a,miss,1,100,0.8,0.75,1\n2,default,a,hit,1,,,,\n")
     model = log.trace.models[0]

@@ -38,6 +38,13 @@ def test_the_first_load_fetches_where_that_was_recorded_and_the_run_is_in_the_pe
     assert result.cold_p50_ms == pytest.approx(1000.0, abs=10.0)
 
 
+def test_a_copy_is_not_evicted_while_a_run_holds_it() -> None:
+    busy = TraceModel("a", 10, 1.0, runs=(RecordedRun(0.0, 5.0),))
+    trace = trace_of([busy, TraceModel("b", 10, 1.0)], [(0.0, 0), (2.0, 1)])
+    result = replay(trace, ReplayOptions(capacity_bytes=10))
+    assert result.cold_time_s == pytest.approx(1.0 + (1.0 + 5.0 - 2.0) + 1.0, abs=0.01)
+
+
 def test_what_does_not_fit_beside_another_has_it_evicted() -> None:
     trace = two_models((0.0, 0), (10.0, 1), (20.0, 0))
     result = replay(trace, ReplayOptions(capacity_bytes=10))
