@@ -70,7 +70,8 @@ class TimedLoads:
             loaded = await self._load_isolated(copy.key, staged, timeout_s)
         else:
             loaded = await self._load_here(copy, staged, timeout_s)
-        self._run_times_s[staged.artifact.content_hash] = loaded.run_s
+        if not staged.options.as_fetched:
+            self._run_times_s[staged.artifact.content_hash] = loaded.run_s
         return loaded
 
     async def free(self, model: LoadedModel) -> None:

@@ -121,6 +121,7 @@ async def test_a_model_answers_before_it_is_prepared_and_goes_on_as_its_prepared
     resident = await pod.load(
         pod.register("m", factor=3.0, size_bytes=10 * KB, hot_bytes=12 * KB, fetched_bytes=20 * KB)
     )
+    assert pod.adapter.count("warm_up") == 0, "its first request waited for a run that was not its own"
     assert (answer_of(resident), resident.form, pod.charged_bytes()) == (3.0, "fetched", 20 * KB)
     assert resident.copy.copy_id not in pod.loading.residents.two_forms, "it was offered for promotion"
     gate.open()
