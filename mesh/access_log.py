@@ -8,7 +8,7 @@ One line per inference request that this pod answered, on the pod that ran it:
 
 `time_s` is when the request came in, in Unix seconds. The last four stand on misses alone, since they are what a replay
 must know of a model, and a hit adds nothing to it: what the copy takes, what fetching and loading it took, the fetch's
-part in that (preparation included), and how much of its latency the request waited for its copy.
+part in that (with what was prepared before the load), and how much of its latency the request waited for its copy.
 
 A request costs one tuple and one append. Lines are formatted and written by a thread, once a second; when the disk is
 slower than the requests, lines are dropped and counted, never requests held up. At `bytes_max` the file becomes
