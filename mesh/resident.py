@@ -6,7 +6,6 @@ and the copy stays until the thread is done with the model.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -61,8 +60,8 @@ class Resident:
     """Mean seconds of a run; of one that requests share, each request's part."""
     load_s: float
     """What the framework took to load it."""
-    turn: asyncio.Semaphore | None
-    """Of a copy in a subprocess: whose run it is. None for copies in this process, which run several at a time."""
+    isolated: bool
+    """In a process of its own, which has one run at a time."""
     pin: Callable[[Copy], None] = field(repr=False)
     unpin: Callable[[Copy], None] = field(repr=False)
     recorder: Recorder = field(default_factory=lambda: bytearray(1), repr=False)

@@ -146,7 +146,7 @@ class Runner:
         return (
             resident.alone_s < HANDOVER_S
             and request_bytes <= INLINE_BYTES_MAX
-            and resident.turn is None
+            and not resident.isolated
             and resident.device.kind == "cpu"
         )
 
@@ -235,7 +235,7 @@ class Runner:
 
     def _group_of(self, resident: Resident) -> tuple[_Group, int]:
         """The threads that a copy runs on, and how many of its runs may run at a time."""
-        if resident.turn is not None:
+        if resident.isolated:
             return self._isolated, 1
         if resident.device.kind == "cpu":
             return self._here, self._runs_max

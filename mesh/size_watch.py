@@ -95,7 +95,7 @@ class SizeWatch:
         """One look; the seconds that runs took for it."""
         residents = list(self._copies.every_resident())
         for resident in residents:
-            if resident.turn is not None:
+            if resident.isolated:
                 await self._look_at_process(resident)
         here = {resident.copy.copy_id for resident in residents}
         self._runs_seen = {copy_id: runs for copy_id, runs in self._runs_seen.items() if copy_id in here}
@@ -117,7 +117,7 @@ class SizeWatch:
 
     async def _measure_run(self, resident: Resident) -> float:
         shape, resident.unmeasured = resident.unmeasured, None
-        if shape is None or resident.turn is not None or resident.device != CPU:
+        if shape is None or resident.isolated or resident.device != CPU:
             return 0.0
         began_s = self._clock()
         try:

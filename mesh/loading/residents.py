@@ -6,7 +6,6 @@ turn in which it hears that the copy has left its device; in between it is found
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
 
 from cache.copies import Copy
@@ -65,7 +64,7 @@ class Residents:
             declared_bytes=staged.record.spec.capacity_hint_bytes,
             run_s=loaded.run_s,
             load_s=loaded.load_s,
-            turn=asyncio.Semaphore(1) if staged.isolated else None,
+            isolated=staged.isolated,
             pin=self._pin,
             unpin=self._unpin,
             loadable=staged.loadable,

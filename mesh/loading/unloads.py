@@ -77,8 +77,8 @@ class Unloads:
         for resident in leaving:
             if resident.copy.pins and isinstance(resident.model, IsolatedModel):
                 resident.model.kill("the pod stops")
-        isolated = [resident.model for resident in leaving if resident.turn is not None]
-        idle = [resident.model for resident in leaving if resident.turn is None and not resident.copy.pins]
+        isolated = [resident.model for resident in leaving if resident.isolated]
+        idle = [resident.model for resident in leaving if not resident.isolated and not resident.copy.pins]
         unloads = [self._in_thread("unload", model.unload) for model in isolated]
         unloads.append(self._in_thread("unload", _unload_all, [*idle, *self._host_tier.every_model()]))
         await asyncio.wait([*unloads, *running.values()], timeout=grace_s)

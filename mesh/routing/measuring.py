@@ -105,7 +105,7 @@ class Measuring:
             all_runs += runs
             all_queued_s += queued_s
             # Queued for a run now, and not counted yet: with long runs most of the truth.
-            concurrency = 1 if resident.turn is not None else self._threads
+            concurrency = 1 if resident.isolated else self._threads
             in_flight = max((queued_s + run_s) / passed_s, float(copy.pins))
             busy.append(
                 BusyModel(

@@ -304,7 +304,7 @@ class PoolSide:
         if suspicion.verdict is Verdict.QUARANTINED:
             log.warning("model %s is quarantined and leaves", name)
             self._loading.send(EvictRequest(key))
-        elif resident.turn is None and suspicion.isolate:
+        elif not resident.isolated and suspicion.isolate:
             log.warning("model %s is loaded again in a process of its own: pods died while they ran it", name)
             self._loading.send(EvictRequest(key))
 
@@ -340,7 +340,7 @@ class PoolSide:
         resident = self._resident(name)
         if resident is None:
             return 0
-        return 1 if resident.turn is not None else self._settings.infer_threads
+        return 1 if resident.isolated else self._settings.infer_threads
 
     def publish(self, name: ModelName) -> None:
         """Tell the pool what is here of this model now."""
@@ -375,7 +375,7 @@ class PoolSide:
         self._spawn(self.losses.crashed(name, key.generation, self.name, self._world.incarnation))
 
     def _resident_changed(self, resident: Resident, here: bool) -> None:
-        if self._recorder is None or resident.turn is not None:
+        if self._recorder is None or resident.isolated:
             return  # in a process of its own: its death is not this pod's
         if here:
             resident.recorder = self._recorder.bytes

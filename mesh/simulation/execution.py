@@ -213,6 +213,8 @@ class SimulatedRunner:
         self._observe_queue_s = observe_queue_s
         self._running = 0
         self._queue: deque[asyncio.Future[None]] = deque()
+        self._turns: dict[int, asyncio.Semaphore] = {}
+        """By copy, of those in processes of their own."""
 
     def runs_inline(self, resident: Resident, request_bytes: int) -> bool:
         """Never: a run takes time, and the loop's time stands still."""
@@ -237,7 +239,7 @@ class SimulatedRunner:
     async def run_in_thread(self, resident: Resident, request: Request) -> dict[str, Array]:
         """See `Runner`: a run that has begun keeps its pin until it ends, whoever leaves."""
         loop = asyncio.get_running_loop()
-        queued_s, turn = loop.time(), resident.turn
+        queued_s, turn = loop.time(), self._turn(resident)
         resident.hold()
         holder: Resident | None = resident
         try:
@@ -289,6 +291,12 @@ class SimulatedRunner:
                 ended.set_result(model.infer(inputs, outputs))
 
         return (took_s, finish)
+
+    def _turn(self, resident: Resident) -> asyncio.Semaphore | None:
+        """Of a copy in a process of its own: whose run it is."""
+        if not resident.isolated:
+            return None
+        return self._turns.setdefault(resident.copy.copy_id, asyncio.Semaphore(1))
 
     async def _slot(self) -> None:
         if self._running < self._threads:

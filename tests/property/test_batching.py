@@ -247,7 +247,7 @@ def resident(model: Any, pins: Pins, rules: BatchRules) -> Resident:
     unused: Any = SimpleNamespace(pins=0)
     made = Resident(
         copy=unused, model=model, format="fake", checker=unused, meter=unused, artifact=unused, device=CPU,
-        size=Size(1), estimated_bytes=1, declared_bytes=None, run_s=1.0, load_s=0.0, turn=None,
+        size=Size(1), estimated_bytes=1, declared_bytes=None, run_s=1.0, load_s=0.0, isolated=False,
         pin=lambda copy: pins.change(1), unpin=lambda copy: pins.change(-1), rules=rules,
     )  # fmt: skip
     unused.ran = lambda requests: None

@@ -68,7 +68,7 @@ def resident(model: Model, pins: Pins, run_s: float = SLOW_S, *, isolated: bool 
         declared_bytes=None,
         run_s=run_s,
         load_s=0.0,
-        turn=asyncio.Semaphore(1) if isolated else None,
+        isolated=isolated,
         pin=add(1),
         unpin=add(-1),
     )

@@ -80,7 +80,7 @@ class Pod:
         return Resident(
             copy=unused, model=model, format="fake", checker=unused, meter=meter, artifact=unused,  # type: ignore[arg-type]
             device=device, size=Size(1), estimated_bytes=1, declared_bytes=None, run_s=run_s, load_s=0.0,
-            turn=asyncio.Semaphore(1) if isolated else None, pin=change(1), unpin=change(-1),
+            isolated=isolated, pin=change(1), unpin=change(-1),
             loadable=loadable, rules=rules or BatchRules(64),
         )  # fmt: skip
 

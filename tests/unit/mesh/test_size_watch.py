@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import cast
@@ -112,7 +111,7 @@ async def test_a_copy_is_kept_while_it_is_measured(pod: Pod) -> None:
 
 async def test_a_process_of_its_own_counts_for_what_it_has_grown_to(pod: Pod) -> None:
     resident = await resident_of(pod)
-    resident.turn = asyncio.Semaphore(1)
+    resident.isolated = True
     grown = FakeModel(FakeSpec(size_bytes=50 * MIB), "m", lambda point, model_id: None)
     resident.model = cast(FakeModel, grown)
     watch = SizeWatch(pod.loading, CAPACITY_BYTES)
@@ -125,4 +124,4 @@ async def test_a_process_of_its_own_counts_for_what_it_has_grown_to(pod: Pod) ->
     resident.runs += 1
     await watch.turn()
     assert resident.size == Size(90 * MIB)
-    resident.turn = None
+    resident.isolated = False
