@@ -87,12 +87,7 @@ class Runs(Protocol):
         """Take no more work."""
 
 
-@dataclass(slots=True, eq=False)
-class _Queued(Request):
-    """A request whose caller waits for its answer."""
-
-    resident: Resident = field(kw_only=True)
-    answer: asyncio.Future[dict[str, Array]] = field(kw_only=True)
+_Answer = asyncio.Future[dict[str, Array]]
 
 
 @dataclass(slots=True, eq=False)
@@ -109,9 +104,10 @@ class _Group:
 
 
 @dataclass(slots=True, eq=False)
-class _CopyLane(Lane[_Queued]):
-    """A lane, and who runs it."""
+class _CopyLane(Lane[_Answer]):
+    """A lane, whose it is, and who runs it."""
 
+    resident: Resident = field(kw_only=True)
     group: _Group = field(kw_only=True)
     look_again: asyncio.TimerHandle | None = None
     """While requests are kept for company."""
@@ -166,14 +162,14 @@ class Runner:
         allows. An answer for each, in their order. Deadlines play no part: all this takes less than a hand-over."""
         lane = self._lane(resident)
         if lane.trial_is_due(requests):
-            self._try(lane, resident)
+            self._try(lane)
         answers: dict[Request, Answer] = {}
         waiting = dict.fromkeys(requests)
         while waiting:
             began_s = self._clock()
             batch = plan_batch(waiting, lane.limits(waiting), lane.learned.sizing.predicted_s, began_s).batch
             ran = run_together(resident.model.infer, batch)
-            self._account(lane, resident, batch, ran, queued_s=0.0)
+            self._account(lane, batch, ran, queued_s=0.0)
             for request, answer in zip(batch, ran.answers, strict=True):
                 answers[request] = answer
                 del waiting[request]
@@ -191,23 +187,18 @@ class Runner:
         if resident.died:
             raise CopyGone
         lane = self._lane(resident)
-        queued = _Queued(
-            request.inputs,
-            request.outputs,
-            request.size_bytes,
-            request.deadline_s,
-            self._clock(),
-            request.alone,
-            resident=resident,
-            answer=asyncio.get_running_loop().create_future(),
-        )
-        lane.waiting[queued] = None
-        self._offer(lane)
+        request.arrived_s = self._clock()
+        answer: _Answer = asyncio.get_running_loop().create_future()
+        lane.waiting[request] = answer
+        if lane.running or len(lane.waiting) > 1 or len(lane.group.turns) or not lane.group.free:
+            self._offer(lane)
+        else:
+            self._next_run(lane)
         try:
-            return await queued.answer
+            return await answer
         except asyncio.CancelledError:
-            queued.gone = True
-            lane.waiting.pop(queued, None)
+            request.gone = True
+            lane.waiting.pop(request, None)
             raise
 
     def learned_of(self, resident: Resident) -> Learned | None:
@@ -229,7 +220,7 @@ class Runner:
             if resident.loadable != NOTHING:
                 self._learned[resident.loadable] = learned
         group, runs_max = self._group_of(resident)
-        lane = _CopyLane(resident.rules, learned, runs_max, group=group)
+        lane = _CopyLane(resident.rules, learned, runs_max, resident=resident, group=group)
         resident.lane = lane
         return lane
 
@@ -247,7 +238,7 @@ class Runner:
     # Turns --------------------------------------------------------------------------------------------------
 
     def _offer(self, lane: _CopyLane) -> None:
-        """It may have something to run. Threads are given out later in this turn of the loop, so that what arrives
+        """It may have something to run. Threads are given out in the next turn of the loop, so that what arrives
         together runs together."""
         if lane.may_run and not lane.waits_for_turn:
             lane.waits_for_turn = True
@@ -272,17 +263,16 @@ class Runner:
     def _next_run(self, lane: _CopyLane) -> None:
         now_s = self._clock()
         if lane.trial_is_due(lane.waiting):
-            self._try(lane, next(iter(lane.waiting)).resident)
+            self._try(lane)
             return
         if lane.look_again is not None:
             lane.look_again.cancel()
             lane.look_again = None
         plan = lane.plan(now_s)
-        for late in plan.late:
-            if not late.answer.done():
-                late.answer.set_exception(_too_late(now_s, late))
+        for late, answer in zip(plan.late, lane.take(plan.late), strict=True):
+            _settle(answer, _too_late(now_s, late))
         if plan.batch:
-            self._begin(lane, plan.batch)
+            self._begin(lane, plan.batch, lane.take(plan.batch))
         elif plan.wait_until_s < inf:
             loop = asyncio.get_running_loop()
             lane.look_again = loop.call_later(max(0.0, plan.wait_until_s - now_s), self._look_again, lane)
@@ -291,73 +281,67 @@ class Runner:
         lane.look_again = None
         self._offer(lane)
 
-    def _begin(self, lane: _CopyLane, batch: tuple[_Queued, ...]) -> None:
-        resident, loop = batch[0].resident, asyncio.get_running_loop()
+    def _begin(self, lane: _CopyLane, batch: tuple[Request, ...], callers: list[_Answer]) -> None:
+        infer, loop = lane.resident.model.infer, asyncio.get_running_loop()
         predicted_s = lane.learned.sizing.predicted_s(sum(request.rows for request in batch) or 1)
         lane.clock_s += predicted_s
 
         def run() -> None:
             began_s = self._clock()
-            ran = run_together(resident.model.infer, batch)
+            ran = run_together(infer, batch)
             with contextlib.suppress(RuntimeError):  # the loop has ended before the run
                 loop.call_soon_threadsafe(ended, began_s, ran)
 
         def ended(began_s: float, ran: Ran) -> None:
             lane.clock_s += ran.run_s - predicted_s
-            self._account(lane, resident, batch, ran, sum(began_s - request.arrived_s for request in batch))
-            for request, answer in zip(batch, ran.answers, strict=True):
+            queued_s = 0.0
+            for request, caller, answer in zip(batch, callers, ran.answers, strict=True):
+                queued_s += began_s - request.arrived_s
                 self._observe_queue_s(began_s - request.arrived_s)
-                if request.answer.done():
-                    continue
-                if isinstance(answer, Exception):
-                    request.answer.set_exception(answer)
-                else:
-                    request.answer.set_result(answer)
-            if any(isinstance(answer, ModelCrashed) for answer in ran.answers):
-                for request in lane.take_all():
-                    if not request.answer.done():
-                        request.answer.set_exception(CopyGone())
-            self._leave(lane, resident)
+                _settle(caller, answer)
+            self._account(lane, batch, ran, queued_s)
+            if isinstance(ran.answers[0], ModelCrashed):
+                for caller in lane.take(list(lane.waiting)):
+                    _settle(caller, CopyGone())
+            self._leave(lane)
 
-        self._enter(lane, resident)
+        self._enter(lane)
         lane.group.pool.submit(run)
 
-    def _try(self, lane: _CopyLane, resident: Resident) -> None:
+    def _try(self, lane: _CopyLane) -> None:
         """Find out on a thread, if one is free, whether the model's rows may share a run."""
         if not lane.group.free or lane.running >= lane.runs_max:
             return
-        rows = lane.learned.answered
-        loop = asyncio.get_running_loop()
+        model, rows, loop = lane.resident.model, lane.learned.answered, asyncio.get_running_loop()
 
         def run() -> None:
-            found = try_model(resident.model, rows, lane.rules.rows_max)
+            found = try_model(model, rows, lane.rules.rows_max)
             with contextlib.suppress(RuntimeError):  # the loop has ended before the trial
                 loop.call_soon_threadsafe(ended, *found)
 
         def ended(verdict: Verdict, alone_s: list[float]) -> None:
             lane.learned.tried(verdict, alone_s)
             lane.is_trying = False
-            self._leave(lane, resident)
+            self._leave(lane)
 
         lane.is_trying = True
-        self._enter(lane, resident)
+        self._enter(lane)
         lane.group.pool.submit(run)
 
-    def _enter(self, lane: _CopyLane, resident: Resident) -> None:
-        resident.hold()
+    def _enter(self, lane: _CopyLane) -> None:
+        lane.resident.hold()
         lane.running += 1
         lane.group.free -= 1
 
-    def _leave(self, lane: _CopyLane, resident: Resident) -> None:
+    def _leave(self, lane: _CopyLane) -> None:
         lane.running -= 1
         lane.group.free += 1
-        resident.let_go()
+        lane.resident.let_go()
         self._offer(lane)
 
-    def _account(
-        self, lane: _CopyLane, resident: Resident, batch: Sequence[Request], ran: Ran, queued_s: float
-    ) -> None:
+    def _account(self, lane: _CopyLane, batch: Sequence[Request], ran: Ran, queued_s: float) -> None:
         """`queued_s`: of all of them together."""
+        resident = lane.resident
         lane.ran(batch, ran, ran.cpu_s if lane.group.by_cpu else ran.run_s)
         resident.meter.ran(len(batch))
         answered = sum(not isinstance(answer, Exception) for answer in ran.answers)
@@ -371,6 +355,15 @@ class Runner:
 
 def _group(threads: int, name: str, *, by_cpu: bool = False) -> _Group:
     return _Group(ThreadPoolExecutor(threads, name), threads, by_cpu)
+
+
+def _settle(caller: _Answer, answer: Answer) -> None:
+    if caller.done():  # it has left
+        return
+    if isinstance(answer, Exception):
+        caller.set_exception(answer)
+    else:
+        caller.set_result(answer)
 
 
 def _too_late(now_s: float, request: Request) -> TooLate:

@@ -35,16 +35,21 @@ class Request:
     """When it began to wait, on the clock of its deadline."""
     alone: bool = False
     """It must not share a run."""
-    rows: int = field(init=False)
-    """0: it cannot share a run."""
-    kind: Hashable = field(init=False)
-    """Requests of the same kind fit together."""
     gone: bool = False
     """Nobody waits for it any more."""
+    rows: int = field(init=False)
+    """0: it cannot share a run."""
+    _kind: Hashable = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.rows = 0 if self.alone or not self.inputs else rows_of(self.inputs)
-        self.kind = kind_of(self.inputs, self.outputs) if self.rows else None
+
+    @property
+    def kind(self) -> Hashable:
+        """Requests of the same kind fit together. Worked out when somebody asks, which is when two have met."""
+        if self._kind is None:
+            self._kind = kind_of(self.inputs, self.outputs)
+        return self._kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ Pure but for its own state: no clock, no thread. Owned by the event loop.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from mesh.batching.joining import Ran, Request
 from mesh.batching.queue import BatchLimits, Plan, plan_batch
@@ -79,11 +79,11 @@ class Learned:
             self.verdict = NotRowWise("runs of several requests fail, although each of them succeeds alone")
 
 
-R = TypeVar("R", bound=Request)
+Caller = TypeVar("Caller")
 
 
 @dataclass(slots=True, eq=False)
-class Lane(Generic[R]):
+class Lane(Generic[Caller]):
     """Requests that wait for one copy."""
 
     rules: BatchRules
@@ -96,8 +96,8 @@ class Lane(Generic[R]):
     """By which turns are taken (`turns`)."""
     waits_for_turn: bool = False
     is_trying: bool = False
-    waiting: dict[R, None] = field(default_factory=dict)
-    """In the order of arrival."""
+    waiting: dict[Request, Caller] = field(default_factory=dict)
+    """Who waits for which answer, in the order of arrival."""
 
     @property
     def may_run(self) -> bool:
@@ -114,29 +114,25 @@ class Lane(Generic[R]):
         """Whether requests share runs."""
         return not self.rules.why_not and isinstance(self.learned.verdict, RowWise)
 
-    def limits(self, waiting: Mapping[Any, None]) -> BatchLimits:
+    def limits(self, waiting: Mapping[Request, object]) -> BatchLimits:
         """Of the next run of these (at least one), in their order."""
         if not self.is_batched:
             return BatchLimits(1, BATCH_BYTES_MAX)
-        rows = [request.rows for request in islice(waiting, self.rules.rows_max)]
-        rows_best = self.learned.sizing.rows_best(rows[0] or 1, min(sum(rows) or 1, self.rules.rows_max))
-        return BatchLimits(min(self.rules.rows_max, rows_best), BATCH_BYTES_MAX)
+        rows_max = self.rules.rows_max
+        rows = [request.rows for request in islice(waiting, rows_max)]
+        within_reach = rows_max if self.rules.delay_s else min(sum(rows) or 1, rows_max)
+        return BatchLimits(min(rows_max, self.learned.sizing.rows_best(rows[0] or 1, within_reach)), BATCH_BYTES_MAX)
 
-    def plan(self, now_s: float) -> Plan[R]:
-        """Who of those that wait runs now. Those that run, and those that are late, wait no longer."""
+    def plan(self, now_s: float) -> Plan[Request]:
+        """Who of those that wait runs now."""
         limits = self.limits(self.waiting)
         if limits.rows_max > 1 and self.rules.delay_s:
             limits = replace(limits, delay_s=self.rules.delay_s)
-        plan = plan_batch(self.waiting, limits, self.learned.sizing.predicted_s, now_s)
-        for request in (*plan.late, *plan.batch):
-            del self.waiting[request]
-        return plan
+        return plan_batch(self.waiting, limits, self.learned.sizing.predicted_s, now_s)
 
-    def take_all(self) -> list[R]:
-        """Nobody waits any more: the copy has died."""
-        taken = list(self.waiting)
-        self.waiting.clear()
-        return taken
+    def take(self, requests: Iterable[Request]) -> list[Caller]:
+        """These wait no longer."""
+        return [self.waiting.pop(request) for request in requests]
 
     def trial_is_due(self, waiting: Collection[Request]) -> bool:
         """Whether requests have met that might share a run, if somebody found out whether they may."""

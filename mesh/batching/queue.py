@@ -20,7 +20,7 @@ Pure: values in, values out; `now_s` is an argument.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from itertools import islice
 from math import inf
@@ -78,8 +78,13 @@ class Plan(Generic[W]):
     """When to decide again, where requests are kept for company."""
 
 
-def plan_batch(waiting: Iterable[W], limits: BatchLimits, predicted_s: Callable[[int], float], now_s: float) -> Plan[W]:
+def plan_batch(
+    waiting: Collection[W], limits: BatchLimits, predicted_s: Callable[[int], float], now_s: float
+) -> Plan[W]:
     """`waiting` in the order of arrival; `predicted_s(rows)` is what a run would take."""
+    if len(waiting) == 1 and not limits.delay_s:
+        (only,) = waiting  # most plans are made for one: it runs, unless it is too late for that
+        return Plan((only,)) if _deadline_s(only) <= now_s else Plan((), (only,))
     looked_at = list(islice(waiting, limits.rows_max + LOOKED_AT_MORE))
     late, ordered = _ordered(looked_at, limits, predicted_s, now_s)
     if not ordered:
