@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from runtime_adapters.base import Array, Tensors
-from runtime_adapters.errors import ModelCrashed
+from runtime_adapters.errors import ModelCrashed, ModelRaised
 from runtime_adapters.workspace import RequestShape
 
 Infer = Callable[[Tensors, Sequence[str]], dict[str, Array]]
@@ -117,7 +117,7 @@ def run_together(infer: Infer, requests: Sequence[Request]) -> Ran:
             answers = list(split(outputs, [request.rows for request in requests]))
         except ModelCrashed as crash:
             answers = [crash] * len(requests)
-        except Exception:  # of one of them, or of their number: each finds out by itself
+        except BaseException:  # of one of them, or of their number: each finds out by itself
             broke = True
             answers = [_alone(infer, request) for request in requests]
     return Ran(answers, time.perf_counter() - began_s, time.thread_time() - cpu_began_s, broke)
@@ -130,3 +130,5 @@ def _alone(infer: Infer, request: Request) -> Answer:
         return infer(request.inputs, request.outputs)
     except Exception as error:
         return error
+    except BaseException as error:  # a model's code may call exit(); the thread has callers to answer
+        return ModelRaised(f"the model's code ended with {type(error).__name__}")

@@ -49,8 +49,9 @@ def try_model(model: LoadedModel, answered: Sequence[Tensors], rows_max: int) ->
             return NotRowWise(f"a row takes {took_s[0]:.2g} s, too long to be tried in company"), took_s[:1]
         except ModelCrashed:
             return NotRowWise("its process died when it was tried with several rows"), []
-        except (AdapterError, MemoryError) as error:
-            verdict = Unproven(f"it refuses rows that it was tried with: {str(error)[:200]}")
+        except BaseException as error:  # whatever a model's code does, the thread goes on
+            said = str(error) if isinstance(error, AdapterError) else type(error).__name__
+            verdict = Unproven(f"it refuses rows that it was tried with: {said[:200]}")
     return verdict, took_s[: len(rows)]
 
 
