@@ -98,7 +98,6 @@ class PoolFollower:
         self.suspicion_revisions: dict[ModelName, int] = {}
         """Of those that are in the store."""
         self.leader: LeaderRecord | None = None
-        self.leader_revision = 0
         self.hot: tuple[HotModel, ...] = ()
         self._sizes: dict[ModelName, int] = {}
         """Longest gone first."""
@@ -222,7 +221,7 @@ class PoolFollower:
             IntentEvent(key, name, None) for key, (name, _) in self.intents.items() if key not in listed
         ]
         if self.leader is not None and keys.LEADER not in listed:
-            side_events.append(LeaderEvent(0, None))
+            side_events.append(LeaderEvent(None))
         self._publish(events, side_events, revision)
         self._own_keys.listed(listed, revision)
 
@@ -270,7 +269,7 @@ class PoolFollower:
                     self.intents[event.key] = (event.name, event.intent)
                 changes = replace(changes, intents=True)
             elif isinstance(event, LeaderEvent):
-                self.leader, self.leader_revision = event.leader, event.revision
+                self.leader = event.leader
                 changes = replace(changes, leader=True)
             else:
                 self.hot = event.models

@@ -53,8 +53,6 @@ class IntentEvent:
 class LeaderEvent:
     """Somebody began to lead, or nobody does."""
 
-    revision: int
-    """Of the key; 0 when it was deleted."""
     leader: LeaderRecord | None
 
 
@@ -112,7 +110,7 @@ class PoolReader:
             intent = parsed(lambda: intent_from_json(sys.intern(pod), incarnation, kv.value))
             return IntentEvent(kv.key, self._name(tenant, model_id), intent)
         if kv.key == keys.LEADER:
-            return LeaderEvent(0 if deleted else kv.mod_revision, parsed(lambda: leader_from_json(kv.value)))
+            return LeaderEvent(parsed(lambda: leader_from_json(kv.value)))
         if kv.key == keys.HOT:
             return HotEvent(parsed(lambda: hot_from_json(kv.value)) or ())
         raise InvalidName("no version of hexcomb writes such a key")

@@ -56,8 +56,6 @@ class ServiceStatus:
     """Hot models that went with their pods and are not back."""
     models_unplaced: int
     """Models whose wanted copies found no place."""
-    turn_s: float
-    """What the last turn took, pauses for the loop included."""
     notice: str
     """Loud news: a store that was wiped and restored."""
 
@@ -98,7 +96,6 @@ class PlacementService:
         self._wake = asyncio.Event()
         self._stops: list[Callable[[], None]] = []
         self._running: asyncio.Task[None] | None = None
-        self._turn_s = 0.0
 
     # Life -----------------------------------------------------------------------------------------------------------
 
@@ -152,7 +149,6 @@ class PlacementService:
             orders_in_flight=len(term.orders) if term is not None else 0,
             models_lost=len(term.attention.lost) if term is not None else 0,
             models_unplaced=len(term.attention.unplaced) if term is not None else 0,
-            turn_s=self._turn_s,
             notice=self._names.notice,
         )
 
@@ -165,11 +161,8 @@ class PlacementService:
         term = await self._lead()
         if term is None:
             return None
-        began_s = self._clock()
         self._errands.send("lost registrations", self._names.lead_turn())
-        report = await term.turn()
-        self._turn_s = self._clock() - began_s
-        return report
+        return await term.turn()
 
     async def settled(self) -> None:
         """Everything that turns have sent out has arrived or failed."""

@@ -4,6 +4,8 @@ What a machine or its kernel cannot give is the one good reason: a GPU, Landlock
 so in its words.
 
 Servers that tests start are on this machine: a proxy that the environment names is not asked for them.
+
+How long an example of hypothesis takes says how busy the machine is, and fails no test.
 """
 
 from __future__ import annotations
@@ -13,9 +15,13 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 for _name in ("no_proxy", "NO_PROXY"):
     os.environ[_name] = ",".join(filter(None, (os.environ.get(_name), "127.0.0.1", "localhost", "::1")))
+
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 OF_THE_MACHINE = ("CUDA", "this kernel", "this machine", "this C library", "mounting")
 

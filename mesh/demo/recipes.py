@@ -25,7 +25,6 @@ class Kind:
     format: str
     file_name: str
     package: str
-    runs_code: bool = False
 
 
 KINDS = {
@@ -36,8 +35,8 @@ KINDS = {
         Kind("xgboost ubj", "xgboost", "model.ubj", "xgboost"),
         Kind("lightgbm", "lightgbm", "model.txt", "lightgbm"),
         Kind("sklearn skops", "sklearn", "model.skops", "skops"),
-        Kind("sklearn joblib", "pickle", "model.joblib", "joblib", runs_code=True),
-        Kind("torch pt2", "torch", "model.pt2", "torch", runs_code=True),
+        Kind("sklearn joblib", "pickle", "model.joblib", "joblib"),
+        Kind("torch pt2", "torch", "model.pt2", "torch"),
     )
 }
 

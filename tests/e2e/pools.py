@@ -152,15 +152,6 @@ def total(pool: LocalPool, field_name: str) -> int:
     return sum(getattr(status_of(pod), field_name) for pod in pool.pods if pod.is_running)
 
 
-def metric(pod: LocalPod, name: str) -> float:
-    """The sum of a metric's samples on the pod's page."""
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-        f"http://{pod.http_endpoint}/metrics", timeout=10
-    ) as page:
-        lines = page.read().decode().splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
-
-
 # Asking -------------------------------------------------------------------------------------------------------------
 
 
