@@ -1,6 +1,6 @@
 """A pod's transport with nothing behind it: the floor under every request. Prints its port; ends on SIGTERM.
 
-python -m tests.bench.echo_server native|grpcio
+python -m tests.bench.echo_server native|grpcio [PORT]
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ def _echo_at_once(calls: Sequence[Call]) -> Sequence[Reply]:
     return [bytes(call.body) for call in calls]
 
 
-async def _serve(name: str) -> None:
+async def _serve(name: str, port: int) -> None:
     path = messages.MODEL_INFER.path
     routes = Routes({path: _echo}, quick={path: _echo_at_once})
     choice = Choice("native" if name == "native" else "grpcio", "as was asked for")
-    transport = World().listen(choice, routes, [ListenAddress("127.0.0.1:0")], TransportLimits())
+    transport = World().listen(choice, routes, [ListenAddress(f"127.0.0.1:{port}")], TransportLimits())
     port = await transport.start()
     print(port, flush=True)
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve(sys.argv[1]))
+    uvloop.run(_serve(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -55,6 +56,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help=f"measured per cell; default: {_SECONDS:g}, {_SECONDS_QUICK:g}")
     parser.add_argument("--write-readme", action="store_true", help="measure nothing; publish the last run")
     given = parser.parse_args()
+    # So that whoever ends this ends the server that is up, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if given.write_readme:
         _publish(json.loads(RECORD.read_text()))
         return 0

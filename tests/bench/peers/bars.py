@@ -14,6 +14,7 @@ from tests.bench.peers.measuring import Measured, Results
 from tests.bench.peers.scenarios import IMAGE, TINY, TREES
 
 OURS, ECHO = "hexcomb", "echo"
+_NOT_PEERS = {"hexcomb", "hexcomb-grpcio", "echo", "echo-grpcio"}
 PYTHON_SERVERS = ("mlserver", "kserve", "bentoml", "ray", "litserve", "grpc-aio")
 OVERHEAD_US = 60.0
 _HALF_PEAK, _ONE = "half of its peak", "1 in flight"
@@ -94,7 +95,7 @@ def _plans(rounds: Sequence[_Round]) -> Iterator[_Plan]:
     yield _Plan(f"requests/s per core, {TREES}, against mlserver", _rates(TREES, "mlserver"), 15.0)
     for scenario in (TINY, TREES):
         for other in dict.fromkeys(name for one in rounds for name in one.contestants):
-            if other not in {OURS, ECHO}:
+            if other not in _NOT_PEERS:
                 what = f"p99 at half of each one's own peak, {scenario}, against {other}"
                 yield _Plan(what, _tails(scenario, other), 1.0, at_least=False)
     what = f"{TINY}, 1 in flight: p50 over the framework's own, less the echo's p50"

@@ -79,12 +79,15 @@ class Contestant:
         return self.cannot.get(cell.fleet, "")
 
 
-def _hexcomb(site: Site) -> Launch:
-    return Launch([
-        site.python, "-m", "mesh.cli.main", "serve",
-        "--grpc-port", str(site.ports[0]), "--http-port", str(site.ports[1]), "--data-dir", site.home / "data",
-        "--capacity", str(site.capacity_bytes), "--device", "cpu", "--log-level", "error",
-    ])  # fmt: skip
+def _hexcomb(transport: str) -> Callable[[Site], Launch]:
+    def launch(site: Site) -> Launch:
+        return Launch([
+            site.python, "-m", "mesh.cli.main", "serve", "--transport", transport,
+            "--grpc-port", str(site.ports[0]), "--http-port", str(site.ports[1]), "--data-dir", site.home / "data",
+            "--capacity", str(site.capacity_bytes), "--device", "cpu", "--log-level", "error",
+        ])  # fmt: skip
+
+    return launch
 
 
 def _register(site: Site) -> None:
@@ -188,12 +191,20 @@ def _ray(site: Site) -> Launch:
     )
 
 
-def _echo(site: Site) -> Launch:
-    return Launch([site.python, "-m", "tests.bench.peers.servers.echo_server", str(site.ports[0])])
+def _echo(transport: str) -> Callable[[Site], Launch]:
+    def launch(site: Site) -> Launch:
+        return Launch([site.python, "-m", "tests.bench.echo_server", transport, str(site.ports[0])])
+
+    return launch
 
 
 CONTESTANTS = (
-    Contestant("hexcomb", "Hexcomb, this checkout: a pod with everything on", _hexcomb, evicts=True, settle=_register),
+    Contestant(
+        "hexcomb", "Hexcomb, this checkout: a pod with everything on", _hexcomb("native"), evicts=True, settle=_register
+    ),
+    Contestant(
+        "hexcomb-grpcio", "the same on its other transport", _hexcomb("grpcio"), evicts=True, settle=_register
+    ),
     Contestant("mlserver", "MLServer, in-process", _mlserver, ("mlserver==1.7.1",)),
     Contestant("kserve", "KServe SDK, gRPC", _script("kserve_server.py", 0, 1), ("kserve==0.21.0",)),
     Contestant("triton", "Triton, Python backend, dynamic batching", _triton, ("nvidia-pytriton==0.7.0",)),
@@ -209,5 +220,6 @@ CONTESTANTS = (
         "litserve", "LitServe, HTTP", _script("litserve_server.py", 0), ("litserve==0.2.19",), speaks_grpc=False
     ),
     Contestant("grpc-aio", "floor: grpc.aio and the framework, no mesh", _grpc_aio),
-    Contestant("echo", "ceiling: the pod's transport, echoing", _echo, is_echo=True),
+    Contestant("echo", "ceiling: Hexcomb's transport, echoing", _echo("native"), is_echo=True),
+    Contestant("echo-grpcio", "ceiling of the other transport", _echo("grpcio"), is_echo=True),
 )  # fmt: skip
