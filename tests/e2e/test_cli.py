@@ -196,6 +196,7 @@ def test_a_pod_alone_is_explained_watched_and_drained_as_a_pool_is(
         assert warm["summary"].startswith("Served by 1 pod")
         assert "from its own copy" in warm["route"]
         assert warm["model"]["aliases"] == ["front"]
+        assert run("pods")["pods"][0]["transport"].startswith("native, since only this machine reaches it")
         (pod,) = run("top", "--once", "--interval", "0.2")["pods"]
         assert (pod["models"], pod["state"]) == (1, "ready")
         assert run("aliases", "delete", "front") == {"name": "front", "existed": True}

@@ -129,12 +129,14 @@ def test_the_pods_of_a_pool_are_a_table_with_what_is_wrong_below(
 
 
 def test_one_pod_is_shown_with_all_there_is_to_know(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    server.looks = [[pod("a", hits=3, misses=1, labels=["gpu", "big"]), pod("b")]]
+    why = "grpcio, as was asked for"
+    server.looks = [[pod("a", hits=3, misses=1, labels=["gpu", "big"], transport=why), pod("b")]]
     assert run(["pods", "--pod", "a"]) == 0
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
     assert lines["used"] == "512.0 MiB (50%)"
     assert lines["hits"] == "3 of 4 (75.0%)"
     assert lines["labels"] == "gpu, big"
+    assert lines["transport"] == why
     assert "oldest" not in lines
 
 
