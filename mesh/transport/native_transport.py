@@ -234,7 +234,13 @@ class NativeTransport:
 
     def _take(self, port: _Port, events: list[Any]) -> None:
         """Answer one batch, and look for the next."""
-        self._handle(port, events)
+        try:
+            self._handle(port, events)
+        except Exception as defect:  # ours: it must cost neither these calls their answers nor the port its next ones
+            error = as_transport_error("a batch of calls", defect)
+            for _, call_id, *_ in events:
+                if call_id not in port.tasks:
+                    self._fail(port, call_id, error)  # without effect on those that were answered
         more = port.front.recv_batch_details(_EVENTS_MAX, 0)
         if more:
             asyncio.get_running_loop().call_soon(self._take, port, more)

@@ -29,7 +29,7 @@ import numpy as np
 
 from mesh.wire.generated.inference_pb2 import ModelInferRequest, ModelInferResponse
 from mesh.wire.peek import RAW_INPUTS, RAW_OUTPUTS, Envelope, Span, peek
-from mesh.wire.tensors import InferRequest, length_prefix
+from mesh.wire.tensors import Buffer, InferRequest, contents_of, length_prefix
 from runtime_adapters.base import Array
 from runtime_adapters.datatypes import datatype_of
 
@@ -133,7 +133,7 @@ class ResponsePattern:
 
     def encode(self, outputs: Mapping[str, Array], request_id: str) -> bytes | None:
         """The answer; None when the outputs are not such as the pattern is of."""
-        parts = [self.before_id]
+        parts: list[Buffer] = [self.before_id]
         if request_id:
             text = request_id.encode()
             parts.append(bytes((_ID_TAG, len(text))))
@@ -143,7 +143,7 @@ class ResponsePattern:
             if array.shape != shape or array.dtype != dtype:
                 return None
             parts.append(before)
-            parts.append(array.tobytes())
+            parts.append(contents_of(array))
         return b"".join(parts)
 
 

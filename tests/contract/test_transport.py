@@ -81,6 +81,8 @@ class EchoServer:
         return bytes(int(call.body))
 
     def quick(self, calls: Sequence[Call]) -> Sequence[Reply | Exception | None]:
+        if any(call.body == b"defect" for call in calls):
+            raise RuntimeError("password=hunter2")
         answers: dict[bytes, Reply | Exception] = {
             b"plain": b"at once",
             b"trailing": ReplyWithTrailers(b"at once", (("hexcomb-cold", "1"),)),
@@ -304,6 +306,15 @@ async def test_a_quick_handler_answers_what_it_can_and_leaves_the_rest_to_the_ha
         await hold(b"plain")
     assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
     await stopping
+
+
+async def test_a_defect_of_a_quick_handler_is_answered_and_the_next_call_served(start, dial):
+    hold = dial((await start()).addresses[0].address).unary_unary("/test.Echo/hold")
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await hold(b"defect", timeout=20)
+    assert failure.value.code() is grpc.StatusCode.INTERNAL
+    assert "hunter2" not in failure.value.details()
+    assert await hold(b"plain", timeout=20) == b"at once"
 
 
 async def test_many_connections_are_served_and_each_cancellation_reaches_its_own_call(start, dial, server):
