@@ -62,7 +62,7 @@ _NARROW = frozenset({"INT8", "INT16", "UINT8", "UINT16"})
 
 _LENGTH = struct.Struct("<I")
 COPIED_BYTES_MAX = 4096
-"""Contents up to this size are copied once more on their way out, which takes a seventh of the time of making a view."""
+"""Contents up to this size are copied once more on their way out: a seventh of the time of making a view."""
 RANK_MAX = 64
 """Dimensions of a tensor: NumPy's limit. Checked before they are multiplied, since the product of a million
 dimensions is a number that takes minutes to compute."""
