@@ -169,7 +169,7 @@ class Runner:
             began_s = self._clock()
             batch = plan_batch(waiting, lane.limits(waiting), lane.learned.sizing.predicted_s, began_s).batch
             ran = run_together(resident.model.infer, batch)
-            self._account(lane, batch, ran, queued_s=0.0)
+            self._account(lane, batch, ran, queued_s=0.0, others_wait=len(requests) > 1)
             for request, answer in zip(batch, ran.answers, strict=True):
                 answers[request] = answer
                 del waiting[request]
@@ -299,7 +299,7 @@ class Runner:
                 queued_s += began_s - request.arrived_s
                 self._observe_queue_s(began_s - request.arrived_s)
                 _settle(caller, answer)
-            self._account(lane, batch, ran, queued_s)
+            self._account(lane, batch, ran, queued_s, others_wait=bool(lane.waiting))
             if isinstance(ran.answers[0], ModelCrashed):
                 for caller in lane.take(list(lane.waiting)):
                     _settle(caller, CopyGone())
@@ -339,10 +339,12 @@ class Runner:
         lane.resident.let_go()
         self._offer(lane)
 
-    def _account(self, lane: _CopyLane, batch: Sequence[Request], ran: Ran, queued_s: float) -> None:
+    def _account(
+        self, lane: _CopyLane, batch: Sequence[Request], ran: Ran, queued_s: float, *, others_wait: bool
+    ) -> None:
         """`queued_s`: of all of them together."""
         resident = lane.resident
-        lane.ran(batch, ran, ran.cpu_s if lane.group.by_cpu else ran.run_s)
+        lane.ran(batch, ran, ran.cpu_s if lane.group.by_cpu else ran.run_s, others_wait=others_wait)
         resident.meter.ran(len(batch))
         answered = sum(not isinstance(answer, Exception) for answer in ran.answers)
         if answered:

@@ -42,7 +42,7 @@ class Learned:
     trials: int = 0
     broken: int = 0
     answered: list[dict[str, Array]] = field(default_factory=list)
-    """Different rows of one kind that it has answered, kept for its trial."""
+    """Different rows of one kind that it has answered, kept for its trial while others wait."""
     kind: Hashable = None
     """Of those."""
 
@@ -57,11 +57,15 @@ class Learned:
             rows = rows_to_try([*self.answered, request.inputs], varied=False)
             self.answered = [{name: array.copy() for name, array in row.items()} for row in rows]
 
+    def forget_rows(self) -> None:
+        """No trial is due: thousands of models must not keep their clients' requests in memory."""
+        self.answered = []
+
     def tried(self, verdict: Verdict, alone_s: Sequence[float]) -> None:
         """What a trial has found, and what its single rows took alone: batches are judged against that."""
         self.trials += 1
         self.verdict = verdict
-        self.answered = []
+        self.forget_rows()
         for run_s in alone_s:
             self.sizing.ran(1, run_s)
 
@@ -140,11 +144,11 @@ class Lane(Generic[Caller]):
             len(waiting) > 1
             and not self.rules.why_not
             and not self.is_trying
-            and bool(self.learned.answered)
             and self.learned.may_try()
+            and len(rows_to_try(self.learned.answered)) > 1
         )
 
-    def ran(self, batch: Sequence[Request], ran: Ran, cost_s: float) -> None:
+    def ran(self, batch: Sequence[Request], ran: Ran, cost_s: float, *, others_wait: bool) -> None:
         """A run has ended; `cost_s` is what sizes are judged by."""
         rows = sum(request.rows for request in batch)
         if ran.broke:
@@ -153,7 +157,10 @@ class Lane(Generic[Caller]):
             if rows:
                 self.learned.sizing.ran(rows, cost_s)
             if not self.rules.why_not and self.learned.may_try():
-                self.learned.remember(batch[0])
+                if others_wait:
+                    self.learned.remember(batch[0])
+                else:
+                    self.learned.forget_rows()
 
 
 def in_words(rules: BatchRules, learned: Learned | None, *, runs_inline: bool) -> str:

@@ -5,6 +5,10 @@ The load generator (grpc.aio, bodies encoded beforehand, each of other rows) tak
 as much per request as the endpoint does: what batching saves of a model's run is a smaller share of the whole than it
 would be with clients elsewhere. So the processor time of the pods is shown as well, which others' load leaves alone.
 Each answer is compared with the one that the same row got alone.
+
+Requests for models whose runs are shorter than a hand-over never wait for a run; there, what arrives together shares
+runs on the loop. They are asked by `h2_load`, over pygrpc-native, and what counts is requests per second of the pod's
+processor time.
 """
 
 from __future__ import annotations
@@ -23,13 +27,18 @@ from mesh.wire import messages
 from mesh.wire.tensors import decode_response
 from runtime_adapters.datatypes import DTYPE_OF
 from tests.bench.figures import Reporter, spread_of
+from tests.bench.h2_load import run_load
 from tests.bench.models import BenchModel, read_models
 from tests.bench.pods import processor_s_of, running_pod
+from tests.bench.transport import ask_once
 
 IN_FLIGHT = (1, 8, 64)
 ROWS = 64
 """Different requests."""
 _MODELS = ("onnx-6mb", "onnx-25mb", "sklearn-pipeline", "lightgbm-100x63", "torch-25mb", "python-small")
+_ON_THE_LOOP = ("onnx-tiny", "xgboost-100x6")
+_CONNECTIONS = 4
+_STREAMS = (8, 64)
 _ROUNDS = 4
 _SECONDS = 2.0
 _RELATIVE_TOLERANCE = 1e-5
@@ -60,6 +69,9 @@ def run(bench: Reporter) -> None:
             with Client(batching.grpc_endpoint) as client:
                 said = client.describe(model.name).copies[0].batching
             bench.figure(f"{model.name}, batched", said.startswith("yes"), "", bar=1, at_least=True, note=said)
+        for name in _ON_THE_LOOP:
+            bench.progress(len(chosen), len(chosen), name)
+            _measure_on_the_loop(bench, models[name], {True: batching, False: plain})
     bench.progress(len(chosen), len(chosen))
 
 
@@ -86,6 +98,32 @@ async def _measure(bench: Reporter, model: BenchModel, pods: dict[bool, DemoServ
                     await _load(calls[together], bodies, alone, in_flight, found[together], _SECONDS)
                     found[together].processor_s += processor_s_of(pods[together].pid) - before_s
             _report(bench, model.name, in_flight, found)
+
+
+def _measure_on_the_loop(bench: Reporter, model: BenchModel, pods: dict[bool, DemoServer]) -> None:
+    body, ports = _bodies(model)[0], {}
+    answers = {}
+    for together, pod in pods.items():
+        with Client(pod.grpc_endpoint, timeout_s=120.0) as client:
+            client.register(model.name, uri=model.artifact.as_uri(), format=model.format)
+        ports[together] = int(pod.grpc_endpoint.rpartition(":")[2])
+        answers[together] = ask_once(ports[together], body)
+    for streams in _STREAMS:
+        rates: dict[bool, list[float]] = {True: [], False: []}
+        for seen in range(-1, bench.choose(_ROUNDS, 1)):
+            for together, pod in pods.items():
+                before_s = processor_s_of(pod.pid)
+                path, answer = messages.MODEL_INFER.path, answers[together]
+                load = run_load(ports[together], path, body, _SECONDS / 2, _CONNECTIONS, streams, answer)
+                if seen >= 0:
+                    rates[together].append(load.answered / (processor_s_of(pod.pid) - before_s))
+        bench.figure(
+            f"{model.name}, {_CONNECTIONS * streams} in flight, per core",
+            float(np.median(rates[True])),
+            "1/s",
+            baseline=float(np.median(rates[False])),
+            baseline_name="--no-batching",
+        )
 
 
 def _report(bench: Reporter, name: str, in_flight: int, found: dict[bool, _Measured]) -> None:

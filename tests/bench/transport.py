@@ -1,8 +1,8 @@
 """Requests per core of the server, on both transports: a tiny ONNX model through a pod, beside the bare transport.
 
 The echo is the transport with a handler that gives back what it got: what remains when everything of ours is taken
-away. The pod does all that it always does: tenant, name, route, copy and its pin, checks, the run, metrics. Both answer
-one request after the other out of what arrived together; nothing is run in one batch.
+away. The pod does all that it always does: tenant, name, route, copy and its pin, checks, the run, metrics. The echo
+answers one request after the other out of what arrived together; the pod runs that in one batch.
 
 Servers run on one core and the load generator (`h2_load`) on another, in turns within one run, so that what else the
 machine does falls on all alike. The rate is requests per second of the server's processor time: with a core to itself
@@ -56,7 +56,7 @@ def run(bench: Reporter) -> None:
             _pin(os.getpid(), load_core)
             for seen in range(-1, rounds):
                 for who, (pid, port) in contestants.items():
-                    answer = _ask_once(port, message)
+                    answer = ask_once(port, message)
                     measured = _measure(pid, port, message, answer, seconds if seen >= 0 else _WARM_UP_S)
                     if seen >= 0:
                         loads[who].append(measured)
@@ -85,7 +85,8 @@ def _measure(pid: int, port: int, message: bytes, answer: bytes, seconds: float)
     return load.answered / (_cpu_s(pid) - before_s), load
 
 
-def _ask_once(port: int, message: bytes) -> bytes:
+def ask_once(port: int, message: bytes) -> bytes:
+    """The answer to one request."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         answer: bytes = channel.unary_unary(messages.MODEL_INFER.path)(message, timeout=60, wait_for_ready=True)
         return answer

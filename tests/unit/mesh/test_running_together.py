@@ -169,6 +169,17 @@ async def test_requests_that_meet_for_the_first_time_are_tried_and_the_verdict_o
     assert pod.pins == 0
 
 
+async def test_rows_are_kept_for_a_trial_only_while_others_wait(pod: Pod) -> None:
+    model = Model()
+    copy = pod.copy(model)
+    for number in range(3):
+        await doubled(pod.ask(copy, number))
+    learned = pod.runner.learned_of(copy)
+    assert learned is not None
+    assert not learned.answered
+    assert learned.may_try()
+
+
 async def test_a_model_whose_rows_influence_one_another_never_shares_a_run(pod: Pod) -> None:
     model = Model(lambda x: x - x.mean(axis=0))
     copy = pod.copy(model)
