@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.bench.peers.bars import Bar
+from tests.bench.peers.bars import ECHO, OURS, Bar
 from tests.bench.peers.contestants import Contestant
 from tests.bench.peers.measuring import Measured, Results
 from tests.bench.peers.scenarios import Cell
@@ -65,6 +65,7 @@ def record_of(
         "about": about,
         "contestants": {each.name: {"what": each.what, "pins": list(each.requirements)} for each in contestants},
         "cells": [cell.name for cell in cells],
+        "asks": {cell.name: [cell.model, cell.rows] for cell in cells},
         "figures": figures,
         "direct": [asdict(one) for one in results.direct],
         "bars": [{**asdict(bar), "is_met": bar.is_met} for bar in bars],
@@ -118,6 +119,7 @@ def markdown_of(record: dict[str, Any]) -> str:
         "|---|---|---|---|",
         *(_bar_row(bar) for bar in record["bars"]),
         "",
+        *_breakdown(record),
     ]
     reasons: dict[str, list[str]] = {}
     for cell in record["cells"]:
@@ -194,6 +196,28 @@ def draw(record: dict[str, Any], path: Path) -> None:
 def save(record: dict[str, Any], path: Path) -> None:
     """As JSON."""
     path.write_text(json.dumps(record, indent=1))
+
+
+def _breakdown(record: dict[str, Any]) -> list[str]:
+    """Where a request's CPU time goes: in the framework, in the transport (by its echo), and in Hexcomb."""
+    lines = []
+    runs_us = {(one["model"], one["rows"]): one["cpu_us"] for one in record["direct"]}
+    for cell, (model, rows) in record["asks"].items():
+        ours, echo = (record["figures"].get(name, {}).get(cell, {}).get("cpu_us") for name in (OURS, ECHO))
+        run_us = runs_us.get((model, rows))
+        if ours and echo and run_us and not cell.endswith("half of its peak"):
+            lines.append(f"| {cell} | {ours:,.0f} | {run_us:,.0f} | {echo:,.0f} | {ours - echo - run_us:+,.0f} |")
+    if not lines:
+        return []
+    return [
+        "Where Hexcomb's CPU time goes, µs per request. The echo sends a request's tensor back as well, so for large",
+        "ones it costs more than a transport that answers a few numbers; where requests run together, a run is shared.",
+        "",
+        "| | all | the framework alone | echo on the same transport | the rest |",
+        "|---|---|---|---|---|",
+        *lines,
+        "",
+    ]
 
 
 def _rate(found: dict[str, Any]) -> str:

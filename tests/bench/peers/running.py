@@ -27,7 +27,7 @@ from tests.bench.peers.process_tree import MARK, kill_marked, marked_pids
 from tests.bench.peers.servers.predictors import NAME_BYTES
 
 ROOT = Path(__file__).parents[3]
-START_TIMEOUT_S = 300.0
+START_TIMEOUT_S = 600.0
 """200 models are 200 processes in Triton's Python backend, each with an interpreter of its own."""
 _ANSWER_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 15.0

@@ -99,6 +99,16 @@ def test_every_cell_of_a_report_has_figures_or_a_reason() -> None:
     assert "1,000" in summary_of(record)
 
 
+def test_a_report_says_where_the_time_goes_beside_framework_and_echo() -> None:
+    cell = QUICK[1]
+    results = Results(
+        [figure("hexcomb", cell.name, cpu_us=60.0), figure("echo", cell.name, cpu_us=20.0)],
+        direct=[Direct(cell.model, cell.rows, 6.0, 7.0)],
+    )
+    record = record_of(CONTESTANTS, QUICK, results, [], about_this_run(True, 1, 2.0, 0.0))
+    assert f"| {cell.name} | 60 | 7 | 20 | +33 |" in markdown_of(record)
+
+
 def test_no_two_cells_have_one_name() -> None:
     for cells in (WHOLE, QUICK):
         assert len({cell.name for cell in cells}) == len(cells)
