@@ -82,7 +82,7 @@ def _measure(given: argparse.Namespace) -> dict[str, Any]:
         if not given.scenario or any(word in cell.name for word in given.scenario)
     ]
     contestants = [each for each in CONTESTANTS if not given.only or each.name in given.only]
-    began_s = time.monotonic()
+    began_s, load_before = time.monotonic(), os.getloadavg()[0]
     comparison = Comparison(
         HOME,
         contestants,
@@ -93,7 +93,7 @@ def _measure(given: argparse.Namespace) -> dict[str, Any]:
         say=_say,
     )
     results = comparison.run(rounds)
-    about = about_this_run(given.quick, rounds, duration_s, began_s)
+    about = about_this_run(given.quick, rounds, duration_s, began_s, load_before)
     return record_of(contestants, cells, results, bars_of(results), about)
 
 

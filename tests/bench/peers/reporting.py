@@ -73,8 +73,8 @@ def record_of(
     }
 
 
-def about_this_run(quick: bool, rounds: int, duration_s: float, began_s: float) -> dict[str, Any]:
-    """Machine, moment, and how busy it was besides."""
+def about_this_run(quick: bool, rounds: int, duration_s: float, began_s: float, load_before: float) -> dict[str, Any]:
+    """Machine and moment. `load_before`: the load average before anything of ours ran."""
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -82,6 +82,7 @@ def about_this_run(quick: bool, rounds: int, duration_s: float, began_s: float) 
         "rounds": rounds,
         "seconds_per_cell": duration_s,
         "seconds": round(time.monotonic() - began_s),
+        "load_average_before": round(load_before, 2),
     }
 
 
@@ -109,11 +110,8 @@ def _figures(rounds: Sequence[Measured]) -> Figures:
 
 def markdown_of(record: dict[str, Any]) -> str:
     """One table per cell's scenario, the bars, and why what is missing is missing."""
-    about = record["about"]
     lines = [
-        f"`make bench-peers` of {about['at'][:10]}: {about['machine']}; each server on one core, the load generator on "
-        f"another; {about['rounds']} round{'s' if about['rounds'] > 1 else ''} of {about['seconds_per_cell']:g} s per "
-        "cell, medians (least to most).",
+        _heading(record["about"]),
         "",
         "| bar | needed | measured | |",
         "|---|---|---|---|",
@@ -148,6 +146,8 @@ def summary_of(record: dict[str, Any]) -> str:
     tail = next((cell for cell in record["cells"] if cell.endswith("half of its peak")), None)
     heads = [cell.removesuffix(", 1 row, 32 in flight") for cell in cells]
     lines = [
+        _heading(record["about"]),
+        "",
         "| requests/s on one core, 32 in flight | " + " | ".join(heads) + " | p99 ms at half its peak | memory MiB |",
         "|---" * (len(cells) + 3) + "|",
     ]
@@ -159,6 +159,14 @@ def summary_of(record: dict[str, Any]) -> str:
         lines.append(f"| {record['contestants'][name]['what']} | {' | '.join(rates)} | {waits} | {memory} |")
     lines += ["", "| bar | needed | measured | |", "|---|---|---|---|", *(_bar_row(bar) for bar in record["bars"])]
     return "\n".join(lines) + "\n"
+
+
+def _heading(about: dict[str, Any]) -> str:
+    return (
+        f"`make bench-peers`, {about['at'][:10]}: {about['machine']}; each server on one core, the load generator on "
+        f"another; {about['rounds']} round{'s' if about['rounds'] > 1 else ''} of {about['seconds_per_cell']:g} s per "
+        f"cell, medians (least to most). Load average before: {about['load_average_before']:g}."
+    )
 
 
 def write_between_marks(file: Path, text: str) -> None:

@@ -91,7 +91,7 @@ def test_a_bar_without_its_figures_is_left_out() -> None:
 
 def test_every_cell_of_a_report_has_figures_or_a_reason() -> None:
     results = Results([A_FIGURE], {("ray", QUICK[0].name): "it did not start"})
-    record = record_of(CONTESTANTS, QUICK, results, [], about_this_run(True, 1, 2.0, 0.0))
+    record = record_of(CONTESTANTS, QUICK, results, [], about_this_run(True, 1, 2.0, 0.0, 0.5))
     for figures in record["figures"].values():
         assert list(figures) == [cell.name for cell in QUICK]
         assert all("requests_per_s" in found or found["missing"] for found in figures.values())
@@ -105,7 +105,7 @@ def test_a_report_says_where_the_time_goes_beside_framework_and_echo() -> None:
         [figure("hexcomb", cell.name, cpu_us=60.0), figure("echo", cell.name, cpu_us=20.0)],
         direct=[Direct(cell.model, cell.rows, 6.0, 7.0)],
     )
-    record = record_of(CONTESTANTS, QUICK, results, [], about_this_run(True, 1, 2.0, 0.0))
+    record = record_of(CONTESTANTS, QUICK, results, [], about_this_run(True, 1, 2.0, 0.0, 0.5))
     assert f"| {cell.name} | 60 | 7 | 20 | +33 |" in markdown_of(record)
 
 
