@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from math import isinf
 from typing import Any, Protocol
 
-from cache.events import Forgive, SetPinned
+from cache.events import EvictRequest, Forgive, SetPinned
 from cache.types import ModelKey, Refusal, RefusalKind
 from mesh.generations import key_of
 from mesh.loading.loading import Loading, Refused
@@ -52,6 +52,9 @@ class PoolLoads(Protocol):
 
         `wait`: until it is servable. Raises Refused.
         """
+
+    async def unload_everywhere(self, record: ModelRecord) -> list[str]:
+        """Have every pod let go of its copy of the model; what stood against it."""
 
 
 class Models:
@@ -169,6 +172,13 @@ class Models:
             return
         resident = await self._serving.lease(record, deadline_s)
         resident.let_go()
+
+    async def unload(self, record: ModelRecord) -> list[str]:
+        """Have every copy leave; it comes back when a request asks for it. What stood against it; empty: nothing."""
+        if self._pool is not None:
+            return await self._pool.unload_everywhere(record)
+        self._loading.send(EvictRequest(key_of(record)))
+        return []
 
     def keep_loaded(self, record: ModelRecord) -> None:
         """Load a pinned model; try again for as long as it is pinned."""

@@ -39,6 +39,8 @@ from mesh.endpoint.modelmesh import ModelMeshEndpoint
 from mesh.endpoint.pods import PodsEndpoint
 from mesh.endpoint.pool import PoolEndpoint
 from mesh.endpoint.quick import QuickInference
+from mesh.endpoint.repository import RepositoryEndpoint
+from mesh.endpoint.rest.calls import HttpCalls
 from mesh.endpoint.revisions import catching_up
 from mesh.endpoint.status import code_name, guarded_stream, guarded_unary
 from mesh.endpoint.v2 import V2Endpoint
@@ -256,16 +258,14 @@ class Node:
         access = Access("" if self.pool is None else world.peer_key)
         self.health = HealthEndpoint(access)
         self.transport_choice = chosen_transport(settings)
-        self.transport = world.listen(
-            self.transport_choice,
-            self._routes(access, name),
-            listen_addresses(settings),
-            TransportLimits(
-                message_bytes_max=int(settings.message_size_max),
-                calls_max=settings.calls_concurrent_max,
-                bytes_in_flight_max=int(settings.bytes_in_flight_max),
-            ),
+        routes = self._routes(access, name)
+        limits = TransportLimits(
+            message_bytes_max=int(settings.message_size_max),
+            calls_max=settings.calls_concurrent_max,
+            bytes_in_flight_max=int(settings.bytes_in_flight_max),
         )
+        self.transport = world.listen(self.transport_choice, routes, listen_addresses(settings), limits)
+        self.http_calls = HttpCalls(routes.unary, limits)
         self.pod = PodView(
             self.overview,
             self.registry,
@@ -275,7 +275,7 @@ class Node:
             self.serving,
             unready_reason=self.unready_reason,
             draining=lambda: self._draining,
-            calls_in_flight=lambda: self.transport.calls_in_flight,
+            calls_in_flight=self._calls_in_flight,
             memory_pressure=lambda: self.memory_watch.pressure,
             box_limits=box_limits(settings),
             transport=str(self.transport_choice),
@@ -290,7 +290,11 @@ class Node:
         self.http = None
         if world.serves_http:
             self.http = HttpFront(
-                build_app(self.telemetry.registry, self.unready_reason), settings.host, settings.http_port
+                build_app(self.telemetry.registry, self.unready_reason, self.http_calls, version("hexcomb")),
+                settings.host,
+                settings.http_port,
+                limits.calls_max,
+                settings.stop_grace_s,
             )
 
     def _pool_side(self, name: str) -> PoolSide:
@@ -304,7 +308,7 @@ class Node:
             read_constraints(self._settings),
             self.parking,
             condition=self._condition,
-            calls_in_flight=lambda: self.transport.calls_in_flight,
+            calls_in_flight=self._calls_in_flight,
             recorder=self.recorder,
         )
 
@@ -322,9 +326,12 @@ class Node:
             version=version("hexcomb"),
             formats=installed_formats(),
             condition=self._condition,
-            calls_in_flight=lambda: self.transport.calls_in_flight,
+            calls_in_flight=self._calls_in_flight,
             clock=self._world.clock,
         )
+
+    def _calls_in_flight(self) -> int:
+        return self.transport.calls_in_flight + self.http_calls.in_flight
 
     def _condition(self) -> Condition:
         return Condition(not self.unready_reason(), self._draining, self.unready_reason())
@@ -352,6 +359,7 @@ class Node:
         explain = ExplainEndpoint(self.overview, explaining, asking, self.registry, self.loading, describer, access)
         unary = {
             **v2.routes(),
+            **RepositoryEndpoint(self.models, self.registry, self.status, access).routes(),
             **mmesh.routes(),
             **management.routes(),
             **pods.routes(),
@@ -494,19 +502,17 @@ class Node:
         """Refuse new work, finish what runs, free everything. Bounded by `stop_grace_s` and a little."""
         self._draining = True
         self.health.close()
-        log.info(
-            "stopping: finishing %d calls within %g s", self.transport.calls_in_flight, self._settings.stop_grace_s
-        )
+        log.info("stopping: finishing %d calls within %g s", self._calls_in_flight(), self._settings.stop_grace_s)
         await self.memory_watch.close()
         await self.size_watch.close()
         await self.parking.close()
         await self.models.close()
-        await self.transport.stop(self._settings.stop_grace_s)
+        await asyncio.gather(
+            self.transport.stop(self._settings.stop_grace_s), *([] if self.http is None else [self.http.stop()])
+        )
         await self.promotions.close()
         await self.renewals.close()
         self.loading.send(Drain())
-        if self.http is not None:
-            await self.http.stop()
         await self.loading.close(_LAST_UNLOADS_S)
         self.runner.close()
         try:

@@ -51,7 +51,7 @@ class Settings(BaseSettings):
         False, description="Allow listening beyond loopback without authentication: whoever reaches the port is admin."
     )
     grpc_port: int = Field(8033, ge=0, le=65535, description="gRPC port (V2, ModelMesh, management); 0 picks one.")
-    http_port: int = Field(8008, ge=0, le=65535, description="HTTP port (health, metrics); 0 picks one.")
+    http_port: int = Field(8008, ge=0, le=65535, description="HTTP port (REST, health, metrics); 0 picks one.")
     transport: Wanted = Field(
         "auto",
         description="What speaks gRPC: `native` (pygrpc-native: HTTP/2 in Rust, several times as many requests per "

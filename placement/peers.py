@@ -35,6 +35,8 @@ class UnloadOrder:
     name: ModelName
     generation: int
     reason: str
+    even_last: bool = False
+    """Somebody wants it out of memory everywhere; else a pod keeps the last copy."""
 
 
 Order = LoadOrder | UnloadOrder

@@ -1,15 +1,16 @@
-"""The HTTP side of a pod: is it alive, is it ready, what does it count.
+"""The HTTP side of a pod: inference over REST, whether it is alive and ready, what it counts.
 
 A Starlette application under uvicorn, on the pod's own event loop. `/healthz` answers as long as the loop turns;
 `/readyz` answers 503 from the moment that the pod drains, so that load balancers leave before connections break.
 
-Deliberately absent: inference over HTTP; it will stand on the same serving core as gRPC.
+Inference is translated into the gRPC endpoint's calls (`mesh.endpoint.rest`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 from collections.abc import Callable, Iterator
 
@@ -17,19 +18,27 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from mesh.endpoint.rest import openapi
+from mesh.endpoint.rest.calls import HttpCalls, http_error, json_response
+from mesh.endpoint.rest.repository import RepositoryRest
+from mesh.endpoint.rest.v1 import V1Rest
+from mesh.endpoint.rest.v2 import V2Rest
 from mesh.transport.base import CannotListen
 
-_STOP_TIMEOUT_S = 5
-_CONNECTIONS_MAX = 256
-"""Probes and scrapers; beyond it uvicorn answers 503."""
+_CONNECTIONS_MORE = 256
+"""Beside those of calls: probes and scrapers, and clients that keep one open. Beyond it uvicorn answers 503."""
 
 
-def build_app(registry: CollectorRegistry, ready: Callable[[], str]) -> Starlette:
+def build_app(
+    registry: CollectorRegistry, ready: Callable[[], str], calls: HttpCalls, server_version: str
+) -> Starlette:
     """The application. `ready()` is empty when the pod is ready, else says why it is not."""
+    described = openapi.document(server_version)
 
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -41,7 +50,21 @@ def build_app(registry: CollectorRegistry, ready: Callable[[], str]) -> Starlett
     async def metrics(_: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    return Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)])
+    async def description(_: Request) -> Response:
+        return json_response(described)
+
+    return Starlette(
+        routes=[
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/metrics", metrics),
+            Route("/openapi.json", description),
+            *RepositoryRest(calls).routes(),
+            *V2Rest(calls).routes(),
+            *V1Rest(calls).routes(),
+        ],
+        exception_handlers={HTTPException: http_error},
+    )
 
 
 class _Server(uvicorn.Server):
@@ -62,7 +85,7 @@ class _Server(uvicorn.Server):
 class HttpFront:
     """The listening HTTP server."""
 
-    def __init__(self, app: Starlette, host: str, port: int) -> None:
+    def __init__(self, app: Starlette, host: str, port: int, calls_max: int, stop_grace_s: float) -> None:
         self._host = host
         self._port = port
         self._server = _Server(
@@ -71,9 +94,9 @@ class HttpFront:
                 lifespan="off",
                 log_level="warning",
                 access_log=False,
-                limit_concurrency=_CONNECTIONS_MAX,
+                limit_concurrency=calls_max + _CONNECTIONS_MORE,
                 server_header=False,
-                timeout_graceful_shutdown=_STOP_TIMEOUT_S,
+                timeout_graceful_shutdown=math.ceil(stop_grace_s),
             )
         )
         self._task: asyncio.Task[None] | None = None

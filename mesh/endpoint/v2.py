@@ -16,6 +16,7 @@ from importlib.metadata import version
 from math import inf
 
 from mesh.endpoint.access import Access
+from mesh.endpoint.repository import EXTENSION
 from mesh.resident import Resident
 from mesh.routing.hop import Hop, hop_of
 from mesh.routing.router import Router
@@ -191,7 +192,7 @@ class V2Endpoint:
         """Name, version, extensions (none is advertised that is not served)."""
         self._access.caller(call)
         return inference_pb2.ServerMetadataResponse(
-            name=SERVER_NAME, version=version("hexcomb"), extensions=[]
+            name=SERVER_NAME, version=version("hexcomb"), extensions=[EXTENSION]
         ).SerializeToString()
 
 

@@ -104,6 +104,7 @@ def _as_message(order: Order) -> hexcomb_pb2.ModelOrder:
         generation=order.generation,
         reason=order.reason,
         wait=isinstance(order, LoadOrder) and order.wait,
+        even_last=isinstance(order, UnloadOrder) and order.even_last,
     )
 
 
@@ -115,7 +116,7 @@ def orders_of(request: hexcomb_pb2.OrderRequest) -> list[Order]:
         if each.kind == hexcomb_pb2.ModelOrder.LOAD:
             orders.append(LoadOrder(name, each.generation, each.reason, each.wait))
         else:
-            orders.append(UnloadOrder(name, each.generation, each.reason))
+            orders.append(UnloadOrder(name, each.generation, each.reason, each.even_last))
     return orders
 
 

@@ -48,7 +48,7 @@ from placement.model_facts import FactsGatherer
 from placement.peers import LoadOrder, Order, PeerError, UnloadOrder
 from placement.policy.load_choice import choose_load_pod
 from placement.policy.no_pod import Cause, NoPod
-from placement.policy.snapshot import ModelFacts, ModelName, Pod, Verdict
+from placement.policy.snapshot import Copy, ModelFacts, ModelName, Pod, Verdict
 from placement.pool_view import PoolChanges
 from placement.records import ModelRecord
 from placement.registry import Registry
@@ -423,6 +423,23 @@ class PoolSide:
                 last = Refusal(RefusalKind.LOAD_FAILED_TRANSIENT, error.message, 1.0)
         raise Refused(last)
 
+    async def unload_everywhere(self, record: ModelRecord) -> list[str]:
+        """Have every pod let go of its copy of the model; what stood against it."""
+        name = ModelName(record.tenant, record.id)
+
+        async def order(copy: Copy) -> str:
+            try:
+                await self.peers.order(
+                    copy.pod, [UnloadOrder(name, copy.servable, "asked for by management", even_last=True)]
+                )
+            except PeerError as error:
+                return str(error)
+            return ""
+
+        copies = self.membership.view.copies.get(name, ())
+        answers = await asyncio.gather(*(order(copy) for copy in copies if copy.servable))
+        return [complaint for complaint in answers if complaint]
+
     # Orders -----------------------------------------------------------------------------------------------------
 
     async def take_orders(self, orders: Sequence[Order]) -> None:
@@ -470,12 +487,15 @@ class PoolSide:
 
     def _take_unload(self, order: UnloadOrder) -> None:
         key = ModelKey(*order.name, order.generation)
-        view, healthy = self.membership.view, self.router.healthy()
-        others = (view.pods.get(copy.pod) for copy in view.holders(order.name, order.generation))
-        if not any(p is not None and p.id != self.name and p.id in healthy and not p.draining for p in others):
+        if not order.even_last and not self._answers_elsewhere(order.name, order.generation):
             raise PeerError(self.name, f"its copy of {order.name} is the last one that answers and stays")
         log.info("ordered to let go of %s: %s", order.name, order.reason)
         self._loading.send(EvictRequest(key))
+
+    def _answers_elsewhere(self, name: ModelName, generation: int) -> bool:
+        view, healthy = self.membership.view, self.router.healthy()
+        others = (view.pods.get(copy.pod) for copy in view.holders(name, generation))
+        return any(p is not None and p.id != self.name and p.id in healthy and not p.draining for p in others)
 
 
 def address_to_advertise(settings: Settings, bound: str, own_host: Callable[[], str]) -> str:

@@ -62,6 +62,17 @@ SERVER_METADATA = Method(
 MODEL_READY = Method(_V2 + "ModelReady", inference_pb2.ModelReadyRequest, inference_pb2.ModelReadyResponse)
 MODEL_METADATA = Method(_V2 + "ModelMetadata", inference_pb2.ModelMetadataRequest, inference_pb2.ModelMetadataResponse)
 MODEL_INFER = Method(_V2 + "ModelInfer", inference_pb2.ModelInferRequest, inference_pb2.ModelInferResponse)
+REPOSITORY_INDEX = Method(
+    _V2 + "RepositoryIndex", inference_pb2.RepositoryIndexRequest, inference_pb2.RepositoryIndexResponse
+)
+REPOSITORY_LOAD = Method(
+    _V2 + "RepositoryModelLoad", inference_pb2.RepositoryModelLoadRequest, inference_pb2.RepositoryModelLoadResponse
+)
+REPOSITORY_UNLOAD = Method(
+    _V2 + "RepositoryModelUnload",
+    inference_pb2.RepositoryModelUnloadRequest,
+    inference_pb2.RepositoryModelUnloadResponse,
+)
 
 _MMESH = "/mmesh.ModelMesh/"
 REGISTER_MODEL = Method(_MMESH + "registerModel", mmesh_pb2.RegisterModelRequest, mmesh_pb2.ModelStatusInfo)

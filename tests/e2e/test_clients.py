@@ -94,6 +94,16 @@ def test_tritonclient_sees_a_live_ready_server_that_names_itself(user: Any) -> N
     assert not user.is_model_ready("nobody")
 
 
+def test_tritonclient_lists_loads_and_unloads(user: Any) -> None:
+    index = {model.name: (model.version, model.state) for model in user.get_model_repository_index().models}
+    assert index == dict.fromkeys(("onnx", "torch", "words", "xgboost"), ("1", "READY"))
+    user.load_model("words")
+    user.unload_model("words")
+    assert user.is_model_ready("words")
+    with pytest.raises(triton.InferenceServerException, match="register it first"):
+        user.load_model("nobody")
+
+
 def test_tritonclient_gets_text_back_as_it_was_sent(user: Any, files: ModelFiles) -> None:
     text = np.array([b"eins", b"", "zw\N{LATIN SMALL LETTER O WITH DIAERESIS}lf".encode()], np.object_)
     answer = user.infer("words", triton_inputs({"text": text}))

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
 from mesh.client import AsyncClient, Client, DeadlineExceeded, NotFound, RetryPolicy
-from mesh.demo.local_pool import LocalPool
+from mesh.demo.local_pool import LocalPod, LocalPool
 from mesh.wire import messages
 from mesh.wire.generated import hexcomb_pb2, inference_pb2
 from mesh.wire.tensors import encode_request
@@ -256,6 +259,37 @@ def test_modelmesh_headers_name_the_model_on_any_pod(pool: LocalPool, clients: l
                 reply = inference_pb2.ModelInferResponse.FromString(infer(body, metadata=headers, timeout=20))
                 assert reply.model_name == "by-header"
                 assert np.frombuffer(reply.raw_output_contents[0], np.float32)[1] == 9.0
+
+
+def test_any_pod_answers_over_http_and_an_unloaded_model_leaves_all_of_them_until_it_is_asked_for(
+    pool: LocalPool, clients: list[Client], files: ModelFiles
+) -> None:
+    example = files.scale(9)
+    clients[0].register("over-http", uri=example.uri)
+
+    def post(pod: LocalPod, path: str, body: bytes) -> Any:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://{pod.http_endpoint}{path}", body, timeout=30) as answer:
+            return json.load(answer)
+
+    def ask_each() -> None:
+        for pod in pool.pods:
+            wait_until(pool, lambda pod=pod: answers_ready(pod), "the name got about")
+            rows = json.dumps({"instances": example.inputs["x"].tolist()}).encode()
+            found = post(pod, "/v1/models/over-http:predict", rows)["predictions"]
+            np.testing.assert_array_equal(np.array(found, np.float32), next(iter(example.expected.values())))
+
+    def answers_ready(pod: LocalPod) -> bool:
+        with Client(pod.grpc_endpoint, retry=ONE_TRY) as client:
+            return client.model_ready("over-http")
+
+    ask_each()
+    assert len(holders(pool, "over-http")) == 1, "two of the pods forwarded"
+    held = holders(pool, "over-http")[0]
+    other = next(pod for pod in pool.pods if pod.name != held)
+    assert post(other, "/v2/repository/models/over-http/unload", b"") == {"name": "over-http", "unload": True}
+    wait_until(pool, lambda: not holders(pool, "over-http"), "its copy has left")
+    ask_each()
 
 
 def test_a_forwarded_request_ends_at_its_deadline_on_both_pods(

@@ -630,7 +630,7 @@ class ProbeResponse(_message.Message):
     def __init__(self, pod: _Optional[str] = ..., incarnation: _Optional[str] = ..., draining: bool = ...) -> None: ...
 
 class ModelOrder(_message.Message):
-    __slots__ = ("kind", "tenant", "id", "generation", "reason", "wait")
+    __slots__ = ("kind", "tenant", "id", "generation", "reason", "wait", "even_last")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         LOAD: _ClassVar[ModelOrder.Kind]
@@ -643,13 +643,15 @@ class ModelOrder(_message.Message):
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
+    EVEN_LAST_FIELD_NUMBER: _ClassVar[int]
     kind: ModelOrder.Kind
     tenant: str
     id: str
     generation: int
     reason: str
     wait: bool
-    def __init__(self, kind: _Optional[_Union[ModelOrder.Kind, str]] = ..., tenant: _Optional[str] = ..., id: _Optional[str] = ..., generation: _Optional[int] = ..., reason: _Optional[str] = ..., wait: bool = ...) -> None: ...
+    even_last: bool
+    def __init__(self, kind: _Optional[_Union[ModelOrder.Kind, str]] = ..., tenant: _Optional[str] = ..., id: _Optional[str] = ..., generation: _Optional[int] = ..., reason: _Optional[str] = ..., wait: bool = ..., even_last: bool = ...) -> None: ...
 
 class OrderRequest(_message.Message):
     __slots__ = ("from_pod", "orders")

@@ -1,0 +1,97 @@
+"""Triton's model repository extension: which models are there, load one, unload one.
+
+The repository is what is registered for the caller's tenant. A registered model is READY unless it has failed for good:
+whether it is in memory at the moment is no client's concern. So what clients of Triton do before they ask is allowed
+and not needed: *load* waits until the model is in memory somewhere in the pool, *unload* has every copy leave, and the
+next request brings it back. To take a model away for good, unregister it.
+
+Names are Triton's second field; where that is empty, KServe's first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from mesh.endpoint.access import Access
+from mesh.models import Models
+from mesh.status import StatusView
+from mesh.transport.base import Call, Reply, StatusCode, TransportError, UnaryHandler
+from mesh.wire import messages
+from mesh.wire.errors import InvalidMessage
+from mesh.wire.generated import inference_pb2
+from placement.records import ModelRecord
+from placement.registry import Registry
+
+EXTENSION = "model_repository"
+PAGE = 500
+"""Models that are described before other calls have their turn."""
+
+
+class RepositoryEndpoint:
+    """Handlers of the extension."""
+
+    def __init__(self, models: Models, registry: Registry, status: StatusView, access: Access) -> None:
+        self._models = models
+        self._registry = registry
+        self._status = status
+        self._access = access
+
+    def routes(self) -> dict[str, UnaryHandler]:
+        """Handlers by method."""
+        return {
+            messages.REPOSITORY_INDEX.path: self.index,
+            messages.REPOSITORY_LOAD.path: self.load,
+            messages.REPOSITORY_UNLOAD.path: self.unload,
+        }
+
+    async def index(self, call: Call) -> Reply:
+        """Every model of the tenant, in order."""
+        tenant = self._access.caller(call).tenant
+        only_ready = messages.parse(messages.REPOSITORY_INDEX, call.body).ready
+        response = inference_pb2.RepositoryIndexResponse()
+        after = ""
+        while True:
+            page = self._registry.list_models(tenant, limit=PAGE, after=after)
+            for record in page.records:
+                reason = "" if self._status.has_chance(record) else self._why_not(record)
+                if not (reason and only_ready):
+                    state = "UNAVAILABLE" if reason else "READY"
+                    response.models.add(name=record.id, version=str(record.generation), state=state, reason=reason)
+            if page.next_after is None:
+                return response.SerializeToString()
+            after = page.next_after
+            await asyncio.sleep(0)
+
+    async def load(self, call: Call) -> Reply:
+        """Wait until the model is servable."""
+        tenant = self._access.caller(call).tenant
+        request = messages.parse(messages.REPOSITORY_LOAD, call.body)
+        if request.parameters:
+            raise InvalidMessage(
+                "a load takes no parameters here: what a model is made of is said when it is registered"
+            )
+        name = _name(request)
+        await self._models.ensure_loaded(self._registry.resolve(tenant, name).record, call.deadline_s)
+        return inference_pb2.RepositoryModelLoadResponse().SerializeToString()
+
+    async def unload(self, call: Call) -> Reply:
+        """Have every copy leave."""
+        tenant = self._access.caller(call).tenant
+        name = _name(messages.parse(messages.REPOSITORY_UNLOAD, call.body))
+        record = self._registry.resolve(tenant, name).record
+        if record.spec.pinned or record.spec.copies_min:
+            raise InvalidMessage(f"model {record.id!r} is to be in memory always; unpin it, or set copies_min to 0")
+        if complaints := await self._models.unload(record):
+            raise TransportError(StatusCode.UNAVAILABLE, f"not every copy leaves: {'; '.join(complaints)}", 1.0)
+        return inference_pb2.RepositoryModelUnloadResponse().SerializeToString()
+
+    def _why_not(self, record: ModelRecord) -> str:
+        failures = self._status.model(record).failures
+        return "; ".join(dict.fromkeys(failure.message for failure in failures)) or "no pod can load it"
+
+
+def _name(request: inference_pb2.RepositoryModelLoadRequest | inference_pb2.RepositoryModelUnloadRequest) -> str:
+    name = request.model_name or request.repository_name
+    if not name:
+        raise InvalidMessage("model_name is empty; name a registered model")
+    return name

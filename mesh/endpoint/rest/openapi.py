@@ -1,0 +1,184 @@
+"""The REST API's description, served at `/openapi.json`.
+
+Written by hand beside the handlers, since they translate and have no models to make it from; a test holds every path
+here against the paths that are served, and real answers against the schemas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from runtime_adapters.datatypes import DTYPE_OF
+
+Schema = Mapping[str, Any]
+
+
+def document(version: str) -> dict[str, Any]:
+    """OpenAPI 3.1. `version`: of this server."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Hexcomb",
+            "version": version,
+            "summary": "The Open Inference Protocol (V2) and the V1 protocol, for every model of the pool",
+        },
+        "paths": {
+            "/v2": {"get": _operation("serverMetadata", "The server's name and version", "ServerMetadata")},
+            "/v2/health/live": {"get": _operation("serverLive", "Whether the process answers", "Live")},
+            "/v2/health/ready": {"get": _operation("serverReady", "Whether the pod takes requests", "Ready", {503})},
+            "/v2/models": {"get": _operation("models", "Names of the registered models", "Names")},
+            **_of_model("/v2/models/{model}", ""),
+            **_of_model("/v2/models/{model}/versions/{version}", "Version"),
+            "/v2/repository/index": {
+                "post": _operation("repositoryIndex", "Which models are there", "Index", body="IndexRequest")
+            },
+            **{
+                f"/v2/repository/models/{{model}}/{verb}": {
+                    "parameters": [_path("model")],
+                    "post": _operation(name, summary, answer, {404, 413, 429, 503, 504}),
+                }
+                for verb, name, summary, answer in (
+                    ("load", "repositoryLoad", "Wait until the model is in memory", "Loaded"),
+                    ("unload", "repositoryUnload", "Have every copy leave memory, until a request comes", "Unloaded"),
+                )
+            },
+            "/v1/models": {"get": _operation("v1Models", "Names of the registered models", "Names")},
+            "/v1/models/{model}": {
+                "parameters": [_path("model")],
+                "get": _operation("v1Model", "Whether a request for the model has a chance", "ModelReady", {404, 503}),
+            },
+            "/v1/models/{model}:predict": {
+                "parameters": [_path("model")],
+                "post": _operation("v1Predict", "Run the model", "Prediction", _INFER_ERRORS, "PredictRequest"),
+            },
+            "/v1/models/{model}:explain": {
+                "parameters": [_path("model")],
+                "post": _operation("v1Explain", "Not there yet: always an error", None, {404, 501, 503}),
+            },
+        },
+        "components": {"schemas": _SCHEMAS},
+    }
+
+
+_INFER_ERRORS = frozenset({400, 404, 413, 429, 500, 503, 504})
+
+
+def _of_model(path: str, suffix: str) -> dict[str, Any]:
+    parameters = [_path("model"), *([_path("version")] if suffix else [])]
+    infer = _operation(f"modelInfer{suffix}", "Run the model", "InferResponse", _INFER_ERRORS, "InferRequest")
+    for content in (infer["requestBody"]["content"], infer["responses"]["200"]["content"]):
+        # JSON, then the binary tensors; Inference-Header-Content-Length says where they begin.
+        content["application/octet-stream"] = {}
+    return {
+        path: {
+            "parameters": parameters,
+            "get": _operation(f"modelMetadata{suffix}", "Inputs and outputs", "ModelMetadata", {404, 429, 503, 504}),
+        },
+        f"{path}/ready": {
+            "parameters": parameters,
+            "get": _operation(
+                f"modelReady{suffix}", "Whether a request for the model has a chance", "ModelReady", {404, 503}
+            ),
+        },
+        f"{path}/infer": {"parameters": parameters, "post": infer},
+    }
+
+
+def _operation(
+    name: str, summary: str, answer: str | None, errors: frozenset[int] | set[int] = frozenset(), body: str = ""
+) -> dict[str, Any]:
+    responses: dict[str, Any] = {}
+    if answer is not None:
+        responses["200"] = {"description": "As asked", "content": _json(answer)}
+    for code in sorted(errors | {400}):
+        responses[str(code)] = {"description": _ERRORS[code], "content": _json("Error")}
+    if name == "serverReady":
+        responses["503"] = {"description": "The pod starts, or drains", "content": _json("Ready")}
+    operation: dict[str, Any] = {"operationId": name, "summary": summary, "responses": responses}
+    if body:
+        operation["requestBody"] = {"required": body != "IndexRequest", "content": _json(body)}
+    return operation
+
+
+def _json(schema: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+
+
+def _path(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+_ERRORS = {
+    400: "The request is not right",
+    404: "No such model, or not this version of it",
+    413: "The body is too large",
+    429: "Too much at once; Retry-After says when to try again",
+    500: "The model or the server failed",
+    501: "Not there",
+    503: "The model or the pod is not ready; try again if Retry-After says when",
+    504: "The wait for the model was too long",
+}
+
+
+def _object(required: Schema, optional: Schema | None = None) -> dict[str, Any]:
+    return {"type": "object", "required": list(required), "properties": {**required, **(optional or {})}}
+
+
+_TEXT: Schema = {"type": "string"}
+_TEXTS: Schema = {"type": "array", "items": _TEXT}
+_PARAMETERS: Schema = {"type": "object", "additionalProperties": True}
+_TENSOR_HEAD: Schema = {
+    "name": _TEXT,
+    "datatype": {"type": "string", "enum": list(DTYPE_OF)},
+    "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+}
+_TENSOR = _object(_TENSOR_HEAD, {"parameters": _PARAMETERS, "data": {"type": "array"}})
+_TENSOR_METADATA = _object({**_TENSOR_HEAD, "shape": {"type": "array", "items": {"type": "integer", "minimum": -1}}})
+
+_SCHEMAS: Schema = {
+    "Error": _object({"error": _TEXT}),
+    "ServerMetadata": _object({"name": _TEXT, "version": _TEXT, "extensions": _TEXTS}),
+    "Live": _object({"live": {"type": "boolean"}}),
+    "Ready": _object({"ready": {"type": "boolean"}}),
+    "Names": _object({"models": _TEXTS}),
+    "ModelReady": _object({"name": _TEXT, "ready": {"type": "boolean"}}),
+    "IndexRequest": _object({}, {"ready": {"type": "boolean"}}),
+    "Index": {
+        "type": "array",
+        "items": _object(
+            {
+                "name": _TEXT,
+                "version": _TEXT,
+                "state": {"type": "string", "enum": ["READY", "UNAVAILABLE"]},
+                "reason": _TEXT,
+            }
+        ),
+    },
+    "Loaded": _object({"name": _TEXT, "load": {"type": "boolean"}}),
+    "Unloaded": _object({"name": _TEXT, "unload": {"type": "boolean"}}),
+    "ModelMetadata": _object(
+        {
+            "name": _TEXT,
+            "versions": _TEXTS,
+            "platform": _TEXT,
+            "inputs": {"type": "array", "items": _TENSOR_METADATA},
+            "outputs": {"type": "array", "items": _TENSOR_METADATA},
+        }
+    ),
+    "InferRequest": _object(
+        {"inputs": {"type": "array", "items": _TENSOR}},
+        {
+            "id": _TEXT,
+            "parameters": _PARAMETERS,
+            "outputs": {"type": "array", "items": _object({"name": _TEXT}, {"parameters": _PARAMETERS})},
+        },
+    ),
+    "InferResponse": _object(
+        {"model_name": _TEXT, "model_version": _TEXT, "outputs": {"type": "array", "items": _TENSOR}}, {"id": _TEXT}
+    ),
+    "PredictRequest": {
+        "oneOf": [_object({"instances": {"type": "array", "minItems": 1}}), _object({"inputs": {}})],
+    },
+    "Prediction": {"oneOf": [_object({"predictions": {"type": "array"}}), _object({"outputs": {}})]},
+}

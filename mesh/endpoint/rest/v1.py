@@ -1,0 +1,171 @@
+"""The V1 protocol, which TensorFlow Serving began and KServe goes on with: `/v1/models`.
+
+    GET  /v1/models                 names of the registered models
+    GET  /v1/models/M               whether M is ready
+    POST /v1/models/M:predict       {"instances": ...} -> {"predictions": ...}, or {"inputs": ...} -> {"outputs": ...}
+
+A V1 request says neither names nor datatypes, so both come from the model's metadata:
+
+* `instances`: one element for each row. A row is the value of the model's only input, or an object of its inputs.
+* `inputs`: whole tensors; an object of the model's inputs, or the value of its only one.
+* Predictions are rows in the same manner: plain where the model has one output, else an object of its outputs.
+* Bytes are text, or `{"b64": "..."}`.
+
+`:explain` is 501: no model on this pod explains itself yet.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from mesh.endpoint.rest.calls import HttpCalls, json_response
+from mesh.endpoint.rest.v2 import check_ready, model_names, off_the_loop
+from mesh.transport.base import StatusCode, TransportError
+from mesh.wire import messages
+from mesh.wire.errors import InvalidMessage
+from mesh.wire.generated import inference_pb2
+from mesh.wire.json_tensors import elements_as_array, json_from_array, parse_object, to_json
+from mesh.wire.tensors import RANK_MAX, decode_response, encode_request
+from runtime_adapters.base import Array
+
+Inputs = Mapping[str, str]
+"""Name -> datatype."""
+
+
+class V1Rest:
+    """Handlers of `/v1`."""
+
+    def __init__(self, calls: HttpCalls) -> None:
+        self._calls = calls
+
+    def routes(self) -> list[Route]:
+        """A model's name may hold slashes and colons."""
+        answering = self._calls.answering
+        return [
+            Route("/v1/models", answering(self.models), methods=["GET"]),
+            Route("/v1/models/{model:path}:predict", answering(self.predict), methods=["POST"]),
+            Route("/v1/models/{model:path}:explain", answering(self.explain), methods=["POST"]),
+            Route("/v1/models/{model:path}", answering(self.model), methods=["GET"]),
+        ]
+
+    async def models(self, request: Request) -> Response:
+        """Names, in order."""
+        return json_response({"models": await model_names(self._calls, request)})
+
+    async def model(self, request: Request) -> Response:
+        """Whether it is ready."""
+        model = str(request.path_params["model"])
+        await check_ready(self._calls, request, model)
+        return json_response({"name": model, "ready": True})
+
+    async def predict(self, request: Request) -> Response:
+        """Run a model once."""
+        model = str(request.path_params["model"])
+        async with self._calls.body(request) as body:
+            asked = inference_pb2.ModelMetadataRequest(name=model)
+            metadata = await self._calls.ask_for(request, messages.MODEL_METADATA, asked)
+            inputs = {tensor.name: tensor.datatype for tensor in metadata.inputs}
+
+            def translate() -> tuple[bytes, bool]:
+                arrays, by_row = arrays_of(parse_object(body), inputs)
+                return encode_request(model, arrays), by_row
+
+            message, by_row = await off_the_loop(len(body), translate)
+            reply = await self._calls.ask(request, messages.MODEL_INFER, message)
+        answer = await off_the_loop(len(reply.body), lambda: to_json(answer_of(reply.body, by_row)))
+        return Response(answer, headers=dict(reply.trailers), media_type="application/json")
+
+    async def explain(self, request: Request) -> Response:
+        """Not there yet."""
+        model = str(request.path_params["model"])
+        await check_ready(self._calls, request, model)
+        raise TransportError(StatusCode.UNIMPLEMENTED, f"model {model!r} has no explainer; ask for :predict")
+
+
+def arrays_of(body: Mapping[str, Any], inputs: Inputs) -> tuple[dict[str, Array], bool]:
+    """The model's inputs, and whether they came by row. Raises InvalidMessage."""
+    by_row = "instances" in body
+    if by_row == ("inputs" in body):
+        raise InvalidMessage('the body must have either "instances" (rows) or "inputs" (whole tensors)')
+    if by_row:
+        rows = body["instances"]
+        if not isinstance(rows, list) or not rows:
+            raise InvalidMessage('"instances" must be an array of at least one row')
+        if all(_is_named(row) for row in rows):
+            if any(row.keys() != rows[0].keys() for row in rows):
+                raise InvalidMessage('"instances" must name the same inputs in each row')
+            return _named({name: [row[name] for row in rows] for name in rows[0]}, inputs), True
+        return {(only := _only(inputs)): _array(only, inputs[only], rows)}, True
+    whole = body["inputs"]
+    if _is_named(whole):
+        return _named(whole, inputs), False
+    return {(only := _only(inputs)): _array(only, inputs[only], whole)}, False
+
+
+def answer_of(reply: bytes, by_row: bool) -> dict[str, Any]:
+    """The answer's body. Raises InvalidMessage."""
+    outputs = {name: _nested(name, array) for name, array in decode_response(reply).outputs.items()}
+    if not by_row:
+        return {"outputs": outputs if len(outputs) > 1 else next(iter(outputs.values()), [])}
+    if len(outputs) == 1:
+        return {"predictions": next(iter(outputs.values()))}
+    if len({len(value) if isinstance(value, list) else -1 for value in outputs.values()}) != 1:
+        raise InvalidMessage('the model\'s outputs have not a row each; ask with "inputs" in place of "instances"')
+    return {"predictions": [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]}
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() != {"b64"}
+
+
+def _only(inputs: Inputs) -> str:
+    if len(inputs) != 1:
+        names = ", ".join(inputs) or "none that it told of"
+        raise InvalidMessage(f"the model has {len(inputs)} inputs ({names}); say which is which: an object by name")
+    return next(iter(inputs))
+
+
+def _named(values: Mapping[str, Any], inputs: Inputs) -> dict[str, Array]:
+    if unknown := [name for name in values if name not in inputs]:
+        raise InvalidMessage(f"the model has no input {unknown[0]!r}; it has: {', '.join(inputs)}")
+    return {name: _array(name, inputs[name], value) for name, value in values.items()}
+
+
+def _array(name: str, datatype: str, value: Any) -> Array:
+    """Of any shape: V1 says none, so the nesting does. Raises InvalidMessage."""
+    shape: list[int] = []
+    level = [value]
+    while level and all(type(each) is list for each in level):
+        sizes = {len(each) for each in level}
+        if len(sizes) > 1 or len(shape) == RANK_MAX:
+            raise InvalidMessage(f"tensor {name!r}: its rows are of different lengths")
+        shape.append(sizes.pop())
+        level = [element for each in level for element in each]
+    if any(type(each) is list for each in level):
+        raise InvalidMessage(f"tensor {name!r}: an array beside a plain element on one level")
+    if datatype == "BYTES" and any(type(each) is dict for each in level):
+        array = np.empty(len(level), np.object_)
+        array[:] = [_from_base64(name, each) for each in level]
+        return array.reshape(shape)
+    return elements_as_array(name, datatype, level).reshape(shape)
+
+
+def _from_base64(name: str, element: Any) -> bytes:
+    try:
+        return base64.b64decode(element["b64"], validate=True)
+    except (TypeError, KeyError, binascii.Error, ValueError) as error:
+        raise InvalidMessage(f'tensor {name!r}: an element is neither text nor {{"b64": "..."}}') from error
+
+
+def _nested(name: str, array: Array) -> Any:
+    elements = np.empty(array.size, np.object_)
+    elements[:] = json_from_array(name, array)
+    return elements.reshape(array.shape).tolist()

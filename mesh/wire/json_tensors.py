@@ -1,0 +1,254 @@
+"""V2 tensors in JSON: between the REST protocol's requests and answers and the same messages in protobuf.
+
+A REST request is turned into the ModelInferRequest that a gRPC client would have sent, and the answer back, so that one
+core serves both and a request may be forwarded to another pod as it is. Two forms of a tensor:
+
+* `data`: a JSON array of its elements, flat or nested, in row-major order. Numbers must be numbers of the datatype:
+  text is not parsed, fractions are not cut, and what does not fit is refused.
+* the binary tensor extension: `parameters.binary_data_size` bytes behind the JSON, whose own length stands in a header.
+  They are taken as they are.
+
+JSON has no NaN and no infinity; in an answer they become null. Who needs them asks for binary data. FP16 and BF16 are
+written as numbers, which loses nothing.
+
+Deliberately absent: HTTP, and anything about a particular model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mesh.wire.errors import InvalidMessage
+from mesh.wire.tensors import RANK_MAX, Buffer, decode_raw, decode_response, encode_request, encode_tensor
+from runtime_adapters.base import Array
+from runtime_adapters.datatypes import DTYPE_OF, datatype_of
+
+BINARY_SIZE = "binary_data_size"
+REFUSED_PARAMETERS = {
+    "shared_memory_region": "shared memory is not supported here; send the tensor in the message",
+    "classification": "the classification extension is not supported here; ask for the plain output",
+}
+"""Ignoring them would change what the answer means; others are ignored, as over gRPC."""
+
+
+@dataclass(frozen=True, slots=True)
+class WantedForms:
+    """Which outputs the client wants in binary: those named, and the others as `others` says."""
+
+    by_output: Mapping[str, bool]
+    others: bool
+
+    def is_binary(self, output: str) -> bool:
+        """The form of one output."""
+        return self.by_output.get(output, self.others)
+
+
+def parse_object(text: Buffer, what: str = "the body") -> dict[str, Any]:
+    """A JSON object. Raises InvalidMessage."""
+    try:
+        parsed = json.loads(bytes(text))
+    except (ValueError, RecursionError) as error:
+        raise InvalidMessage(f"{what} is not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise InvalidMessage(f"{what} is JSON, but not an object")
+    return parsed
+
+
+def infer_request_from_json(
+    body: bytes, json_length: int | None, model: str, version: str
+) -> tuple[bytes, WantedForms, str]:
+    """The ModelInferRequest, the forms of its outputs, and its id. `json_length`: bytes of JSON before the binary data.
+
+    Raises InvalidMessage.
+    """
+    if json_length is not None and not 0 <= json_length <= len(body):
+        raise InvalidMessage(f"the header says {json_length} bytes of JSON, and the body has {len(body)}")
+    view = memoryview(body)
+    request = parse_object(view if json_length is None else view[:json_length])
+    binary = view[len(view) if json_length is None else json_length :]
+    refuse_parameters("request", _mapping(request, "parameters"))
+    arrays: dict[str, Array] = {}
+    for tensor in _objects(request, "inputs"):
+        name, datatype, shape = _text(tensor, "name"), _text(tensor, "datatype"), _shape(tensor)
+        parameters = _mapping(tensor, "parameters")
+        refuse_parameters(f"input {name!r}", parameters)
+        if name in arrays:
+            raise InvalidMessage(f"input {name!r} is sent twice; every input has its own name")
+        size = parameters.get(BINARY_SIZE)
+        if size is None:
+            arrays[name] = array_from_json(name, datatype, shape, tensor.get("data"))
+            continue
+        if type(size) is not int or not 0 <= size <= len(binary):
+            raise InvalidMessage(f"input {name!r}: {BINARY_SIZE} is {size!r}, and {len(binary)} bytes are left for it")
+        arrays[name] = decode_raw(name, datatype, shape, binary[:size])
+        binary = binary[size:]
+    if len(binary):
+        raise InvalidMessage(f"{len(binary)} bytes of binary data are left over; no input claims them")
+    forms: dict[str, bool] = {}
+    for output in _objects(request, "outputs", required=False):
+        name, parameters = _text(output, "name"), _mapping(output, "parameters")
+        refuse_parameters(f"output {name!r}", parameters)
+        if name in forms:
+            raise InvalidMessage(f"output {name!r} is asked for twice; ask for it once")
+        forms[name] = parameters.get("binary_data") is True
+    others = _mapping(request, "parameters").get("binary_data_output") is True
+    request_id = request.get("id", "")
+    if not isinstance(request_id, str):
+        raise InvalidMessage(f"id is {_kind(request_id)}; it must be text")
+    try:
+        return encode_request(model, arrays, tuple(forms), version, request_id), WantedForms(forms, others), request_id
+    except UnicodeEncodeError as error:
+        raise InvalidMessage("the request holds half of a surrogate pair, which is no character") from error
+
+
+def infer_response_to_json(reply: bytes, forms: WantedForms) -> tuple[bytes, int | None]:
+    """The body of the answer; and the length of its JSON, where binary data follows. Raises InvalidMessage."""
+    result = decode_response(reply)
+    outputs: list[dict[str, Any]] = []
+    binary: list[Buffer] = []
+    for name, array in result.outputs.items():
+        described: dict[str, Any] = {"name": name, "datatype": datatype_of(array.dtype), "shape": list(array.shape)}
+        if forms.is_binary(name):
+            _, data = encode_tensor(name, array)
+            described["parameters"] = {BINARY_SIZE: len(data)}
+            binary.append(data)
+        else:
+            described["data"] = json_from_array(name, array)
+        outputs.append(described)
+    answer = {"model_name": result.model_name, "model_version": result.model_version}
+    if result.request_id:
+        answer["id"] = result.request_id
+    text = to_json({**answer, "outputs": outputs})
+    return (b"".join([text, *binary]), len(text)) if binary else (text, None)
+
+
+def to_json(value: Any) -> bytes:
+    """As it goes over the line."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def array_from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> Array:
+    """A tensor of this shape. Raises InvalidMessage when the elements are others, or not so many."""
+    dtype = DTYPE_OF.get(datatype)
+    if dtype is None:
+        raise InvalidMessage(f"tensor {name!r}: unknown datatype {datatype!r}; allowed: {', '.join(DTYPE_OF)}")
+    if not isinstance(data, list):
+        raise InvalidMessage(f"tensor {name!r}: data is {_kind(data)}; it must be an array of its elements")
+    elements = _flat(data)
+    if len(elements) != math.prod(shape):
+        raise InvalidMessage(
+            f"tensor {name!r}: shape {list(shape)} takes {math.prod(shape)} elements, {len(elements)} were sent"
+        )
+    return elements_as_array(name, datatype, elements).reshape(shape)
+
+
+def elements_as_array(name: str, datatype: str, elements: list[Any]) -> Array:
+    """Parsed JSON values as a flat array. Raises InvalidMessage for what is not of the datatype."""
+    dtype = DTYPE_OF[datatype]
+    allowed: set[type] = {str} if datatype == "BYTES" else {bool} if datatype == "BOOL" else {int}
+    if dtype.kind not in "iubO":  # bfloat16 is of NumPy's kind V
+        allowed = {int, float}
+    if wrong := set(map(type, elements)) - allowed:
+        example = next(each for each in elements if type(each) in wrong)
+        raise InvalidMessage(f"tensor {name!r}: {_kind(example)} ({str(example)[:40]!r}) is no element of {datatype}")
+    if datatype == "BYTES":
+        array = np.empty(len(elements), np.object_)
+        try:
+            array[:] = [each.encode() for each in elements]
+        except UnicodeEncodeError as error:
+            raise InvalidMessage(f"tensor {name!r} holds half of a surrogate pair, which is no character") from error
+        return array
+    if dtype.kind in "iu" and elements:
+        limits = np.iinfo(dtype)
+        low, high = min(elements), max(elements)
+        if low < limits.min or high > limits.max:
+            raise InvalidMessage(
+                f"tensor {name!r}: {str(low if low < limits.min else high)[:40]} is outside {datatype} "
+                f"({limits.min} to {limits.max})"
+            )
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(elements, dtype)
+    except OverflowError as error:
+        raise InvalidMessage(f"tensor {name!r} holds a number that {datatype} cannot hold") from error
+
+
+def json_from_array(name: str, array: Array) -> list[Any]:
+    """The elements, flat. Raises InvalidMessage for bytes that are no text."""
+    flat = array.reshape(-1)
+    if array.dtype == np.object_:
+        try:
+            return [each if isinstance(each, str) else each.decode() for each in flat.tolist()]
+        except UnicodeDecodeError as error:
+            raise InvalidMessage(
+                f"output {name!r} holds bytes that are no UTF-8 text, which JSON cannot carry; ask for it with "
+                '"parameters": {"binary_data": true}'
+            ) from error
+    if array.dtype.kind in "iub":
+        elements: list[Any] = flat.tolist()
+        return elements
+    if flat.dtype.itemsize < 4:
+        flat = flat.astype(np.float32)
+    elements = flat.tolist()
+    return elements if np.isfinite(flat).all() else [each if math.isfinite(each) else None for each in elements]
+
+
+def refuse_parameters(what: str, parameters: Mapping[str, Any]) -> None:
+    """Raises InvalidMessage for a parameter that must not be ignored."""
+    for key, reason in REFUSED_PARAMETERS.items():
+        if parameters.get(key):
+            raise InvalidMessage(f"{what}, parameter {key!r}: {reason}")
+
+
+def _flat(data: list[Any]) -> list[Any]:
+    level = data
+    while any(type(each) is list for each in level):
+        if not all(type(each) is list for each in level):
+            raise InvalidMessage("a nested array mixes arrays and elements on one level")
+        level = [element for each in level for element in each]
+    return level
+
+
+def _objects(message: Mapping[str, Any], field: str, *, required: bool = True) -> list[dict[str, Any]]:
+    found = message.get(field)
+    if found is None and not required:
+        return []
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise InvalidMessage(f"{field} is {_kind(found)}; it must be an array of objects")
+    return found
+
+
+def _mapping(message: Mapping[str, Any], field: str) -> Mapping[str, Any]:
+    found = message.get(field)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise InvalidMessage(f"{field} is {_kind(found)}; it must be an object")
+    return found
+
+
+def _text(message: Mapping[str, Any], field: str) -> str:
+    found = message.get(field)
+    if not isinstance(found, str) or not found:
+        raise InvalidMessage(f"{field} of a tensor is {_kind(found)}; it must be text")
+    return found
+
+
+def _shape(tensor: Mapping[str, Any]) -> tuple[int, ...]:
+    shape = tensor.get("shape")
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise InvalidMessage(f"input {tensor.get('name')!r}: shape must be an array of whole numbers from 0")
+    if len(shape) > RANK_MAX:
+        raise InvalidMessage(f"input {tensor.get('name')!r}: {len(shape)} dimensions; at most {RANK_MAX} are")
+    return tuple(shape)
+
+
+def _kind(value: Any) -> str:
+    kinds = {type(None): "missing or null", bool: "a boolean", int: "a whole number", float: "a number", str: "text"}
+    return kinds.get(type(value), "an array" if isinstance(value, list) else "an object")

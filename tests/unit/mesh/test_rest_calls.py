@@ -1,0 +1,183 @@
+"""A call over HTTP as one over gRPC: what is passed on, what is refused, what is said when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from mesh.endpoint.http import build_app
+from mesh.endpoint.rest.calls import HTTP_CODES, HttpCalls
+from mesh.transport.base import Call, Reply, ReplyWithTrailers, StatusCode, TransportError, TransportLimits
+from mesh.wire import messages
+from mesh.wire.generated import inference_pb2
+
+LIVE = inference_pb2.ServerLiveResponse(live=True).SerializeToString()
+INFER = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}).encode()
+
+
+@dataclass
+class Http:
+    """A client of the application, which sends what ASGI servers send."""
+
+    handler: Callable[[Call], Awaitable[Reply]]
+    limits: TransportLimits = field(default_factory=TransportLimits)
+
+    def __post_init__(self) -> None:
+        methods = (messages.SERVER_LIVE, messages.MODEL_INFER)
+        self.calls = HttpCalls({method.path: self.handler for method in methods}, self.limits)
+        self.app = build_app(CollectorRegistry(), lambda: "", self.calls, "1")
+
+    async def ask(
+        self, path: str, *chunks: bytes, headers: dict[str, str] | None = None, leaves: asyncio.Event | None = None
+    ) -> tuple[int, dict[str, str], Any]:
+        """Code, headers, and the JSON. POST where there is a body. `leaves`: when set, the client hangs up."""
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST" if chunks else "GET",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "scheme": "http",
+            "headers": [(key.lower().encode(), value.encode()) for key, value in (headers or {}).items()],
+            "client": ("127.0.0.1", 5),
+            "server": ("127.0.0.1", 8008),
+        }
+        waiting = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+        waiting.append({"type": "http.request", "body": b"", "more_body": False})
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            if waiting:
+                return waiting.pop(0)
+            await (leaves or asyncio.Event()).wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await self.app(scope, receive, send)
+        body = b"".join(message.get("body", b"") for message in sent)
+        found = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
+        return sent[0]["status"], found, json.loads(body) if body else None
+
+
+async def live(call: Call) -> Reply:
+    return LIVE
+
+
+@pytest.mark.parametrize("status", [status for status in StatusCode if status is not StatusCode.OK])
+async def test_every_status_has_a_code_and_the_handlers_words(status: StatusCode) -> None:
+    async def refuse(call: Call) -> Reply:
+        raise TransportError(status, "why", 0.25)
+
+    code, headers, answer = await Http(refuse).ask("/v2/health/live")
+    assert (code, answer) == (HTTP_CODES.get(status, 500), {"error": "why"})
+    assert (headers["retry-after"], headers["retry-after-ms"]) == ("1", "250")
+
+
+async def test_a_defect_is_a_number_in_the_log_and_no_story(caplog: pytest.LogCaptureFixture) -> None:
+    async def break_down(call: Call) -> Reply:
+        raise RuntimeError("the secret path")
+
+    code, _, answer = await Http(break_down).ask("/v2/health/live")
+    assert code == 500
+    assert "secret" not in answer["error"]
+    assert answer["error"].rpartition(" ")[2] in caplog.text
+
+
+async def test_headers_that_mean_something_are_passed_on_and_no_others() -> None:
+    asked: list[Call] = []
+
+    async def remember(call: Call) -> Reply:
+        asked.append(call)
+        return LIVE
+
+    headers = {"hexcomb-tenant": "blue", "traceparent": "00-1-2-03", "Host": "models.green.svc", "x-request-id": "a\tb"}
+    forged = {"hexcomb-forward": "1;p;m;1;1;1;0;", "hexcomb-peer-key": "k", "cookie": "c", "mm-model-id": "m"}
+    await Http(remember).ask("/v2/health/live", headers=headers | forged)
+    assert dict(asked[0].metadata) == {"hexcomb-tenant": "blue", "traceparent": "00-1-2-03"}
+    assert asked[0].listener_tenant == "green"
+
+
+async def test_what_the_handler_says_beside_its_answer_becomes_headers() -> None:
+    async def cold(call: Call) -> Reply:
+        body = inference_pb2.ModelInferResponse(model_name="m", model_version="1").SerializeToString()
+        return ReplyWithTrailers(body, (("hexcomb-cold", "1"),))
+
+    code, headers, _ = await Http(cold).ask("/v2/models/m/infer", INFER)
+    assert (code, headers["hexcomb-cold"]) == (200, "1")
+
+
+async def test_a_client_that_leaves_takes_its_call_with_it_whether_it_sent_a_body_or_not() -> None:
+    for path, chunks in (("/v2/health/live", ()), ("/v2/models/m/infer", (INFER,))):
+        began, left, cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def wait(call: Call, began: asyncio.Event = began, cancelled: asyncio.Event = cancelled) -> Reply:
+            began.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                if call.abandoned():
+                    cancelled.set()
+            return LIVE
+
+        http = Http(wait)
+        asking = asyncio.create_task(http.ask(path, *chunks, leaves=left))
+        await began.wait()
+        assert http.calls.in_flight == 1
+        left.set()
+        assert (await asking)[0] == 499
+        await cancelled.wait()
+        assert http.calls.in_flight == 0
+
+
+async def test_calls_beyond_the_limit_are_refused_at_once_with_a_hint() -> None:
+    goes_on = asyncio.Event()
+
+    async def wait(call: Call) -> Reply:
+        await goes_on.wait()
+        return LIVE
+
+    http = Http(wait, TransportLimits(calls_max=1))
+    first = asyncio.create_task(http.ask("/v2/health/live"))
+    await asyncio.sleep(0)
+    code, headers, answer = await http.ask("/v2/health/live")
+    assert (code, headers["retry-after-ms"]) == (429, "100")
+    assert "its limit" in answer["error"]
+    goes_on.set()
+    assert (await first)[0] == 200
+
+
+async def test_bodies_are_bounded_one_by_one_and_together() -> None:
+    began, goes_on = asyncio.Semaphore(0), asyncio.Event()
+
+    async def wait(call: Call) -> Reply:
+        began.release()
+        await goes_on.wait()
+        return inference_pb2.ModelInferResponse(model_name="m", model_version="1").SerializeToString()
+
+    size = len(INFER)
+    http = Http(wait, TransportLimits(message_bytes_max=size + 10, bytes_in_flight_max=2 * size))
+    assert (await http.ask("/v2/models/m/infer", INFER, b" " * 11))[0] == 413
+    running = [asyncio.create_task(http.ask("/v2/models/m/infer", INFER)) for _ in range(2)]
+    for _ in running:
+        await began.acquire()
+    code, _, answer = await http.ask("/v2/models/m/infer", INFER)
+    assert (code, "in flight on this pod" in answer["error"]) == (429, True)
+    goes_on.set()
+    assert [(await each)[0] for each in running] == [200, 200]
+    assert (await http.ask("/v2/models/m/infer", INFER))[0] == 200
+
+
+async def test_an_encoding_that_is_not_known_is_refused() -> None:
+    code, _, answer = await Http(live).ask("/v2/models/m/infer", INFER, headers={"Content-Encoding": "br"})
+    assert (code, "gzip" in answer["error"]) == (415, True)
