@@ -38,6 +38,8 @@ from runtime_adapters.base import Array
 
 ASKERS_MAX = 4096
 """Kinds of metadata that are remembered; a client sends the same with all its calls, a pod the same for a model."""
+ASKER_BYTES_MAX = 1024
+"""Longer metadata are read with each call: some 4 MiB are remembered in all, whatever clients send."""
 PLANS_MAX = 16
 """Kinds of requests that are remembered per copy: its clients', and the numbers of rows that they send."""
 
@@ -197,10 +199,11 @@ class QuickInference:
 
     def _meet(self, call: Call) -> _Asker | None:
         """Read a call's metadata, once for all calls that carry the same; None: they are left to V2."""
-        if len(self._askers) >= ASKERS_MAX:
-            self._askers.clear()
         asker = self._read(call)
-        self._askers[call.metadata, call.listener_tenant] = asker
+        if sum(len(key) + len(value) for key, value in call.metadata) <= ASKER_BYTES_MAX:
+            if len(self._askers) >= ASKERS_MAX:
+                self._askers.clear()
+            self._askers[call.metadata, call.listener_tenant] = asker
         return asker
 
     def _read(self, call: Call) -> _Asker | None:

@@ -69,7 +69,9 @@ _METADATA_READ_FACTOR = 4
 _METADATA_ENTRY_BYTES = 32
 """What an entry counts beside its key and value, as HTTP/2 has it."""
 _METADATA_KNOWN_MAX = 1024
-"""Metadata that was measured and is not measured again: a client sends the same with all its calls."""
+_METADATA_KNOWN_BYTES_MAX = 1024
+"""Metadata that was measured and is not measured again: a client sends the same with all its calls. How many, and how
+long the longest of them."""
 _UNSENT_LOOK_S = 0.01
 """How often `stop` looks whether all answers have been sent; the library does not say when."""
 _SOCKETS_PREFIX = "hexcomb-streams-"
@@ -296,9 +298,10 @@ class NativeTransport:
                     StatusCode.RESOURCE_EXHAUSTED,
                     f"the metadata has {size_bytes} bytes, above the limit of {limits.metadata_bytes_max}; send less",
                 )
-            if len(self._metadata_known) >= _METADATA_KNOWN_MAX:
-                self._metadata_known.clear()
-            self._metadata_known.add(metadata)
+            if size_bytes <= _METADATA_KNOWN_BYTES_MAX:
+                if len(self._metadata_known) >= _METADATA_KNOWN_MAX:
+                    self._metadata_known.clear()
+                self._metadata_known.add(metadata)
         return self._admission.refusal(body_bytes)
 
     def _begin(self, port: _Port, call_id: int, method: _Method, call: Call) -> None:

@@ -252,6 +252,16 @@ def test_a_models_own_error_is_its_callers_alone(here: Here):
     assert here.pins == 0
 
 
+def test_long_metadata_are_read_with_each_call_and_not_kept(here: Here):
+    quick = quick_of(here)
+    body = encode_request("m", {"x": ROW})
+    for number in range(3):
+        trace = (("trace", f"{number:01000d}"), ("token", "x" * 500))
+        assert isinstance(quick.answer([call(body, trace)])[0], bytes)
+        assert isinstance(quick.answer([call(body, (("trace", "short"),))])[0], bytes)
+    assert len(quick._askers) == 1
+
+
 def test_clients_that_send_ever_new_kinds_of_requests_do_not_fill_the_memory(here: Here):
     quick = quick_of(here)
     for rows in range(1, 3 * PLANS_MAX):
