@@ -135,15 +135,19 @@ class Resident:
             self.recorder[self.recorder_slot] = 0
         self.unpin(self.copy)
 
-    def ran(self, queued_s: float, run_s: float, requests: int = 1, *, shared: bool = False) -> None:
+    def ran(
+        self, queued_s: float, run_s: float, requests: int = 1, *, shared: bool = False, cost_s: float | None = None
+    ) -> None:
         """A run has answered so many requests, which waited `queued_s` together. Its means are what `running` and
-        `promoting` decide by."""
+        `promoting` decide by. `cost_s`: what it would have held up on the event loop, where that is less than it
+        lasted: it may have waited for other threads. A run that requests share costs no less than one alone would."""
         self.runs += requests
         self.queued_total_s += queued_s
         self.run_total_s += run_s
         self.run_s = _moved(self.run_s, run_s / requests)
-        if not shared:
-            self.alone_s = _moved(self.alone_s, run_s)
+        cost_s = run_s if cost_s is None else cost_s
+        if not shared or cost_s < self.alone_s:
+            self.alone_s = _moved(self.alone_s, cost_s)
 
 
 def _moved(mean_s: float, run_s: float) -> float:

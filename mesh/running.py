@@ -344,11 +344,12 @@ class Runner:
     ) -> None:
         """`queued_s`: of all of them together."""
         resident = lane.resident
-        lane.ran(batch, ran, ran.cpu_s if lane.group.by_cpu else ran.run_s, others_wait=others_wait)
+        cost_s = ran.cpu_s if lane.group.by_cpu else ran.run_s
+        lane.ran(batch, ran, cost_s, others_wait=others_wait)
         resident.meter.ran(len(batch))
         answered = sum(not isinstance(answer, Exception) for answer in ran.answers)
         if answered:
-            resident.ran(queued_s, ran.run_s, answered, shared=len(batch) > 1)
+            resident.ran(queued_s, ran.run_s, answered, shared=len(batch) > 1, cost_s=cost_s)
         if len(batch) > 1:
             size_bytes = sum(request.size_bytes for request in batch)
             if size_bytes > resident.request_bytes_max:

@@ -205,3 +205,14 @@ async def test_callers_that_leave_an_isolated_model_do_not_spread_it_over_the_th
     slow.gate.set()
     await asyncio.wait_for(runner.run_in_thread(copy, request()), 5)
     assert pins.count == 0
+
+
+def test_a_model_whose_runs_waited_for_other_threads_comes_back_to_the_loop() -> None:
+    """Else one busy second would keep it on threads for good: there its runs are shared, and wait for one another."""
+    copy = resident(Model(), Pins(), run_s=QUICK_S)
+    for _ in range(20):
+        copy.ran(0.0, SLOW_S)
+    assert copy.alone_s > HANDOVER_S
+    for _ in range(40):
+        copy.ran(0.0, SLOW_S, 8, shared=True, cost_s=QUICK_S)
+    assert copy.alone_s < HANDOVER_S
