@@ -20,12 +20,12 @@ test: $(TEST_STAMP)
 	$(MAKE) --no-print-directory -j2 tests-of-pods tests-beside
 
 tests-of-pods:
-	$(BIN)/python -m pytest -q tests/contract tests/e2e $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q tests/e2e $(PYTEST_ARGS)
 
 # Real pods mostly wait: for leases, deadlines, each other. What only computes takes the processor meanwhile, at a lower
 # priority (a third as much as a pod where both want it), so that the pods hardly notice. What it prints comes at its end.
 tests-beside:
-	@nice -n 5 $(BIN)/python -m pytest -q -p no:cacheprovider tests/unit tests/property tests/sim $(PYTEST_ARGS) \
+	@nice -n 5 $(BIN)/python -m pytest -q -p no:cacheprovider tests/unit tests/property tests/contract tests/sim $(PYTEST_ARGS) \
 		> $(VENV)/tests-beside.log 2>&1; status=$$?; cat $(VENV)/tests-beside.log; exit $$status
 
 # The quick part: style, types, import contracts, unit and property tests.
