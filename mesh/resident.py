@@ -91,7 +91,8 @@ class Resident:
     died: bool = False
     """Its process has."""
     alone_s: float = field(init=False)
-    """Mean seconds of a run of one request."""
+    """Mean seconds of a run of one request: on a thread of this process that thread's processor time, since a wait for
+    Python's lock, or for a core, says nothing of what the run would take on the loop."""
     runs: int = 0
     queued_total_s: float = 0.0
     run_total_s: float = 0.0

@@ -150,7 +150,8 @@ class Runner:
         """Run here and now, on the event loop's thread."""
         began_s = time.perf_counter()
         result = resident.model.infer(inputs, outputs)
-        resident.ran(0.0, time.perf_counter() - began_s)
+        run_s = time.perf_counter() - began_s
+        resident.ran(0.0, run_s)
         return result
 
     def gathers(self, resident: Resident) -> bool:

@@ -28,6 +28,8 @@ BATCH_BYTES_MAX = 8 * 1024 * 1024
 """Of the requests in one run: they are copied side by side, and what larger ones save is little beside that."""
 TRIALS_MAX = 3
 """Of a model whose trials prove nothing."""
+ALONE_AGAIN_AFTER = 64
+"""Shared runs in a row, before a request has a run to itself: what a row costs alone must be known as it is now."""
 BROKEN_MAX = 3
 """Batches that failed although none of their requests did."""
 
@@ -100,6 +102,8 @@ class Lane(Generic[Caller]):
     """By which turns are taken (`turns`)."""
     waits_for_turn: bool = False
     is_trying: bool = False
+    shared_runs: int = 0
+    """Since a request had one to itself."""
     waiting: dict[Request, Caller] = field(default_factory=dict)
     """Who waits for which answer, in the order of arrival."""
 
@@ -120,7 +124,7 @@ class Lane(Generic[Caller]):
 
     def limits(self, waiting: Mapping[Request, object]) -> BatchLimits:
         """Of the next run of these (at least one), in their order."""
-        if not self.is_batched:
+        if not self.is_batched or self.shared_runs >= ALONE_AGAIN_AFTER:
             return BatchLimits(1, BATCH_BYTES_MAX)
         rows_max = self.rules.rows_max
         rows = [request.rows for request in islice(waiting, rows_max)]
@@ -151,6 +155,7 @@ class Lane(Generic[Caller]):
     def ran(self, batch: Sequence[Request], ran: Ran, cost_s: float, *, others_wait: bool) -> None:
         """A run has ended; `cost_s` is what sizes are judged by."""
         rows = sum(request.rows for request in batch)
+        self.shared_runs = self.shared_runs + 1 if len(batch) > 1 else 0
         if ran.broke:
             self.learned.broke(rows, sum(isinstance(answer, Exception) for answer in ran.answers))
         elif not isinstance(ran.answers[0], Exception):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mesh.batching.joining import Request
+from mesh.batching.lane import ALONE_AGAIN_AFTER
 from mesh.batching.row_wise import NotRowWise, RowWise
 from mesh.batching.rules import BatchRules
 from mesh.known_sizes import NOTHING, Loadable
@@ -167,6 +168,24 @@ async def test_requests_that_meet_for_the_first_time_are_tried_and_the_verdict_o
     assert model.rows[1:5] == [1, 1, 1, 24], "three rows alone, then together"
     assert pod.runner.learned_of(pod.copy(model, loadable=content)) is learned
     assert pod.pins == 0
+
+
+async def test_now_and_then_a_request_has_a_run_to_itself_so_that_it_is_known_what_that_costs(pod: Pod) -> None:
+    model = Model()
+    copy = pod.known_row_wise(pod.copy(model, run_s=1e-6))
+    for _ in range(ALONE_AGAIN_AFTER + 1):
+        pod.runner.run_inline_together(copy, [request(number) for number in range(3)])
+    assert model.rows == [*[3] * ALONE_AGAIN_AFTER, 1, 2]
+
+
+async def test_a_wait_for_a_core_makes_no_model_slow(pod: Pod) -> None:
+    model = Model()
+    copy = pod.copy(model, BatchRules(1, why_not="-"))
+    for _ in range(5):
+        first = await pod.busy(copy, model)  # as long on the thread as this loop is busy elsewhere
+        model.gate.set()
+        await doubled(first)
+    assert copy.alone_s < copy.run_s
 
 
 async def test_rows_are_kept_for_a_trial_only_while_others_wait(pod: Pod) -> None:
