@@ -151,7 +151,7 @@ class Renewals:
             return
         loaded, key = thread.result(), resident.copy.key
         resident.as_fetched = False
-        resident.loadable, resident.run_s = prepared.loadable, loaded.run_s
+        resident.renewed(prepared.loadable, loaded.run_s)
         if resident.hot_size() is not None:
             self._loading.residents.two_forms[resident.copy.copy_id] = resident
         self._loading.resized(resident, size=loaded.size)

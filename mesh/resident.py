@@ -136,6 +136,11 @@ class Resident:
             self.recorder[self.recorder_slot] = 0
         self.unpin(self.copy)
 
+    def renewed(self, loadable: Loadable, run_s: float) -> None:
+        """It goes on in another form, of which a run takes this long: what was learned of the old one is of no use."""
+        self.loadable = loadable
+        self.run_s = self.alone_s = run_s
+
     def ran(
         self, queued_s: float, run_s: float, requests: int = 1, *, shared: bool = False, cost_s: float | None = None
     ) -> None:

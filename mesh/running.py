@@ -108,6 +108,8 @@ class _CopyLane(Lane[_Answer]):
     """A lane, whose it is, and who runs it."""
 
     resident: Resident = field(kw_only=True)
+    loadable: Loadable = field(kw_only=True)
+    """What `learned` is about."""
     group: _Group = field(kw_only=True)
     look_again: asyncio.TimerHandle | None = None
     """While requests are kept for company."""
@@ -150,8 +152,7 @@ class Runner:
         """Run here and now, on the event loop's thread."""
         began_s = time.perf_counter()
         result = resident.model.infer(inputs, outputs)
-        run_s = time.perf_counter() - began_s
-        resident.ran(0.0, run_s)
+        resident.ran(0.0, time.perf_counter() - began_s)
         return result
 
     def gathers(self, resident: Resident) -> bool:
@@ -204,7 +205,7 @@ class Runner:
 
     def learned_of(self, resident: Resident) -> Learned | None:
         """See `Runs`."""
-        return self._learned.get(resident.loadable) if resident.lane is None else resident.lane.learned
+        return self._learned.get(resident.loadable) if resident.lane is None else self._lane(resident).learned
 
     def close(self) -> None:
         """Stop taking work; threads end when their runs do."""
@@ -213,17 +214,23 @@ class Runner:
             group.pool.shutdown(wait=False)
 
     def _lane(self, resident: Resident) -> _CopyLane:
-        if isinstance(resident.lane, _CopyLane):
-            return resident.lane
-        learned = self._learned.get(resident.loadable)
+        lane, loadable = resident.lane, resident.loadable
+        if not isinstance(lane, _CopyLane):
+            group, runs_max = self._group_of(resident)
+            learned = self._known(loadable)
+            lane = _CopyLane(resident.rules, learned, runs_max, resident=resident, loadable=loadable, group=group)
+            resident.lane = lane
+        elif lane.loadable is not loadable:  # it answered from what was fetched, and does so no more
+            lane.learned, lane.loadable = self._known(loadable), loadable
+        return lane
+
+    def _known(self, loadable: Loadable) -> Learned:
+        learned = self._learned.get(loadable)
         if learned is None:
             learned = Learned(Sizing(HANDOVER_S))
-            if resident.loadable != NOTHING:
-                self._learned[resident.loadable] = learned
-        group, runs_max = self._group_of(resident)
-        lane = _CopyLane(resident.rules, learned, runs_max, resident=resident, group=group)
-        resident.lane = lane
-        return lane
+            if loadable != NOTHING:
+                self._learned[loadable] = learned
+        return learned
 
     def _group_of(self, resident: Resident) -> tuple[_Group, int]:
         """The threads that a copy runs on, and how many of its runs may run at a time."""
@@ -313,7 +320,8 @@ class Runner:
         """Find out on a thread, if one is free, whether the model's rows may share a run."""
         if not lane.group.free or lane.running >= lane.runs_max:
             return
-        model, rows, loop = lane.resident.model, lane.learned.answered, asyncio.get_running_loop()
+        model, learned, loop = lane.resident.model, lane.learned, asyncio.get_running_loop()
+        rows = learned.answered
 
         def run() -> None:
             found = try_model(model, rows, lane.rules.rows_max)
@@ -321,7 +329,7 @@ class Runner:
                 loop.call_soon_threadsafe(ended, *found)
 
         def ended(verdict: Verdict, alone_s: list[float]) -> None:
-            lane.learned.tried(verdict, alone_s)
+            learned.tried(verdict, alone_s)
             lane.is_trying = False
             self._leave(lane)
 

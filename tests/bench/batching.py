@@ -29,7 +29,7 @@ from runtime_adapters.datatypes import DTYPE_OF
 from tests.bench.figures import Reporter, spread_of
 from tests.bench.h2_load import run_load
 from tests.bench.models import BenchModel, read_models
-from tests.bench.pods import processor_s_of, running_pod
+from tests.bench.pods import processor_s_of, running_pod, wait_prepared
 from tests.bench.transport import ask_once
 
 IN_FLIGHT = (1, 8, 64)
@@ -87,6 +87,10 @@ async def _measure(bench: Reporter, model: BenchModel, pods: dict[bool, DemoServ
             together: channel.unary_unary(messages.MODEL_INFER.path)
             for together, channel in ((True, batching), (False, plain))
         }
+        for together, pod in pods.items():
+            await calls[together](bodies[0], timeout=120)
+            with Client(pod.grpc_endpoint) as client:
+                await asyncio.to_thread(wait_prepared, client, model.name)
         alone = [decode_response(await calls[False](body, timeout=120)).outputs for body in bodies]
         for together in (True, False):  # the trial, and the sizes that are learned
             await _load(calls[together], bodies, alone, max(IN_FLIGHT), _Measured(), _SECONDS / 2)
@@ -104,9 +108,11 @@ def _measure_on_the_loop(bench: Reporter, model: BenchModel, pods: dict[bool, De
     body, ports = _bodies(model)[0], {}
     answers = {}
     for together, pod in pods.items():
+        ports[together] = int(pod.grpc_endpoint.rpartition(":")[2])
         with Client(pod.grpc_endpoint, timeout_s=120.0) as client:
             client.register(model.name, uri=model.artifact.as_uri(), format=model.format)
-        ports[together] = int(pod.grpc_endpoint.rpartition(":")[2])
+            ask_once(ports[together], body)
+            wait_prepared(client, model.name)
         answers[together] = ask_once(ports[together], body)
     for streams in _STREAMS:
         rates: dict[bool, list[float]] = {True: [], False: []}

@@ -199,6 +199,18 @@ async def test_rows_are_kept_for_a_trial_only_while_others_wait(pod: Pod) -> Non
     assert learned.may_try()
 
 
+async def test_a_copy_that_goes_on_in_another_form_is_tried_anew(pod: Pod) -> None:
+    model = Model()
+    copy = pod.known_row_wise(pod.copy(model, loadable=Loadable("content", "as fetched"), run_s=1e-6))
+    before = pod.runner.learned_of(copy)
+    copy.renewed(Loadable("content", "prepared"), 0.5)
+    after = pod.runner.learned_of(copy)
+    assert after is not before
+    assert after is not None
+    assert after.verdict is None
+    assert not pod.runner.runs_inline(copy, 8)
+
+
 async def test_a_model_whose_rows_influence_one_another_never_shares_a_run(pod: Pod) -> None:
     model = Model(lambda x: x - x.mean(axis=0))
     copy = pod.copy(model)
