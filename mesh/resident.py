@@ -141,6 +141,11 @@ class Resident:
         self.loadable = loadable
         self.run_s = self.alone_s = run_s
 
+    def costs_alone(self, alone_s: float) -> None:
+        """A run of one request was seen to cost no more than this; a mean that began with slow ones takes many more to
+        say so, where requests share most runs."""
+        self.alone_s = min(self.alone_s, alone_s)
+
     def ran(
         self, queued_s: float, run_s: float, requests: int = 1, *, shared: bool = False, cost_s: float | None = None
     ) -> None:

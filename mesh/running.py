@@ -321,15 +321,17 @@ class Runner:
         if not lane.group.free or lane.running >= lane.runs_max:
             return
         model, learned, loop = lane.resident.model, lane.learned, asyncio.get_running_loop()
-        rows = learned.answered
+        rows, clock = learned.answered, time.thread_time if lane.group.by_cpu else time.perf_counter
 
         def run() -> None:
-            found = try_model(model, rows, lane.rules.rows_max)
+            found = try_model(model, rows, lane.rules.rows_max, clock)
             with contextlib.suppress(RuntimeError):  # the loop has ended before the trial
                 loop.call_soon_threadsafe(ended, *found)
 
         def ended(verdict: Verdict, alone_s: list[float]) -> None:
             learned.tried(verdict, alone_s)
+            if alone_s:
+                lane.resident.costs_alone(min(alone_s))
             lane.is_trying = False
             self._leave(lane)
 

@@ -28,7 +28,7 @@ BATCH_BYTES_MAX = 8 * 1024 * 1024
 """Of the requests in one run: they are copied side by side, and what larger ones save is little beside that."""
 TRIALS_MAX = 3
 """Of a model whose trials prove nothing."""
-ALONE_AGAIN_AFTER = 64
+ALONE_AGAIN_AFTER = 32
 """Shared runs in a row, before a request has a run to itself: what a row costs alone must be known as it is now."""
 BROKEN_MAX = 3
 """Batches that failed although none of their requests did."""
