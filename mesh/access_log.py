@@ -100,9 +100,10 @@ class AccessLog:
             self._writing = asyncio.get_running_loop().create_task(self._write_soon())
 
     async def _write_soon(self) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._closing.wait(), WRITTEN_EVERY_S)
-        await self._write()
+        while self._waiting:  # more may have come while these were written
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), WRITTEN_EVERY_S)
+            await self._write()
         self._writing = None
 
     async def _write(self) -> None:
@@ -126,7 +127,6 @@ class AccessLog:
         self._closing.set()
         while self._writing is not None:
             await self._writing
-            await self._write()
 
 
 def _formatted(lines: list[Access]) -> str:

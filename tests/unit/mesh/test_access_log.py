@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
 from mesh import access_log
 from mesh.access_log import COLUMNS, AccessLog, ColdStart
+from mesh.threads import in_thread
+
+T = TypeVar("T")
 
 
 def answered(log: AccessLog, model: str, *, cold: bool = False) -> None:
@@ -74,6 +80,25 @@ async def test_a_log_that_is_full_is_put_aside_once(tmp_path: Path) -> None:
         await log.close()
     assert names(tmp_path) == ["access.csv", "access.csv.1"]
     assert [line["model"] for line in lines(path)] == ["model-3"]
+
+
+async def test_lines_that_come_while_others_are_written_do_not_wait_for_the_next_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def another_comes(name: str, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
+        if not written:
+            answered(log, "second")
+        written.append(name)
+        return in_thread(name, work, *arguments)
+
+    monkeypatch.setattr(access_log, "WRITTEN_EVERY_S", 0.001)
+    written: list[str] = []
+    log = AccessLog(tmp_path / "access.csv", bytes_max=1 << 20, in_thread=another_comes)
+    answered(log, "first")
+    assert log._writing is not None
+    await log._writing
+    await log.close()
+    assert [line["model"] for line in lines(tmp_path / "access.csv")] == ["first", "second"]
 
 
 async def test_lines_beyond_what_may_wait_are_dropped_and_counted(
