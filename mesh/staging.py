@@ -214,6 +214,9 @@ class Staging:
         artifact = None if found is None else self._artifacts.hold_again(found.artifact)
         if found is None or artifact is None:
             return None
+        if artifact.form and not (found.variant and self._artifacts.is_prepared(artifact, found.variant)):
+            self._artifacts.release(artifact)
+            return None  # it takes the original, which has to be fetched again
         if found.options.as_fetched:
             try:
                 return await self._staged_anew(key, found, artifact)
@@ -221,9 +224,6 @@ class Staging:
                 self._artifacts.release(artifact)
                 raise
         path = artifact.path
-        if artifact.form and not (found.variant and self._artifacts.is_prepared(artifact, found.variant)):
-            self._artifacts.release(artifact)
-            return None  # it takes the original, which has to be fetched again
         if found.variant:
             # Made once more if the disk tier has dropped it: its content is still the one of this generation.
             make = partial(found.adapter.prepare, artifact.path, options=found.options)

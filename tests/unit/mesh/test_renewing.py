@@ -25,7 +25,7 @@ from mesh.settings import Settings
 from mesh.staging import Staging
 from mesh.telemetry import Telemetry
 from placement.records import ModelRecord, ModelSpec
-from runtime_adapters.artifacts.fetch import ArtifactStore
+from runtime_adapters.artifacts.fetch import ArtifactStore, FetchRequest
 from runtime_adapters.base import CPU
 from runtime_adapters.errors import BadArtifact, LoadFailed
 from runtime_adapters.fake import FakeAdapter, FakeSpec, write_fake_artifact
@@ -162,6 +162,33 @@ async def test_a_copy_that_leaves_while_it_is_prepared_comes_back_prepared(pod: 
     resident = await pod.load(key)
     assert (resident.form, resident.as_fetched, pod.charged_bytes()) == ("", False, 10 * KB)
     assert pod.adapter.count("prepare") == 1
+
+
+async def test_what_stands_for_another_version_is_not_taken_for_the_original(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime_adapters.artifacts.disk_tier.ORIGINAL_DROP_MIN_BYTES", 1)
+
+    def of_an_earlier_version(into: Path) -> bool:
+        (into / "form").write_text("of a framework that is not here any more")
+        return True
+
+    def no_memory(model_id: str) -> None:
+        raise LoadFailed("no memory to prepare it; it is tried again later")
+
+    key = pod.register("m", factor=3.0, size_bytes=10 * KB, fetched_bytes=20 * KB)
+    earlier = await pod.artifacts.fetch(FetchRequest(pod.records[key].spec.uri))
+    await pod.artifacts.prepare(earlier, "fake-fake-0", of_an_earlier_version)
+    pod.artifacts.release(earlier)
+    pod.adapter.on("prepare", no_memory)
+    await pod.load(key)
+    await pod.wait_until(lambda: not pod.renewals._tasks, "the preparation has failed")
+    pod.loading.send(EvictRequest(key))
+    await pod.wait_until(lambda: pod.adapter.count("unload") == 1, "it is unloaded")
+    await pod.wait_until(lambda: pod.charged_bytes() == 0, "its artifact is let go")
+    await pod.artifacts._forms.wait_dropped()
+    pod.adapter.on("prepare", lambda model_id: None)
+    assert answer_of(await pod.load(key)) == 3.0
 
 
 async def test_a_copy_is_not_unloaded_while_its_prepared_form_is_loaded(pod: Pod) -> None:
