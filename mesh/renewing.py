@@ -77,15 +77,19 @@ class Renewals:
         self._in_thread = in_thread
         self._one_at_a_time = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def begin(self, resident: Resident, staged: Staged) -> None:
         """This copy was loaded as it was fetched: it goes on as its prepared form when that is there."""
+        if self._closed:
+            return
         task = asyncio.get_running_loop().create_task(self._renew(resident, staged))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
         """No more changes; one whose form is being loaded ends."""
+        self._closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -121,7 +125,11 @@ class Renewals:
         async with self._one_at_a_time:
             if resident.copy.state is not CopyState.SERVABLE or not self._has_room_for(prepared):
                 return False
-            await self._go_on_as(resident, prepared)
+            try:
+                await self._go_on_as(resident, prepared)
+            except NoRoom as short:  # the box has less than the ledger counts
+                log.debug("%s stays as it was fetched for now: %s", resident.copy.key, short)
+                return False
         return True
 
     def _has_room_for(self, prepared: Staged) -> bool:

@@ -27,7 +27,7 @@ from mesh.telemetry import Telemetry
 from placement.records import ModelRecord, ModelSpec
 from runtime_adapters.artifacts.fetch import ArtifactStore, FetchRequest
 from runtime_adapters.base import CPU
-from runtime_adapters.errors import BadArtifact, LoadFailed
+from runtime_adapters.errors import BadArtifact, LoadFailed, NoRoom
 from runtime_adapters.fake import FakeAdapter, FakeSpec, write_fake_artifact
 
 LONG_S = 10.0
@@ -223,6 +223,24 @@ async def test_a_change_waits_for_free_bytes_and_evicts_nobody(pod: Pod) -> None
     pod.loading.send(EvictRequest(other))
     await pod.wait_prepared(resident)
     assert pod.charged_bytes() == 31 * KB
+
+
+async def test_a_change_that_finds_no_room_in_the_box_is_tried_again(pod: Pod) -> None:
+    def no_room(model_id: str) -> None:
+        if pod.adapter.count("go_on_as") == 1:
+            raise NoRoom("the box is full", 10 * KB)
+
+    pod.adapter.on("go_on_as", no_room)
+    resident = await pod.load(pod.register("m", size_bytes=10 * KB, fetched_bytes=20 * KB))
+    await pod.wait_prepared(resident)
+    assert (pod.adapter.count("go_on_as"), pod.charged_bytes()) == (2, 10 * KB)
+
+
+async def test_a_pod_that_stops_begins_no_change(pod: Pod) -> None:
+    await pod.renewals.close()
+    resident = await pod.load(pod.register("m", size_bytes=10 * KB, fetched_bytes=20 * KB))
+    await asyncio.sleep(0)  # the turn in which a load's listeners hear of it
+    assert (resident.form, pod.renewals._tasks, pod.adapter.count("prepare")) == ("fetched", set(), 0)
 
 
 async def test_a_prepared_form_that_does_not_load_leaves_the_copy_as_it_was(pod: Pod) -> None:
