@@ -1,7 +1,8 @@
 """Prepared forms: making them, once for all who ask, and what becomes of the original that a form stands for.
 
-A form is made by threads apart from those that fetch. Nobody waits for some of them: those are made one at a time, by a
-thread that gives way to others.
+A form is made by threads apart from those that fetch. Nobody waits for some of them: those stand in a line and are made
+one at a time, by a thread that gives way to others. Until its turn has come, such a form holds no room on the disk; and
+when somebody comes who does wait for it, it is made at once.
 
 **Originals.** A large original is deleted once a form of it is on the platter and nobody may be reading its files: each
 who holds the content then holds a form of it, too.
@@ -25,7 +26,7 @@ from typing import Any
 
 from runtime_adapters.artifacts.disk_records import prepared_key
 from runtime_adapters.artifacts.disk_tier import DiskTier
-from runtime_adapters.artifacts.download import Stop, disk_errors
+from runtime_adapters.artifacts.download import FetchStopped, Stop, disk_errors
 from runtime_adapters.artifacts.errand import digest_of
 from runtime_adapters.artifacts.errors import ArtifactTooLarge, DiskFull
 from runtime_adapters.artifacts.leases import Leases
@@ -59,6 +60,11 @@ class PreparedForms:
         self._preparations: SingleFlight[str, str | None] = SingleFlight(timeout_s, self._let_go)
         self._dropping: set[asyncio.Task[None]] = set()
         self._syncing: set[str] = set()
+        self._making_patiently = False
+        self._line: dict[str, asyncio.Future[bool]] = {}
+        """Forms that nobody waits for, until their turn has come (True) or somebody does (False)."""
+        self._hurried: set[str] = set()
+        """Those that somebody waits for, until they are made."""
 
     async def prepare(
         self,
@@ -87,8 +93,11 @@ class PreparedForms:
 
         if self._disk.prepared(key) is not None:
             return take(key)
-        preparer = self._patient_preparer if patiently else self._preparers
-        work = partial(self._prepare, preparer, content_key, key, content_bytes, make)
+        if not patiently:
+            self._hurried.add(key)
+            self._end_wait(key, its_turn=False)
+        prepare = self._prepare_in_turn if patiently else partial(self._prepare, self._preparers)
+        work = partial(prepare, content_key, key, content_bytes, make)
         return await self._preparations.join(key, work, take)
 
     async def close(self) -> None:
@@ -103,6 +112,33 @@ class PreparedForms:
         while self._dropping:
             await asyncio.wait(self._dropping)
 
+    async def _prepare_in_turn(
+        self, content_key: str, key: str, content_bytes: int, make: Callable[[Path], bool], stop: Stop
+    ) -> str | None:
+        """`_prepare` what nobody waits for."""
+        self._disk.acquire(content_key)  # so that it is here still when its turn has come
+        try:
+            its_turn = not self._making_patiently
+            if not (its_turn or key in self._hurried):
+                turn = self._line[key] = asyncio.get_running_loop().create_future()
+                its_turn = await turn
+            if not its_turn:
+                return await self._prepare(self._preparers, content_key, key, content_bytes, make, stop)
+            self._making_patiently = True
+            try:
+                return await self._prepare(self._patient_preparer, content_key, key, content_bytes, make, stop)
+            finally:
+                self._making_patiently = bool(self._line)  # whoever comes meanwhile stands behind
+                if self._line:
+                    self._end_wait(next(iter(self._line)), its_turn=True)
+        finally:
+            self._disk.release(content_key)
+
+    def _end_wait(self, key: str, *, its_turn: bool) -> None:
+        turn = self._line.pop(key, None)
+        if turn is not None:
+            turn.set_result(its_turn)
+
     async def _prepare(
         self,
         preparer: Executor,
@@ -116,10 +152,11 @@ class PreparedForms:
         reservation: Reservation | None = None
         staged: Path | None = None
         try:
+            _check_wanted(stop)
             room_bytes = _ROOM_FACTOR * content_bytes + _ROOM_EXTRA_BYTES
             reservation = await self._disk.reserve(disk_bytes([room_bytes]))
             staged = self._disk.stage()
-            made = await in_thread(preparer, stop, _make_form, make, staged)
+            made = await in_thread(preparer, stop, _make_form, make, staged, stop)
             await self._disk.add_prepared(reservation, staged, key, made, partial(in_thread, preparer, stop))
             reservation = staged = None
             return key
@@ -127,6 +164,7 @@ class PreparedForms:
             log.info("no room for %s, the fetched form is loaded: %s", key, error)
             return None
         finally:
+            self._hurried.discard(key)
             if staged is not None:
                 await self._disk.drop(staged)
             if reservation is not None:
@@ -185,11 +223,17 @@ def form_key(content_key: str, variant: str) -> str:
     return prepared_key(content_key.removeprefix("content/"), f"{plain}{mark}")
 
 
-def _make_form(make: Callable[[Path], bool], staged: Path) -> bool:
+def _make_form(make: Callable[[Path], bool], staged: Path, stop: Stop) -> bool:
+    _check_wanted(stop)
     with disk_errors():
         form = staged / "form"
         form.mkdir()
         return make(form)
+
+
+def _check_wanted(stop: Stop) -> None:
+    if stop.wanted.is_set():
+        raise FetchStopped("preparation stopped before it began: nobody waits for it any more")
 
 
 def _give_way() -> None:

@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ VARIANT = "fake-1"
 BACKBONE = os.urandom(2 * MIB)
 HEAD_BYTES = 8192
 ORIGINAL_BYTES = ORIGINAL_DROP_MIN_BYTES
+LONG_S = 10.0
 
 
 @pytest.fixture(autouse=True)
@@ -342,3 +345,77 @@ async def test_a_crash_while_an_original_is_deleted_leaves_the_form(tmp_path: Pa
         again = store.hold_again(artifact)
         assert again is not None
         assert again.form == VARIANT
+
+
+class Held:
+    """Makes a form once the test lets it; counts how often it was asked to."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+        self.count = 0
+
+    def __call__(self, into: Path) -> bool:
+        self.count += 1
+        self.begun.set()
+        assert self.go_on.wait(LONG_S), "the test never let it go on"
+        return make_form()(into)
+
+
+async def has_begun(held: Held) -> None:
+    assert await asyncio.to_thread(held.begun.wait, LONG_S)
+
+
+async def stand_in_line(store: ArtifactStore, count: int) -> None:
+    until_s = time.monotonic() + LONG_S
+    while len(store._forms._line) < count:
+        assert time.monotonic() < until_s, f"{count} forms do not stand in line"
+        await asyncio.sleep(0)
+
+
+async def test_a_form_that_stands_in_line_is_made_at_once_when_somebody_waits_for_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        first, second = [await store.fetch(a_model(tmp_path, name)) for name in ("a", "b")]
+        held = Held()
+        patient = asyncio.create_task(store.prepare(first, VARIANT, held, patiently=True))
+        await has_begun(held)
+        in_line = asyncio.create_task(store.prepare(second, VARIANT, make_form(), patiently=True))
+        await stand_in_line(store, 1)
+        form = await asyncio.wait_for(store.prepare(second, VARIANT, make_form()), LONG_S)
+        assert form is not None
+        assert await in_line == form
+        assert not patient.done()
+        held.go_on.set()
+        assert await asyncio.wait_for(patient, LONG_S) is not None
+
+
+async def test_forms_that_stand_in_line_hold_no_room_and_are_made_one_after_the_other(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        artifacts = [await store.fetch(a_model(tmp_path, f"m{number}")) for number in range(4)]
+        held = Held()
+        patient = [asyncio.create_task(store.prepare(artifacts[0], VARIANT, held, patiently=True))]
+        await has_begun(held)
+        used_bytes = store.use().used_bytes
+        patient += [
+            asyncio.create_task(store.prepare(each, VARIANT, make_form(), patiently=True)) for each in artifacts[1:]
+        ]
+        await stand_in_line(store, 3)
+        assert store.use().used_bytes == used_bytes
+        held.go_on.set()
+        assert None not in await asyncio.wait_for(asyncio.gather(*patient), LONG_S)
+
+
+async def test_forms_that_stand_in_line_are_not_made_by_a_pod_that_stops(tmp_path: Path) -> None:
+    held, never = Held(), Held()
+    async with opened(tmp_path) as store:
+        first, second = [await store.fetch(a_model(tmp_path, name)) for name in ("a", "b")]
+        patient = [asyncio.create_task(store.prepare(first, VARIANT, held, patiently=True))]
+        await has_begun(held)
+        patient.append(asyncio.create_task(store.prepare(second, VARIANT, never, patiently=True)))
+        await stand_in_line(store, 1)
+        for task in patient:
+            task.cancel()
+        await asyncio.wait(patient)
+        held.go_on.set()
+        await store._forms.close()
+    assert (held.count, never.count) == (1, 0)
