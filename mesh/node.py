@@ -160,7 +160,7 @@ class Node:
             make_room=lambda missing_bytes, why, counted: self._ran_out(
                 HOST_MEMORY, missing_bytes, why, counted=counted
             ),
-            free_bytes=lambda: self.cache.usage().free[HOST_MEMORY],
+            free_bytes=lambda: self.cache.free[HOST_MEMORY],
         )
         self.staging: Stages = staging if world.staging is None else world.staging(must_isolate, self.parking)
         self.loading = Loading(

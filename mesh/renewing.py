@@ -133,10 +133,12 @@ class Renewals:
         return True
 
     def _has_room_for(self, prepared: Staged) -> bool:
+        if prepared.estimate.total_bytes > self._cache.free[HOST_MEMORY]:  # many may ask this, for long
+            return False
         usage = self._cache.usage()
         waiting = usage.copies_by_state.get(CopyState.WAITING_FOR_SPACE, 0) > 0
         wanted = waiting or bool(usage.overdraft) or self._under_pressure()
-        return not wanted and prepared.estimate.total_bytes <= usage.free[HOST_MEMORY]
+        return not wanted
 
     async def _go_on_as(self, resident: Resident, prepared: Staged) -> None:
         before, more_bytes = resident.size, prepared.estimate.total_bytes

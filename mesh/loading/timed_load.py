@@ -60,8 +60,8 @@ class TimedLoads:
         self._read_memory = read_memory
         self._clock = clock
         self._in_thread = in_thread
-        self._run_times_s: LRUCache[str, float] = LRUCache(maxsize=REMEMBERED_MAX)
-        """By content: what one run took."""
+        self._run_times_s: LRUCache[tuple[str, str], float] = LRUCache(maxsize=REMEMBERED_MAX)
+        """By content and kind of device: what one run took."""
 
     async def load(self, copy: Copy, staged: Staged, timeout_s: float) -> MeasuredLoad:
         """Raises what the adapter raises, Overdue, or CancelledError when nobody waits any more; nothing of the model
@@ -71,7 +71,7 @@ class TimedLoads:
         else:
             loaded = await self._load_here(copy, staged, timeout_s)
         if not staged.options.as_fetched:
-            self._run_times_s[staged.artifact.content_hash] = loaded.run_s
+            self._run_times_s[_ran_as(staged)] = loaded.run_s
         return loaded
 
     async def free(self, model: LoadedModel) -> None:
@@ -83,7 +83,7 @@ class TimedLoads:
 
     async def _load_here(self, copy: Copy, staged: Staged, timeout_s: float) -> MeasuredLoad:
         ends_s = self._clock() + timeout_s
-        staged = replace(staged, run_s=self._run_times_s.get(staged.artifact.content_hash))
+        staged = replace(staged, run_s=self._run_times_s.get(_ran_as(staged)))
         somebody_waits = copy.foreground_waiters > 0
         thread = self._in_thread("load", load_and_measure, staged, self._read_memory, somebody_waits)
         cancelled = False
@@ -125,6 +125,10 @@ class TimedLoads:
         if thread.cancelled() or thread.exception() is not None:
             return
         await self.free(thread.result().model)
+
+
+def _ran_as(staged: Staged) -> tuple[str, str]:
+    return staged.artifact.content_hash, staged.options.device.kind
 
 
 def _took_too_long(staged: Staged, timeout_s: float) -> LoadFailed:

@@ -200,6 +200,7 @@ async def test_when_the_gpu_is_full_a_model_runs_on_the_cpu_if_the_settings_say_
         )
         assert resident.device == CPU
         assert (resident.model.size().device_bytes, resident.model.size().host_bytes) == (0, MODEL_BYTES)
+        assert pod.adapter.count("warm_up", "c") > 0, "what a run of this content took on the GPU was taken for granted"
         resident.let_go()
         assert pod.cache.usage().used == Bytes.from_mapping({DEVICE: 2 * MODEL_BYTES, HOST_MEMORY: MODEL_BYTES})
         assert pod.adapter.count("park") == pod.adapter.count("unload") == 0

@@ -44,9 +44,7 @@ class Pod:
         self.cache = CacheMachine(CacheLimits(capacity=Bytes.of(HOST_MEMORY, capacity_bytes), residency_min_s=0.0))
         self.artifacts = ArtifactStore(directory / "disk", capacity_bytes=100_000_000)
         settings, telemetry = Settings(), Telemetry(CollectorRegistry())
-        staging = Staging(
-            self.artifacts, settings, telemetry, CPU, free_bytes=lambda: self.cache.usage().free[HOST_MEMORY]
-        )
+        staging = Staging(self.artifacts, settings, telemetry, CPU, free_bytes=lambda: self.cache.free[HOST_MEMORY])
         self.loading = Loading(
             cache=self.cache,
             staging=staging,
