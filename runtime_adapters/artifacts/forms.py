@@ -96,8 +96,9 @@ class PreparedForms:
         if not patiently:
             self._hurried.add(key)
             self._end_wait(key, its_turn=False)
-        prepare = self._prepare_in_turn if patiently else partial(self._prepare, self._preparers)
-        work = partial(prepare, content_key, key, content_bytes, make)
+            work = partial(self._prepare, self._preparers, content_key, key, content_bytes, make)
+        else:
+            work = partial(self._prepare_in_turn, content_key, key, content_bytes, make)
         return await self._preparations.join(key, work, take)
 
     async def close(self) -> None:
