@@ -9,7 +9,7 @@ A V1 request says neither names nor datatypes, so both come from the model's met
 * `instances`: one element for each row. A row is the value of the model's only input, or an object of its inputs.
 * `inputs`: whole tensors; an object of the model's inputs, or the value of its only one.
 * Predictions are rows in the same manner: plain where the model has one output, else an object of its outputs.
-* Bytes are text, or `{"b64": "..."}`.
+* Bytes are text, or `{"b64": "..."}`: in an answer those that are no text.
 
 `:explain` is 501: no model on this pod explains itself yet.
 """
@@ -17,7 +17,6 @@ A V1 request says neither names nor datatypes, so both come from the model's met
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping
 from typing import Any
 
@@ -145,7 +144,9 @@ def _array(name: str, datatype: str, value: Any) -> Array:
     level = [value]
     while level and all(type(each) is list for each in level):
         sizes = {len(each) for each in level}
-        if len(sizes) > 1 or len(shape) == RANK_MAX:
+        if len(shape) == RANK_MAX:
+            raise InvalidMessage(f"tensor {name!r}: more than {RANK_MAX} arrays in one another")
+        if len(sizes) > 1:
             raise InvalidMessage(f"tensor {name!r}: its rows are of different lengths")
         shape.append(sizes.pop())
         level = [element for each in level for element in each]
@@ -153,19 +154,27 @@ def _array(name: str, datatype: str, value: Any) -> Array:
         raise InvalidMessage(f"tensor {name!r}: an array beside a plain element on one level")
     if datatype == "BYTES" and any(type(each) is dict for each in level):
         array = np.empty(len(level), np.object_)
-        array[:] = [_from_base64(name, each) for each in level]
+        array[:] = [_bytes_of(name, each) for each in level]
         return array.reshape(shape)
     return elements_as_array(name, datatype, level).reshape(shape)
 
 
-def _from_base64(name: str, element: Any) -> bytes:
+def _bytes_of(name: str, element: Any) -> bytes:
     try:
-        return base64.b64decode(element["b64"], validate=True)
-    except (TypeError, KeyError, binascii.Error, ValueError) as error:
+        return element.encode() if isinstance(element, str) else base64.b64decode(element["b64"], validate=True)
+    except (TypeError, KeyError, ValueError) as error:
         raise InvalidMessage(f'tensor {name!r}: an element is neither text nor {{"b64": "..."}}') from error
 
 
 def _nested(name: str, array: Array) -> Any:
     elements = np.empty(array.size, np.object_)
-    elements[:] = json_from_array(name, array)
+    is_bytes = array.dtype == np.object_
+    elements[:] = [_text_or_base64(each) for each in array.flat] if is_bytes else json_from_array(name, array)
     return elements.reshape(array.shape).tolist()
+
+
+def _text_or_base64(element: bytes) -> str | dict[str, str]:
+    try:
+        return element.decode()
+    except UnicodeDecodeError:
+        return {"b64": base64.b64encode(element).decode()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ TWO = {"age": "INT64", "name": "BYTES"}
             {"age": [1, 2], "name": [b"a", b"b"]},
         ),
         ({"instances": [{"b64": "/w=="}]}, {"x": "BYTES"}, {"x": [b"\xff"]}),
+        ({"instances": ["a", {"b64": "/w=="}]}, {"x": "BYTES"}, {"x": [b"a", b"\xff"]}),
         ({"inputs": {"age": [[1]], "name": [["a"]]}}, TWO, {"age": [[1]], "name": [[b"a"]]}),
         ({"inputs": [[1, 2]], "signature_name": "ignored"}, ONE, {"x": [[1, 2]]}),
         ({"inputs": 3}, ONE, {"x": 3}),
@@ -54,6 +56,7 @@ def test_rows_and_whole_tensors_become_the_models_inputs(
         ({"instances": [{"age": 1, "name": "a"}, {"age": 2}]}, TWO, "the same inputs in each row"),
         ({"instances": [[1], [1, 2]]}, ONE, "rows are of different lengths"),
         ({"instances": [[1], 2]}, ONE, "beside a plain element"),
+        ({"inputs": json.loads("[" * 65 + "]" * 65)}, ONE, "more than 64 arrays in one another"),
         ({"instances": ["a"]}, ONE, "text .'a'. is no element of FP32"),
         ({"instances": [{"b64": "***"}]}, {"x": "BYTES"}, "neither text nor"),
         ({"instances": [{"b64": 1}, "a"]}, {"x": "BYTES"}, "neither text nor"),
@@ -77,6 +80,11 @@ def test_predictions_are_rows_plain_for_one_output_and_named_for_several() -> No
         answer_of(reply(y=[1, 2], z=[3]), by_row=True)
     with pytest.raises(InvalidMessage, match="have not a row each"):
         answer_of(reply(y=[1, 2], z=3), by_row=True)
+
+
+def test_bytes_that_are_no_text_are_answered_in_base64() -> None:
+    answer = reply(y=np.array([b"text", b"\xff"], np.object_))
+    assert answer_of(answer, by_row=True) == {"predictions": ["text", {"b64": "/w=="}]}
 
 
 def test_whole_tensors_are_answered_with_whole_tensors() -> None:
