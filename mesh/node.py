@@ -293,7 +293,7 @@ class Node:
                 build_app(self.telemetry.registry, self.unready_reason, self.http_calls, version("hexcomb")),
                 settings.host,
                 settings.http_port,
-                limits.calls_max,
+                limits,
                 settings.stop_grace_s,
             )
 

@@ -28,10 +28,11 @@ from mesh.endpoint.rest.calls import HttpCalls, http_error, json_response
 from mesh.endpoint.rest.repository import RepositoryRest
 from mesh.endpoint.rest.v1 import V1Rest
 from mesh.endpoint.rest.v2 import V2Rest
-from mesh.transport.base import CannotListen
+from mesh.transport.base import CannotListen, TransportLimits
 
 _CONNECTIONS_MORE = 256
 """Beside those of calls: probes and scrapers, and clients that keep one open. Beyond it uvicorn answers 503."""
+_KEEPALIVE_TRIES = 4
 
 
 def build_app(
@@ -85,7 +86,8 @@ class _Server(uvicorn.Server):
 class HttpFront:
     """The listening HTTP server."""
 
-    def __init__(self, app: Starlette, host: str, port: int, calls_max: int, stop_grace_s: float) -> None:
+    def __init__(self, app: Starlette, host: str, port: int, limits: TransportLimits, stop_grace_s: float) -> None:
+        self._limits = limits
         self._host = host
         self._port = port
         self._server = _Server(
@@ -94,7 +96,7 @@ class HttpFront:
                 lifespan="off",
                 log_level="warning",
                 access_log=False,
-                limit_concurrency=calls_max + _CONNECTIONS_MORE,
+                limit_concurrency=limits.calls_max + _CONNECTIONS_MORE,
                 server_header=False,
                 timeout_graceful_shutdown=math.ceil(stop_grace_s),
             )
@@ -106,6 +108,7 @@ class HttpFront:
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._notice_clients_that_vanish(listener)
         try:
             listener.bind((self._host, self._port))
         except OSError as error:
@@ -123,6 +126,14 @@ class HttpFront:
             self._task.result()
             raise CannotListen(f"http_port: the HTTP server stopped while starting on {self._host}:{port}")
         return port
+
+    def _notice_clients_that_vanish(self, listener: socket.socket) -> None:
+        """Inherited by connections. One that was lost while its request came in would keep a call for ever."""
+        interval_s = self._limits.keepalive_timeout_s / _KEEPALIVE_TRIES
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, math.ceil(self._limits.keepalive_after_s))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, math.ceil(interval_s))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_TRIES)
 
     async def stop(self) -> None:
         """Stop listening, finish running requests, bounded."""

@@ -6,8 +6,8 @@ file is what lies between: headers become metadata, trailing metadata becomes he
 
 * The tenant is `hexcomb-tenant`, else the namespace of the host that was called (`<service>.<namespace>.svc...`), else
   the default one.
-* Bodies are bounded one by one (`message_bytes_max`, also once unpacked) and together (`bytes_in_flight_max`), calls in
-  number. What is too much is refused with 413, or with 429 and Retry-After.
+* Bodies are bounded one by one (`message_bytes_max`) and together (`bytes_in_flight_max`), as they come and unpacked;
+  calls in number. What is too much is refused with 413, or with 429 and Retry-After.
 * A client that leaves takes its call with it.
 
 Codes are KServe's and Triton's where both know the case: 400, 404, 501, 503, and 500 for what is the server's or the
@@ -123,21 +123,31 @@ class HttpCalls:
     async def body(self, request: Request) -> AsyncIterator[bytes]:
         """The request's body, unpacked; counted as in flight until the end. Raises TransportError, HTTPException."""
         kept = bytearray()
+        counted_bytes = 0
+
+        def count(size_bytes: int) -> None:
+            nonlocal counted_bytes
+            if self._bytes > counted_bytes and self._bytes + size_bytes > self._limits.bytes_in_flight_max:
+                raise self._no_room(f"requests of {self._bytes} bytes are in flight on this pod, near its limit")
+            self._bytes += size_bytes
+            counted_bytes += size_bytes
+
         try:
             async for chunk in request.stream():
-                if self._bytes > len(kept) and self._bytes + len(chunk) > self._limits.bytes_in_flight_max:
-                    raise self._no_room(f"requests of {self._bytes} bytes are in flight on this pod, near its limit")
+                count(len(chunk))
                 kept += chunk
-                self._bytes += len(chunk)
                 self._check_size(len(kept))
-            yield self._unpacked(bytes(kept), request.headers.get("content-encoding", "identity"))
+            body = bytes(kept)
+            encoding = request.headers.get("content-encoding", "identity").lower()
+            if encoding != "identity":
+                body = await asyncio.to_thread(self._unpacked, body, encoding)
+                count(len(body))
+            yield body
         finally:
-            self._bytes -= len(kept)
+            self._bytes -= counted_bytes
 
     def _unpacked(self, body: bytes, encoding: str) -> bytes:
-        """Gzip and zlib, as V2 clients send them."""
-        if encoding == "identity":
-            return body
+        """Gzip and zlib, as V2 clients send them; on a thread, since a few bytes may become many."""
         if encoding not in ("gzip", "deflate"):
             raise HTTPException(415, f"content-encoding is {encoding[:40]!r}; gzip, deflate or none are read here")
         unpacking = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # either header
@@ -207,12 +217,17 @@ class HttpCalls:
 
 
 def metadata_of(request: Request) -> Metadata:
-    """The headers that mean something to the handlers."""
-    return tuple(
-        (key, value)
-        for key, value in request.headers.items()
-        if key in PASSED_ON and len(value) <= _HEADER_LENGTH_MAX and value.isascii() and value.isprintable()
-    )
+    """The headers that mean something to the handlers. Raises InvalidMessage for a tenant that metadata cannot hold:
+    left out, it would become another tenant."""
+    passed: list[tuple[str, str]] = []
+    for key, value in request.headers.items():
+        if key not in PASSED_ON:
+            continue
+        if len(value) <= _HEADER_LENGTH_MAX and value.isascii() and value.isprintable():
+            passed.append((key, value))
+        elif key == messages.TENANT_METADATA:
+            raise InvalidMessage(f"{key} is {value[:40]!r}; it must be printable ASCII, as over gRPC, and no longer")
+    return tuple(passed)
 
 
 def tenant_of_host(host: str) -> str | None:

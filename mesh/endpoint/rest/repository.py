@@ -53,8 +53,8 @@ class RepositoryRest:
         model = str(request.path_params["model"])
         asked = inference_pb2.RepositoryModelLoadRequest(model_name=model)
         async with self._calls.body(request) as body:
-            for name in (parse_object(body) if body.strip() else {}).get("parameters") or {}:
-                asked.parameters[str(name)].bool_param = True  # whatever it says, the handler refuses it
+            if (parse_object(body) if body.strip() else {}).get("parameters"):
+                asked.parameters["parameters"].bool_param = True  # whatever they say, the handler refuses them
             await self._calls.ask_for(request, messages.REPOSITORY_LOAD, asked)
         return json_response({"name": model, "load": True})
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from mesh.endpoint.http import build_app
+from mesh.endpoint.http import HttpFront, build_app
 from mesh.endpoint.rest.calls import HTTP_CODES, HttpCalls
 from mesh.transport.base import Call, Reply, ReplyWithTrailers, StatusCode, TransportError, TransportLimits
 from mesh.wire import messages
@@ -29,7 +31,7 @@ class Http:
     limits: TransportLimits = field(default_factory=TransportLimits)
 
     def __post_init__(self) -> None:
-        methods = (messages.SERVER_LIVE, messages.MODEL_INFER)
+        methods = (messages.SERVER_LIVE, messages.MODEL_INFER, messages.REPOSITORY_LOAD)
         self.calls = HttpCalls({method.path: self.handler for method in methods}, self.limits)
         self.app = build_app(CollectorRegistry(), lambda: "", self.calls, "1")
 
@@ -108,6 +110,25 @@ async def test_headers_that_mean_something_are_passed_on_and_no_others() -> None
     assert asked[0].listener_tenant == "green"
 
 
+@pytest.mark.parametrize("tenant", ["x" * 2000, "zwölf", "a\tb"])
+async def test_a_tenant_that_cannot_be_passed_on_is_refused_and_does_not_become_the_default_one(tenant: str) -> None:
+    code, _, answer = await Http(live).ask("/v2/health/live", headers={"hexcomb-tenant": tenant})
+    assert (code, "hexcomb-tenant is" in answer["error"]) == (400, True)
+
+
+@pytest.mark.parametrize("parameters", [{"config": "{}"}, {"\ud800": 1}, 5, True, ["a"]])
+async def test_parameters_of_a_load_reach_the_handler_that_refuses_them_whatever_they_are(parameters: object) -> None:
+    asked: list[inference_pb2.RepositoryModelLoadRequest] = []
+
+    async def remember(call: Call) -> Reply:
+        asked.append(messages.parse(messages.REPOSITORY_LOAD, call.body))
+        return inference_pb2.RepositoryModelLoadResponse().SerializeToString()
+
+    path, body = "/v2/repository/models/m/load", json.dumps({"parameters": parameters}).encode()
+    assert (await Http(remember).ask(path, body))[0] == 200
+    assert len(asked[0].parameters) == 1
+
+
 async def test_what_the_handler_says_beside_its_answer_becomes_headers() -> None:
     async def cold(call: Call) -> Reply:
         body = inference_pb2.ModelInferResponse(model_name="m", model_version="1").SerializeToString()
@@ -176,6 +197,43 @@ async def test_bodies_are_bounded_one_by_one_and_together() -> None:
     goes_on.set()
     assert [(await each)[0] for each in running] == [200, 200]
     assert (await http.ask("/v2/models/m/infer", INFER))[0] == 200
+
+
+async def test_what_a_packed_body_unpacks_to_is_counted_as_in_flight() -> None:
+    began, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(call: Call) -> Reply:
+        began.set()
+        await goes_on.wait()
+        return inference_pb2.ModelInferResponse(model_name="m", model_version="1").SerializeToString()
+
+    large = INFER + b" " * 10_000
+    http = Http(wait, TransportLimits(bytes_in_flight_max=len(large) + 1000))
+    packed, headers = gzip.compress(large), {"Content-Encoding": "gzip"}
+    running = asyncio.create_task(http.ask("/v2/models/m/infer", packed, headers=headers))
+    await began.wait()
+    code, _, answer = await http.ask("/v2/models/m/infer", packed, headers=headers)
+    assert (code, "in flight on this pod" in answer["error"]) == (429, True)
+    goes_on.set()
+    assert (await running)[0] == 200
+    assert (await http.ask("/v2/models/m/infer", packed, headers={"Content-Encoding": "GZIP"}))[0] == 200
+
+
+async def test_a_connection_is_probed_when_it_is_silent_so_that_a_client_that_vanished_is_noticed() -> None:
+    limits = TransportLimits(keepalive_after_s=7, keepalive_timeout_s=12)
+    front = HttpFront(Http(live).app, "127.0.0.1", 0, limits, 1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", await front.start())
+    try:
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"ok")
+        (connection,) = front._server.server_state.connections
+        line = connection.transport.get_extra_info("socket")
+        assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        assert [line.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [7, 3, 4]
+    finally:
+        writer.close()
+        await front.stop()
 
 
 async def test_an_encoding_that_is_not_known_is_refused() -> None:
