@@ -418,9 +418,8 @@ class Settings(BaseSettings):
     @classmethod
     def _check_device(cls, value: str) -> str:
         named = value.split(",")
-        gpus = all(name.startswith("cuda:") and name[5:].isdecimal() for name in named) and len(set(named)) == len(
-            named
-        )
+        gpus = all(name.startswith("cuda:") and name[5:].isdecimal() for name in named)
+        gpus = gpus and len({int(name[5:]) for name in named}) == len(named)  # each has its bytes once
         if value not in ("auto", "cpu", "cuda", "all") and not gpus:
             raise ValueError(f"{value[:80]!r} is none of 'auto', 'cpu', 'cuda', 'all', or GPUs such as 'cuda:0,cuda:2'")
         return value

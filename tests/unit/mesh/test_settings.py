@@ -58,6 +58,7 @@ def test_sizes_are_read_with_and_without_a_unit(text: str) -> None:
         {"device": "tpu"},
         {"device": "cuda:0,cpu"},
         {"device": "cuda:0,cuda:0"},
+        {"device": "cuda:0,cuda:00"},
         {"store": "etcd://localhost"},
         {"message_size_max": 1},
         {"tenant_ports": "blue"},
