@@ -12,10 +12,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mesh.endpoint.rest.calls import HttpCalls, json_response
+from mesh.endpoint.rest.v2 import off_the_loop
 from mesh.wire import messages
 from mesh.wire.errors import InvalidMessage
 from mesh.wire.generated import inference_pb2
-from mesh.wire.json_tensors import parse_object
+from mesh.wire.json_tensors import parse_object, to_json
 
 
 class RepositoryRest:
@@ -40,13 +41,9 @@ class RepositoryRest:
             if not isinstance(ready, bool):
                 raise InvalidMessage('"ready" must be true or false')
             asked = inference_pb2.RepositoryIndexRequest(ready=ready)
-            found = await self._calls.ask_for(request, messages.REPOSITORY_INDEX, asked)
-        return json_response(
-            [
-                {"name": model.name, "version": model.version, "state": model.state, "reason": model.reason}
-                for model in found.models
-            ]
-        )
+            reply = await self._calls.ask(request, messages.REPOSITORY_INDEX, asked.SerializeToString())
+        answer = await off_the_loop(len(reply.body), lambda: _index_as_json(reply.body))
+        return Response(answer, media_type="application/json")
 
     async def load(self, request: Request) -> Response:
         """Wait until a model is servable."""
@@ -65,3 +62,13 @@ class RepositoryRest:
         async with self._calls.body(request):
             await self._calls.ask_for(request, messages.REPOSITORY_UNLOAD, asked)
         return json_response({"name": model, "unload": True})
+
+
+def _index_as_json(body: bytes) -> bytes:
+    found = messages.parse_response(messages.REPOSITORY_INDEX, body)
+    return to_json(
+        [
+            {"name": model.name, "version": model.version, "state": model.state, "reason": model.reason}
+            for model in found.models
+        ]
+    )

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import socket
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from mesh.endpoint.rest.calls import HTTP_CODES, HttpCalls
 from mesh.transport.base import Call, Reply, ReplyWithTrailers, StatusCode, TransportError, TransportLimits
 from mesh.wire import messages
 from mesh.wire.generated import inference_pb2
+from mesh.wire.json_tensors import to_json
 
 LIVE = inference_pb2.ServerLiveResponse(live=True).SerializeToString()
 INFER = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}).encode()
@@ -31,7 +33,7 @@ class Http:
     limits: TransportLimits = field(default_factory=TransportLimits)
 
     def __post_init__(self) -> None:
-        methods = (messages.SERVER_LIVE, messages.MODEL_INFER, messages.REPOSITORY_LOAD)
+        methods = (messages.SERVER_LIVE, messages.MODEL_INFER, messages.REPOSITORY_LOAD, messages.REPOSITORY_INDEX)
         self.calls = HttpCalls({method.path: self.handler for method in methods}, self.limits)
         self.app = build_app(CollectorRegistry(), lambda: "", self.calls, "1")
 
@@ -127,6 +129,29 @@ async def test_parameters_of_a_load_reach_the_handler_that_refuses_them_whatever
     path, body = "/v2/repository/models/m/load", json.dumps({"parameters": parameters}).encode()
     assert (await Http(remember).ask(path, body))[0] == 200
     assert len(asked[0].parameters) == 1
+
+
+async def test_other_calls_do_not_wait_while_the_index_of_many_models_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: list[int] = []
+
+    def watched(value: object) -> bytes:
+        threads.append(threading.get_ident())
+        return to_json(value)
+
+    async def list_all(call: Call) -> Reply:
+        response = inference_pb2.RepositoryIndexResponse()
+        for number in range(3000):
+            response.models.add(name=f"a model with a name: {number}", version="1", state="READY")
+        return response.SerializeToString()
+
+    monkeypatch.setattr("mesh.endpoint.rest.repository.to_json", watched)
+    code, _, answer = await Http(list_all).ask("/v2/repository/index", b"{}")
+    assert (code, len(answer)) == (200, 3000)
+    assert answer[7] == {"name": "a model with a name: 7", "version": "1", "state": "READY", "reason": ""}
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
 
 
 async def test_what_the_handler_says_beside_its_answer_becomes_headers() -> None:
