@@ -278,15 +278,18 @@ class Settings(BaseSettings):
     message_size_max: ByteSize = Field(
         ByteSize(16 * MIB),
         ge=1024,
-        description="Largest gRPC request; beyond it RESOURCE_EXHAUSTED. (Answers may have up to 2 GiB.)",
+        description="Largest request; beyond it RESOURCE_EXHAUSTED, or 413. (Answers may have up to 2 GiB.)",
     )
     calls_concurrent_max: int = Field(
-        10_000, ge=1, description="Calls in the pod at a time; further ones are answered RESOURCE_EXHAUSTED."
+        10_000,
+        ge=1,
+        description="Calls in the pod at a time, over gRPC and over HTTP each; further ones are answered "
+        "RESOURCE_EXHAUSTED, or 429.",
     )
     bytes_in_flight_max: ByteSize = Field(
         ByteSize(1024 * MIB),
-        description="Bytes of all gRPC requests in the pod at a time; further ones are answered RESOURCE_EXHAUSTED. "
-        "Decoded, a request may take several times its bytes.",
+        description="Bytes of all requests in the pod at a time, over gRPC and over HTTP each; further ones are "
+        "answered RESOURCE_EXHAUSTED, or 429. Decoded, a request may take several times its bytes.",
     )
     waiters_per_model_max: int = Field(
         2_000, ge=1, description="Requests that may wait for one cold model; further ones are shed with a retry hint."
