@@ -66,9 +66,9 @@ def main() -> int:
         return 2
     record = _measure(given)
     save(record, RECORD)
-    draw(record, CHART)
     print(markdown_of(record))
-    print(f"as JSON in {RECORD.relative_to(ROOT)}, as a chart in {CHART.relative_to(ROOT)}")
+    chart = f", as a chart in {CHART.relative_to(ROOT)}" if draw(record, CHART) else ""
+    print(f"as JSON in {RECORD.relative_to(ROOT)}{chart}")
     wrong = any(figures.get("wrong") for cells in record["figures"].values() for figures in cells.values())
     return 1 if wrong or not all(bar["is_met"] for bar in record["bars"]) else 0
 

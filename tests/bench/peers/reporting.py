@@ -178,11 +178,21 @@ def write_between_marks(file: Path, text: str) -> None:
     file.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
 
 
-def draw(record: dict[str, Any], path: Path) -> None:
-    """Requests a second of every contestant in the cells with 32 in flight, on a logarithmic scale."""
+def draw(record: dict[str, Any], path: Path) -> bool:
+    """Requests a second of every contestant in the cells with 32 in flight, on a logarithmic scale.
+
+    Whether there was anything to draw.
+    """
     from matplotlib.figure import Figure
 
-    cells = [cell for cell in record["cells"] if cell.endswith(", 1 row, 32 in flight")]
+    every = record["figures"].values()
+    cells = [
+        cell
+        for cell in record["cells"]
+        if cell.endswith(", 1 row, 32 in flight") and any("requests_per_s" in figures[cell] for figures in every)
+    ]
+    if not cells:
+        return False
     figure = Figure(figsize=_SIZE_INCHES, dpi=_DOTS_PER_INCH, layout="constrained")
     axes = figure.subplots()
     names = list(record["figures"])
@@ -199,6 +209,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("requests a second on one core, 32 in flight (logarithmic)")
     axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path)
+    return True
 
 
 def save(record: dict[str, Any], path: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from tests.bench.peers.bars import bars_of
 from tests.bench.peers.contestants import CONTESTANTS
 from tests.bench.peers.measuring import Direct, Measured, Results
-from tests.bench.peers.reporting import about_this_run, markdown_of, record_of, summary_of
+from tests.bench.peers.reporting import about_this_run, draw, markdown_of, record_of, summary_of
 from tests.bench.peers.scenarios import IMAGE, QUICK, TINY, TREES, WHOLE
 
 A_FIGURE = Measured("hexcomb", f"{TINY}, 1 row, 32 in flight", 0, 1000.0, 0, 1.0, 2.0, 3.0, 50.0, 1 << 20, 11.0, False)
@@ -107,6 +108,14 @@ def test_a_report_says_where_the_time_goes_beside_framework_and_echo() -> None:
     )
     record = record_of(CONTESTANTS, QUICK, results, [], about_this_run(True, 1, 2.0, 0.0, 0.5))
     assert f"| {cell.name} | 60 | 7 | 20 | +33 |" in markdown_of(record)
+
+
+def test_a_chart_is_drawn_only_of_what_was_measured(tmp_path: Path) -> None:
+    path = tmp_path / "chart.png"
+    about = about_this_run(True, 1, 2.0, 0.0, 0.5)
+    assert not draw(record_of(CONTESTANTS, QUICK, Results(), [], about), path)
+    assert draw(record_of(CONTESTANTS, QUICK, Results([A_FIGURE]), [], about), path)
+    assert path.stat().st_size > 1000
 
 
 def test_no_two_cells_have_one_name() -> None:
