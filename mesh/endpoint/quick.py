@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from mesh.batching.joining import Request
 from mesh.endpoint.access import Access
+from mesh.endpoint.revisions import revision_seen
 from mesh.endpoint.status import as_transport_error
 from mesh.plans import Plan, plan_request
 from mesh.resident import Resident
@@ -100,7 +101,10 @@ class QuickInference:
         of_copies: dict[int, list[tuple[int, _Asked]]] = {}
         try:
             for at, call in enumerate(calls):
-                asked = self._ask(call, draining, of_copies)
+                try:
+                    asked = self._ask(call, draining, of_copies)
+                except Exception as defect:  # it must not cost the calls beside it their answers
+                    asked = defect
                 if isinstance(asked, _Asked):
                     of_copies.setdefault(id(asked.resident), []).append((at, asked))
                 else:
@@ -209,13 +213,10 @@ class QuickInference:
     def _read(self, call: Call) -> _Asker | None:
         if any(key in _LEFT_TO_V2 for key, _ in call.metadata):
             return None
-        seen = call.metadata_value(messages.REVISION_METADATA)
-        if seen is not None and not seen.isdecimal():
-            return None
         try:
             tenant = self._access.caller(call).tenant
             hop = hop_of(call) if self._access.is_peer(call) else None
-            return _Asker(tenant, hop, 0 if seen is None else int(seen))
+            return _Asker(tenant, hop, revision_seen(call))
         except TransportError:
             return None
 

@@ -26,13 +26,18 @@ def written(body: bytes, registry: Registry) -> Reply:
     return ReplyWithTrailers(body, ((REVISION_METADATA, str(registry.view.revision)),))
 
 
+def revision_seen(call: Call) -> int:
+    """The revision that the client has seen; 0: it does not say, or not in a number that a revision may have."""
+    said = call.metadata_value(REVISION_METADATA)
+    return int(said) if said is not None and said.isdecimal() and len(said) <= _DIGITS_MAX else 0
+
+
 def catching_up(handler: UnaryHandler, registry: Registry) -> UnaryHandler:
     """The handler, for calls that may be ahead of this pod's view."""
 
     async def caught_up(call: Call) -> Reply:
         if call.metadata:
-            said = call.metadata_value(REVISION_METADATA)
-            revision = int(said) if said is not None and said.isdecimal() and len(said) <= _DIGITS_MAX else 0
+            revision = revision_seen(call)
             if revision > registry.view.revision:
                 await registry.wait_revision(revision, WAIT_MAX_S)
         return await handler(call)

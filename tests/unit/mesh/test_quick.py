@@ -267,3 +267,30 @@ def test_clients_that_send_ever_new_kinds_of_requests_do_not_fill_the_memory(her
     for rows in range(1, 3 * PLANS_MAX):
         assert quick.answer([call(encode_request("m", {"x": np.repeat(ROW, rows, axis=0)}))]) != [None]
     assert len(here.plans) <= PLANS_MAX
+
+
+@pytest.mark.parametrize("seen", ["9" * 5000, "٣", "-1", "soon"])
+def test_a_revision_that_nobody_can_have_seen_costs_neither_the_call_nor_those_beside_it_their_answers(
+    here: Here, seen: str
+) -> None:
+    body = encode_request("m", {"x": ROW})
+    strange, plain = quick_of(here).answer([call(body, ((REVISION_METADATA, seen),)), call(body)])
+    assert isinstance(plain, bytes)
+    assert strange == plain or strange is None
+    assert here.pins == 0
+
+
+def test_a_call_that_meets_a_defect_costs_those_beside_it_nothing(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    defect = RuntimeError("a defect")
+
+    def broken(tenant: str, name: str, version: str = "") -> ModelRecord:
+        if name == "alias":
+            raise defect
+        return Here.resolve(here, tenant, name, version)
+
+    monkeypatch.setattr(here, "resolve", broken)
+    replies = quick_of(here).answer([call(encode_request(name, {"x": ROW})) for name in ("m", "alias", "m")])
+    assert replies[1] is defect
+    assert isinstance(replies[0], bytes)
+    assert replies[0] == replies[2]
+    assert here.pins == 0
