@@ -4,7 +4,8 @@ A REST request is turned into the ModelInferRequest that a gRPC client would hav
 core serves both and a request may be forwarded to another pod as it is. Two forms of a tensor:
 
 * `data`: a JSON array of its elements, flat or nested, in row-major order. Numbers must be numbers of the datatype:
-  text is not parsed, fractions are not cut, and what does not fit is refused.
+  text is not parsed, fractions are not cut, and whole numbers that do not fit are refused. Fractions are rounded, as
+  everywhere: 1e300 is infinity in FP32.
 * the binary tensor extension: `parameters.binary_data_size` bytes behind the JSON, whose own length stands in a header.
   They are taken as they are.
 
@@ -35,6 +36,8 @@ REFUSED_PARAMETERS = {
     "classification": "the classification extension is not supported here; ask for the plain output",
 }
 """Ignoring them would change what the answer means; others are ignored, as over gRPC."""
+_SIZE_MAX = 2**63 - 1
+"""Of a dimension: the message has no larger ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +148,11 @@ def array_from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any)
         raise InvalidMessage(
             f"tensor {name!r}: shape {list(shape)} takes {math.prod(shape)} elements, {len(elements)} were sent"
         )
-    return elements_as_array(name, datatype, elements).reshape(shape)
+    array = elements_as_array(name, datatype, elements)
+    try:
+        return array.reshape(shape)
+    except ValueError as error:
+        raise InvalidMessage(f"tensor {name!r}: shape {list(shape)[:8]}... is beyond what can be held") from error
 
 
 def elements_as_array(name: str, datatype: str, elements: list[Any]) -> Array:
@@ -174,7 +181,7 @@ def elements_as_array(name: str, datatype: str, elements: list[Any]) -> Array:
             )
     try:
         with np.errstate(over="ignore"):
-            return np.array(elements, dtype)
+            return np.array(elements if dtype.kind != "V" else [float(each) for each in elements], dtype)
     except OverflowError as error:
         raise InvalidMessage(f"tensor {name!r} holds a number that {datatype} cannot hold") from error
 
@@ -242,8 +249,10 @@ def _text(message: Mapping[str, Any], field: str) -> str:
 
 def _shape(tensor: Mapping[str, Any]) -> tuple[int, ...]:
     shape = tensor.get("shape")
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        raise InvalidMessage(f"input {tensor.get('name')!r}: shape must be an array of whole numbers from 0")
+    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size <= _SIZE_MAX for size in shape):
+        raise InvalidMessage(
+            f"input {tensor.get('name')!r}: shape must be an array of whole numbers from 0, of 64 bits"
+        )
     if len(shape) > RANK_MAX:
         raise InvalidMessage(f"input {tensor.get('name')!r}: {len(shape)} dimensions; at most {RANK_MAX} are")
     return tuple(shape)
