@@ -41,7 +41,7 @@ from mesh.transport.base import (
     UnaryHandler,
 )
 from mesh.transport.listening import check_free, taken, with_port
-from mesh.transport.refusals import as_transport_error, response_too_large, sendable, trailers_of
+from mesh.transport.refusals import as_transport_error, gave_up, response_too_large, sendable, trailers_of
 
 if TYPE_CHECKING:
     import grpc
@@ -168,9 +168,9 @@ class GrpcioTransport:
                     return reply
                 error = response_too_large(len(reply), response_bytes_max)
             except asyncio.CancelledError:
-                if not admission.ending:
+                if task.cancelling() and not admission.ending:
                     raise  # the client's doing: nobody is left to answer
-                error = admission.stopped()
+                error = admission.stopped() if admission.ending else gave_up(path)
             except Exception as failure:
                 error = as_transport_error(path, failure)
             finally:
@@ -195,9 +195,9 @@ class GrpcioTransport:
                     yield reply
                 return
             except asyncio.CancelledError:
-                if not admission.ending:
+                if task.cancelling() and not admission.ending:
                     raise  # the client's doing: nobody is left to answer
-                error = admission.stopped()
+                error = admission.stopped() if admission.ending else gave_up(path)
             except Exception as failure:
                 error = as_transport_error(path, failure)
             finally:

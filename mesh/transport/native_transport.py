@@ -50,7 +50,7 @@ from mesh.transport.base import (
 )
 from mesh.transport.grpcio_transport import GrpcioTransport
 from mesh.transport.listening import check_free, taken, with_port
-from mesh.transport.refusals import as_transport_error, response_too_large, sendable, trailers_of
+from mesh.transport.refusals import as_transport_error, gave_up, response_too_large, sendable, trailers_of
 
 if TYPE_CHECKING:
     from pygrpc_native import NativeGrpcFront
@@ -320,6 +320,8 @@ class NativeTransport:
             self._admission.leave(task, size_bytes)
             if task.cancelled() and self._admission.ending:
                 self._fail(port, call_id, self._admission.stopped())
+            elif task.cancelled() and not task.cancelling():  # else it is the client that has gone
+                self._fail(port, call_id, gave_up(method.path))
 
         task.add_done_callback(ended)
 

@@ -30,6 +30,12 @@ def as_transport_error(path: str, failure: Exception) -> TransportError:
     )
 
 
+def gave_up(path: str) -> TransportError:
+    """The answer of a handler that was cancelled by something else than its client or `stop`: without one, the client
+    would wait for its deadline."""
+    return as_transport_error(path, RuntimeError("the handler was cancelled, not by its client"))
+
+
 def response_too_large(size_bytes: int, limit_bytes: int) -> TransportError:
     """The answer in place of one above `TransportLimits.response_bytes_max`."""
     return TransportError(

@@ -70,6 +70,9 @@ class EchoServer:
     async def fail(self, call: Call) -> bytes:
         raise RuntimeError("password=hunter2")
 
+    async def give_up(self, call: Call) -> bytes:
+        raise asyncio.CancelledError
+
     async def babble(self, call: Call) -> bytes:
         raise TransportError(StatusCode.INVALID_ARGUMENT, "bad: \udc80" + "é" * int(call.body))
 
@@ -115,6 +118,7 @@ class EchoServer:
             "hold": self.hold,
             "refuse": self.refuse,
             "fail": self.fail,
+            "give_up": self.give_up,
             "babble": self.babble,
             "grow": self.grow,
             "trail": self.trail,
@@ -276,6 +280,14 @@ async def test_an_exception_is_answered_without_its_story_which_goes_to_the_log(
     incident = failure.value.details().rsplit(" ", 1)[1]
     assert any(incident in record.getMessage() and record.exc_info for record in caplog.records)
     assert await channel.unary_unary("/test.Echo/echo")(b"on we go") == b"on we go"
+
+
+async def test_a_handler_that_something_else_than_its_client_cancelled_is_answered(start, dial):
+    channel = dial((await start()).addresses[0].address)
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await channel.unary_unary("/test.Echo/give_up")(b"x", timeout=20)
+    assert failure.value.code() is grpc.StatusCode.INTERNAL
+    assert ("hexcomb-answered", "1") in tuple(failure.value.trailing_metadata())
 
 
 async def test_a_quick_handler_answers_what_it_can_and_leaves_the_rest_to_the_handler(start, dial, server):
