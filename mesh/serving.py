@@ -179,7 +179,7 @@ class Serving:
             except (ModelCrashed, CopyGone) as crash:
                 outputs = await self._run_again(resident, record, tensors, deadline_s, crash)
             except (OutOfMemory, MemoryError) as want:
-                outputs = await self._run_with_room(resident, tensors, deadline_s, str(want))
+                outputs = await self._run_with_room(resident, record, tensors, deadline_s, str(want))
         except Exception as error:
             meter.failed(self._code_of(error))
             raise
@@ -285,11 +285,13 @@ class Serving:
         return await self._runner.run_in_thread(resident, request)
 
     async def _run_with_room(
-        self, resident: Resident, tensors: Tensors, deadline_s: float | None, why: str
+        self, resident: Resident, record: ModelRecord, tensors: Tensors, deadline_s: float | None, why: str
     ) -> dict[str, Array]:
         await self._loading.make_room(resident, tensors.size_bytes, why)
         try:
             return await self._run(resident, tensors, deadline_s, alone=True)
+        except (ModelCrashed, CopyGone) as crash:
+            return await self._run_again(resident, record, tensors, deadline_s, crash)
         except MemoryError as error:
             raise OutOfMemory("there was no memory for this request, twice; send fewer rows") from error
 
