@@ -3,6 +3,7 @@ whose network stalls now and then stays. What was well again is asked again."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -24,6 +25,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.etcd]
 
 MODELS = 12
 PER_S = 80
+QUIET_TRIES = 3
+"""For a machine that stands still as a whole, which shows on pods whose network has nothing."""
 OUT_BAR_S = 2.0
 HEADROOM_S = 2.0
 """For a machine on which other tests run."""
@@ -127,20 +130,30 @@ def test_a_pod_that_is_ten_times_slower_is_out_and_comes_back_when_it_is_well(
 def test_a_pod_whose_network_stalls_now_and_then_stays(
     pool: LocalPool, models: dict[str, Example], victim: LocalPod, askers: dict[str, Callable[[str], None]]
 ) -> None:
-    before = {pod.name: pod.log_text().count("out of the routes") for pod in pool.pods}
     assert victim.peer_line is not None
-    with SteadyLoad(askers, list(models), per_s=PER_S) as load:
-        load.wait_for(100)
-        victim.peer_line.stall_s, victim.peer_line.stall_share = 0.2, 0.01
-        stalls_s = time.monotonic()
-        load.wait_for(800)
-        slowest_s = load.slowest_s(stalls_s)
-        victim.peer_line.stall_share = 0.0
-    after = {pod.name: pod.log_text().count("out of the routes") for pod in pool.pods}
-    print(
-        f"\n200 ms stalls on 1 % of writes: {len(load.asked)} requests, {len(load.errors())} errors, the slowest "
-        f"answer took {1e3 * slowest_s:.0f} ms; the pod stayed in the routes"
-    )
-    assert load.errors() == [], ends_of_logs(pool)
-    assert after == before
-    assert slowest_s > 0.15, "the stalls were there"
+    for _ in range(QUIET_TRIES):
+        lengths = {pod.name: len(pod.log_text()) for pod in pool.pods}
+        with SteadyLoad(askers, list(models), per_s=PER_S) as load:
+            load.wait_for(100)
+            victim.peer_line.stall_s, victim.peer_line.stall_share = 0.2, 0.01
+            stalls_s = time.monotonic()
+            load.wait_for(800)
+            slowest_s = load.slowest_s(stalls_s)
+            victim.peer_line.stall_share = 0.0
+        words = {pod.name: pod.log_text()[lengths[pod.name] :] for pod in pool.pods}
+        out = {
+            name: re.findall(r"pod (\S+) is out of the routes(?: for \d+ s)?: (.*)", text)
+            for name, text in words.items()
+        }
+        others_out = {peer for events in out.values() for peer, _ in events} - {victim.name}
+        print(
+            f"\n200 ms stalls on 1 % of writes to {victim.name}: {len(load.asked)} requests, {len(load.errors())} "
+            f"errors, the slowest answer took {1e3 * slowest_s:.0f} ms; out of the routes: {out}"
+        )
+        assert load.errors() == [], ends_of_logs(pool)
+        assert slowest_s > 0.15, "the stalls were there"
+        # Pods on lines that do not stall, or etcd, were silent too: it was the machine that stood still.
+        if not others_out and not any("the store is away" in text for text in words.values()):
+            break
+        wait_until(pool, lambda: not any(avoided(a, b) for a in pool.pods for b in pool.pods if a is not b), "all back")
+    assert not any(out.values()), f"out of the routes: {out}\n{ends_of_logs(pool)}"
