@@ -18,9 +18,10 @@ import asyncio
 import contextlib
 import random
 import threading
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal
 
 _PIECE_BYTES = 65_536
 _PIECES_MAX = 256
@@ -97,9 +98,24 @@ class Line:
         self._set(_State.OPEN, EVERYBODY)
 
     def _set(self, state: _State, callers: Container[str]) -> None:
-        asyncio.run_coroutine_threadsafe(self._change(state, callers), self._loop).result(_CLOSE_TIMEOUT_S)
+        async def change() -> None:
+            self._change(state, callers)
 
-    async def _change(self, state: _State, callers: Container[str]) -> None:
+        asyncio.run_coroutine_threadsafe(change(), self._loop).result(_CLOSE_TIMEOUT_S)
+
+    @staticmethod
+    def part(lines: Mapping[Line, Container[str]], how: Literal["cut", "freeze"]) -> None:
+        """Cut or freeze several lines of one `Lines`, each for its callers, in one moment, as a partition does."""
+        state = _State.CUT if how == "cut" else _State.FROZEN
+
+        async def change_all() -> None:
+            for line, callers in lines.items():
+                line._change(state, callers)
+
+        for loop in {line._loop for line in lines}:
+            asyncio.run_coroutine_threadsafe(change_all(), loop).result(_CLOSE_TIMEOUT_S)
+
+    def _change(self, state: _State, callers: Container[str]) -> None:
         self._state, self._whose = state, callers
         for connection in list(self._connections):
             connection.take(self._state_for(connection.caller))

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import pytest
 
 from mesh.client import Client
+from mesh.demo.line import Line
 from mesh.demo.local_pool import LocalPod, LocalPool
 from tests.e2e.conftest import Example, ModelFiles, StartPool
 from tests.e2e.pools import (
@@ -61,12 +63,10 @@ def askers(pool: LocalPool, models: dict[str, Example]) -> Iterator[dict[str, Ca
 
 
 @contextmanager
-def apart(pods: list[LocalPod], how: str) -> Iterator[None]:
+def apart(pods: list[LocalPod], how: Literal["cut", "freeze"]) -> Iterator[None]:
     """No two of these pods reach one another; `how`: `cut` or `freeze`, as `Line` has it."""
     names = {pod.name for pod in pods}
-    for pod in pods:
-        assert pod.peer_line is not None
-        getattr(pod.peer_line, how)(names - {pod.name})
+    Line.part({pod.peer_line: names - {pod.name} for pod in pods if pod.peer_line is not None}, how)
     try:
         yield
     finally:
@@ -82,7 +82,7 @@ def does_not_reach(pod: LocalPod, other: LocalPod) -> bool:
 
 @pytest.mark.parametrize("how", ["cut", "freeze"])
 def test_two_pods_that_do_not_reach_one_another_answer_everything(
-    pool: LocalPool, models: dict[str, Example], askers: dict[str, Callable[[str], None]], how: str
+    pool: LocalPool, models: dict[str, Example], askers: dict[str, Callable[[str], None]], how: Literal["cut", "freeze"]
 ) -> None:
     one, other, third = pool.pods
     with SteadyLoad(askers, list(models), per_s=PER_S) as load:
