@@ -7,8 +7,8 @@ would be with clients elsewhere. So the processor time of the pods is shown as w
 Each answer is compared with the one that the same row got alone.
 
 Requests for models whose runs are shorter than a hand-over never wait for a run; there, what arrives together shares
-runs on the loop. They are asked by `h2_load`, over pygrpc-native, and what counts is requests per second of the pod's
-processor time.
+runs on the loop. They are asked by `peers/load.py`, over pygrpc-native, and what counts is requests per second of the
+pod's processor time.
 """
 
 from __future__ import annotations
@@ -27,18 +27,16 @@ from mesh.wire import messages
 from mesh.wire.tensors import decode_response
 from runtime_adapters.datatypes import DTYPE_OF
 from tests.bench.figures import Reporter, spread_of
-from tests.bench.h2_load import run_load
 from tests.bench.models import BenchModel, read_models
 from tests.bench.pods import processor_s_of, running_pod, wait_prepared
-from tests.bench.transport import ask_once
+from tests.bench.transport import ask_once, load_of
 
 IN_FLIGHT = (1, 8, 64)
 ROWS = 64
 """Different requests."""
 _MODELS = ("onnx-6mb", "onnx-25mb", "sklearn-pipeline", "lightgbm-100x63", "torch-25mb", "python-small")
 _ON_THE_LOOP = ("onnx-tiny", "xgboost-100x6")
-_CONNECTIONS = 4
-_STREAMS = (8, 64)
+_IN_FLIGHT_ON_THE_LOOP = (32, 256)
 _ROUNDS = 4
 _SECONDS = 2.0
 _RELATIVE_TOLERANCE = 1e-5
@@ -114,17 +112,14 @@ def _measure_on_the_loop(bench: Reporter, model: BenchModel, pods: dict[bool, De
             ask_once(ports[together], body)
             wait_prepared(client, model.name)
         answers[together] = ask_once(ports[together], body)
-    for streams in _STREAMS:
+    for in_flight in _IN_FLIGHT_ON_THE_LOOP:
         rates: dict[bool, list[float]] = {True: [], False: []}
-        for seen in range(-1, bench.choose(_ROUNDS, 1)):
+        for _ in range(bench.choose(_ROUNDS, 1)):
             for together, pod in pods.items():
-                before_s = processor_s_of(pod.pid)
-                path, answer = messages.MODEL_INFER.path, answers[together]
-                load = run_load(ports[together], path, body, _SECONDS / 2, _CONNECTIONS, streams, answer)
-                if seen >= 0:
-                    rates[together].append(load.answered / (processor_s_of(pod.pid) - before_s))
+                load = load_of(pod.pid, ports[together], body, answers[together], in_flight, _SECONDS / 2)
+                rates[together].append(load.per_server_core_s)
         bench.figure(
-            f"{model.name}, {_CONNECTIONS * streams} in flight, per core",
+            f"{model.name}, {in_flight} in flight, per core",
             float(np.median(rates[True])),
             "1/s",
             baseline=float(np.median(rates[False])),

@@ -6,37 +6,21 @@ the body. An answer that is not 200 comes out as one of no bytes, which is wrong
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 
 from tests.bench.peers.answers import Finished, LoadFailed
-
-_RECEIVED_BYTES_MAX = 1 << 20
-CONNECT_TIMEOUT_S = 10.0
+from tests.bench.peers.line import Line
 
 
-class Http1Connection:
+class Http1Connection(Line):
     """Posts the given requests, whole with their heads."""
 
     def __init__(self, address: tuple[str, int], requests: Sequence[bytes]) -> None:
+        super().__init__(address)
+        self.set_nonblocking()
         self._requests = requests
         self._begun: tuple[float, int] | None = None
-        self._unsent: memoryview | None = None
         self._received = bytearray()
-        try:
-            self._socket = socket.create_connection(address, timeout=CONNECT_TIMEOUT_S)
-        except OSError as error:
-            raise LoadFailed(f"the server does not take connections: {error}") from error
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.setblocking(False)
-
-    def fileno(self) -> int:
-        """Of the socket."""
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        """Drop the connection with what is in flight."""
-        self._socket.close()
 
     @property
     def room(self) -> int:
@@ -48,37 +32,18 @@ class Http1Connection:
         """Requests that have not ended: one or none."""
         return 1 if self._begun else 0
 
-    @property
-    def wants_to_send(self) -> bool:
-        """Whether bytes wait for the socket to take them."""
-        return self._unsent is not None
-
     def start(self, request: int, begun_s: float) -> None:
-        """Begin that request; `flush` sends it."""
+        """Begin that request."""
         self._begun = (begun_s, request)
-        self._unsent = memoryview(self._requests[request])
+        self.send(self._requests[request])
 
-    def flush(self) -> None:
-        """Send what was started, as far as the socket takes it. Raises LoadFailed when the server is gone."""
-        while self._unsent is not None:
-            try:
-                sent = self._socket.send(self._unsent)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                raise LoadFailed(f"the server closed the connection: {error}") from error
-            self._unsent = self._unsent[sent:] if sent < len(self._unsent) else None
-
-    def receive(self) -> list[Finished]:
+    def finished(self) -> list[Finished]:
         """The request that ended, if it did. Raises LoadFailed when the server is gone."""
-        try:
-            received = self._socket.recv(_RECEIVED_BYTES_MAX)
-        except BlockingIOError:
+        received = self.receive()
+        if not received:
             return []
-        except OSError as error:
-            raise LoadFailed(f"the server closed the connection: {error}") from error
-        if not received or self._begun is None:
-            raise LoadFailed("the server closed the connection")
+        if self._begun is None:
+            raise LoadFailed("the server answers what nobody asked")
         self._received += received
         body = _body_of(self._received)
         if body is None:

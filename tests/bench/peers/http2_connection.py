@@ -11,13 +11,13 @@ call that fails sends none, so it comes out as an answer of no bytes, which is w
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.bench.peers.answers import Finished, LoadFailed
+from tests.bench.peers.line import Line
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _FRAME = struct.Struct(">HBBBI")
@@ -29,9 +29,7 @@ _WINDOW_MAX = 2**31 - 1
 _WINDOW_REFILL_BYTES = 2**30
 _DEFAULT_WINDOW_BYTES = 65_535
 _DEFAULT_FRAME_BYTES = 16_384
-_RECEIVED_BYTES_MAX = 1 << 20
 _GRPC_PREFIX_BYTES = 5
-SETTINGS_TIMEOUT_S = 10.0
 
 
 @dataclass(slots=True)
@@ -51,10 +49,11 @@ class _Upload:
     window_bytes: int
 
 
-class Http2Connection:
+class Http2Connection(Line):
     """Calls one gRPC method. `streams_max` is how many calls may be in flight."""
 
     def __init__(self, address: tuple[str, int], path: str, messages: Sequence[bytes], streams_max: int) -> None:
+        super().__init__(address)
         block = _header_block(
             (":method", "POST"),
             (":scheme", "http"),
@@ -78,21 +77,7 @@ class Http2Connection:
         self._received_bytes = 0
         self._unparsed = b""
         self._out: list[bytes | memoryview] = []
-        self._unsent: memoryview | None = None
-        try:
-            self._socket = socket.create_connection(address, timeout=SETTINGS_TIMEOUT_S)
-        except OSError as error:
-            raise LoadFailed(f"the server does not take connections: {error}") from error
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._greet()
-
-    def fileno(self) -> int:
-        """Of the socket."""
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        """Drop the connection with all that is in flight."""
-        self._socket.close()
 
     @property
     def room(self) -> int:
@@ -103,11 +88,6 @@ class Http2Connection:
     def in_flight(self) -> int:
         """Calls that have not ended."""
         return len(self._streams)
-
-    @property
-    def wants_to_send(self) -> bool:
-        """Whether bytes wait for the socket to take them."""
-        return self._unsent is not None
 
     def start(self, request: int, begun_s: float) -> None:
         """Begin the call with that message; `flush` sends it."""
@@ -127,29 +107,18 @@ class Http2Connection:
         self._upload()
 
     def flush(self) -> None:
-        """Send what was started, as far as the socket takes it. Raises LoadFailed when the server is gone."""
-        while self._unsent is not None or self._out:
-            if self._unsent is None:
-                self._unsent = memoryview(b"".join(self._out))
-                self._out.clear()
-            try:
-                sent = self._socket.send(self._unsent)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                raise LoadFailed(f"the server closed the connection: {error}") from error
-            self._unsent = self._unsent[sent:] if sent < len(self._unsent) else None
+        """Send what was started, as far as the socket takes it."""
+        super().flush()
+        while self._out and not self.wants_to_send:
+            data = b"".join(self._out)
+            self._out.clear()
+            self.send(data)
 
-    def receive(self) -> list[Finished]:
+    def finished(self) -> list[Finished]:
         """The calls that ended. Raises LoadFailed when the server is gone."""
-        try:
-            received = self._socket.recv(_RECEIVED_BYTES_MAX)
-        except BlockingIOError:
-            return []
-        except OSError as error:
-            raise LoadFailed(f"the server closed the connection: {error}") from error
+        received = self.receive()
         if not received:
-            raise LoadFailed("the server closed the connection")
+            return []
         data = self._unparsed + received if self._unparsed else received
         finished: list[Finished] = []
         position, size = 0, len(data)
@@ -192,9 +161,9 @@ class Http2Connection:
         self._out += (_PREFACE, _frame(_SETTINGS, 0, 0, settings), _frame(_WINDOW_UPDATE, 0, 0, opened))
         self.flush()
         # The server's settings come first; with them the limits that requests must keep are known.
-        self.receive()
+        self.finished()
         self.flush()
-        self._socket.setblocking(False)
+        self.set_nonblocking()
 
     def _control(self, kind: int, flags: int, number: int, payload: bytes, finished: list[Finished]) -> None:
         if kind == _SETTINGS:

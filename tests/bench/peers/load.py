@@ -58,6 +58,7 @@ class Load:
     duration_s: float
     """At least; a closed load goes on until as many ended as are in flight, a paced one until one did."""
     server_pids: tuple[int, ...]
+    connections_max: int = HTTP2_CONNECTIONS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,11 @@ class LoadResult:
     """p50, p99, p99.9."""
     server_cpu_s: float
     own_cpu_s: float
+
+    @property
+    def per_server_core_s(self) -> float:
+        """Right answers per second of the server's processor time."""
+        return self.answered / self.server_cpu_s
 
 
 class _Connection(Protocol):
@@ -86,7 +92,7 @@ class _Connection(Protocol):
     def fileno(self) -> int: ...
     def start(self, request: int, begun_s: float) -> None: ...
     def flush(self) -> None: ...
-    def receive(self) -> list[Finished]: ...
+    def finished(self) -> list[Finished]: ...
     def close(self) -> None: ...
 
 
@@ -107,7 +113,7 @@ def _connections(load: Load) -> list[_Connection]:
     streams = load.in_flight if load.rate_per_s == 0 else _PACED_IN_FLIGHT_MAX
     if not load.grpc_path:
         return [Http1Connection(load.address, load.requests) for _ in range(streams)]
-    count = min(HTTP2_CONNECTIONS_MAX, load.in_flight)
+    count = min(load.connections_max, load.in_flight)
     shares = [streams // count + (number < streams % count) for number in range(count)]
     return [Http2Connection(load.address, load.grpc_path, load.requests, share) for share in shares]
 
@@ -207,7 +213,7 @@ class _Run:
         arrived = []
         for descriptor, event in self._poll.poll(timeout_s):
             connection = self._by_descriptor[descriptor]
-            finished = connection.receive() if event & ~select.EPOLLOUT else []
+            finished = connection.finished() if event & ~select.EPOLLOUT else []
             self._flush(connection)
             now_s = time.perf_counter()
             for begun_s, request, answer in finished:
