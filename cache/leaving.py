@@ -19,6 +19,7 @@ from cache.transitions import Cause
 from cache.types import CopyState, Refusal, RefusalKind
 
 _RETIRED = "the model was unregistered or superseded"
+_ASKED_FOR = "an operator asked for it"
 
 
 def close(state: PodState, copy: Copy, reason: str) -> None:
@@ -130,9 +131,12 @@ def on_evict_request(state: PodState, event: EvictRequest) -> None:
     """An operator wants the model out of memory now."""
     copy = state.servable.get(event.key)
     if copy is not None:
-        close(state, copy, "an operator asked for it")
+        close(state, copy, _ASKED_FOR)
     elif (copy := state.parked.get(event.key)) is not None:
-        unload(state, copy, "an operator asked for it")
+        unload(state, copy, _ASKED_FOR)
+    for copy in state.by_state[CopyState.PARKING].values():
+        if copy.key == event.key:
+            copy.closing_reason = _ASKED_FOR  # it leaves as soon as it has arrived in RAM
 
 
 def unload_again(state: PodState, copy: Copy) -> None:

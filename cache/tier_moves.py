@@ -28,8 +28,9 @@ def on_parked(state: PodState, event: Parked) -> None:
     state.resize(copy, event.size)
     copy.return_time_s = state.profiles.return_time_s(copy.key)
     state.move(copy, Cause.PARKED)
-    if copy.debt or not copy.parked or copy.key in state.retired:
-        unload(state, copy, "what it takes parked does not fit" if copy.debt else "nobody wants it parked")
+    if copy.debt or not copy.parked or copy.key in state.retired or copy.closing_reason:
+        unwanted = copy.closing_reason or "nobody wants it parked"
+        unload(state, copy, "what it takes parked does not fit" if copy.debt else unwanted)
         return
     newcomer = state.current.get(copy.key)
     if newcomer is not None:  # wanted again while it was on its way down

@@ -195,6 +195,26 @@ def test_a_model_that_is_retired_while_it_is_being_parked_does_not_stay(gpu_pod:
     assert "a" not in states(loader)
 
 
+def test_a_model_that_is_to_leave_while_it_is_being_parked_does_not_stay_but_who_waits_for_it_is_served(
+    gpu_pod: Callable[..., FakeLoader],
+) -> None:
+    for is_wanted in (False, True):
+        loader = gpu_pod()
+        use(loader, "a", "b", "c")
+        loader.want(1, WantedModel(key("d")))
+        loader.finish_fetch(next(iter(loader.fetching)))
+        if is_wanted:
+            loader.want(2, WantedModel(key("a")))
+        loader.send(EvictRequest(key("a")))
+        loader.machine.validate()
+        loader.run()
+        loader.machine.validate()
+        assert ("a" in states(loader)) is is_wanted
+        assert (2 in loader.served) is is_wanted
+        assert StartReturn not in commands_for(loader, "a")
+        assert loader.machine.usage().used[HOST] == (30 if is_wanted else 0)
+
+
 def test_a_smaller_host_tier_lets_parked_copies_go(gpu_pod: Callable[..., FakeLoader]) -> None:
     loader = gpu_pod()
     use(loader, *"abcde")
