@@ -4,6 +4,9 @@ The reading is made on a thread (`runtime_adapters.memory_reading`), the rule is
 evicts (`CapacityChanged`). Here is what connects them: the loop, the log line at the beginning and the end of an
 episode, what metrics and the status show.
 
+A reading is about RAM, and on a pod with GPUs two places lie in it: what models hold there beside their GPU, and the
+host tier. The rule is about both together. What is parked serves nobody, so it leaves first.
+
 Deliberately absent: GPU memory as the driver sees it. A device's capacity is lowered when a framework found none left
 there, and comes back with time.
 """
@@ -14,11 +17,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from cache.events import CapacityChanged
 from cache.types import Bytes, Place
-from mesh.pressure import Level, Pressure, PressureLimits, after_a_while, after_reading, after_running_out, calm
+from mesh.pressure import Level, Pressure, PressureLimits, after_a_while, after_reading, after_running_out, calm, shared_out
 from mesh.telemetry import Sample
 from mesh.threads import InThread, in_thread
 from runtime_adapters.memory import trim
@@ -35,7 +38,7 @@ class MemoryWatch:
     def __init__(
         self,
         full: Bytes,
-        host: Place,
+        ram: Sequence[Place],
         *,
         read: Callable[[], MemoryReading] | None,
         used: Callable[[], Bytes],
@@ -45,9 +48,11 @@ class MemoryWatch:
         clock: Callable[[], float] = time.monotonic,
         in_thread: InThread = in_thread,
     ) -> None:
-        """`full`: the capacity as configured. `host`: the place that readings are about. `used`: what is held now.
-        Without `read`, or with `every_s` of 0, nothing is watched, and the capacity stays as it is."""
-        self._host = host
+        """`full`: the capacity as configured. `ram`: the places that readings are about; what lies in the last of them
+        leaves first. `used`: what is held now. Without `read`, or with `every_s` of 0, nothing is watched, and the
+        capacity stays as it is."""
+        self._full = full
+        self._ram = tuple(ram)
         self._read = read if every_s > 0 else None
         self._used = used
         self._change_capacity = change_capacity
@@ -55,7 +60,11 @@ class MemoryWatch:
         self._limits = limits or PressureLimits()
         self._clock = clock
         self._in_thread = in_thread
-        self._states = {place: calm(count) for place, count in full}
+        self._main = self._ram[0]
+        """By which the state of all RAM is known."""
+        self._states = {place: calm(count) for place, count in full if place not in self._ram}
+        self._states[self._main] = calm(sum(full[place] for place in self._ram))
+        self._told = CapacityChanged(full)
         self._last: MemoryReading | None = None
         self._last_at_s = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -85,19 +94,21 @@ class MemoryWatch:
     def ran_out(self, place: Place, missing_bytes: int, message: str, *, counted: bool) -> None:
         """What is held there now is `missing_bytes` more than there is. `counted`: the kernel says so, and not only a
         framework."""
-        state = self._states.get(place)
+        main = self._main if place in self._ram else place
+        state = self._states.get(main)
         if state is None or self._read is None:
             return
+        used = self._used()
         after = after_running_out(
             state,
-            self._used()[place],
+            self._used_of(main, used),
             missing_bytes,
             message,
             counted=counted,
             now_s=self._clock(),
             limits=self._limits,
         )
-        self._adopt({place: after})
+        self._adopt({main: after}, used)
 
     async def _watch(self, read: Callable[[], MemoryReading]) -> None:
         while True:
@@ -114,7 +125,7 @@ class MemoryWatch:
         self._last, self._last_at_s = reading, now_s
         changed = {}
         for place, state in self._states.items():
-            if place != self._host:
+            if place != self._main:
                 changed[place] = after_a_while(state, now_s=now_s, limits=self._limits)
             elif before is not None and before.source == reading.source:
                 changed[place] = after_reading(
@@ -122,27 +133,39 @@ class MemoryWatch:
                     before,
                     reading,
                     elapsed_s=elapsed_s,
-                    used_bytes=used[place],
+                    used_bytes=self._used_of(place, used),
                     now_s=now_s,
                     limits=self._limits,
                 )
-        self._adopt(changed)
+        self._adopt(changed, used)
 
-    def _adopt(self, changed: dict[Place, Pressure]) -> None:
+    def _used_of(self, main: Place, used: Bytes) -> int:
+        return sum(used[place] for place in self._ram) if main == self._main else used[main]
+
+    def _capacity(self, used: Bytes) -> Bytes:
+        """What each place may hold now."""
+        in_ram = shared_out(
+            self._states[self._main].capacity_bytes,
+            [self._full[place] for place in self._ram],
+            [used[place] for place in self._ram],
+        )
+        return Bytes.from_mapping(
+            {place: state.capacity_bytes for place, state in self._states.items()}
+            | dict(zip(self._ram, in_ram, strict=True))
+        )
+
+    def _adopt(self, changed: dict[Place, Pressure], used: Bytes) -> None:
         before = dict(self._states)
         self._states.update(changed)
         for place, state in changed.items():
             self._tell(place, before[place], state)
             if state.level is Level.DANGER and before[place].level is not Level.DANGER:
                 self._in_thread("trim", trim)  # what malloc has kept is the cheapest to give back
-        if any(_effect(before[place]) != _effect(state) for place, state in changed.items()):
-            self._change_capacity(
-                CapacityChanged(
-                    Bytes.from_mapping({place: state.capacity_bytes for place, state in self._states.items()}),
-                    self.pressure,
-                    loads_paused=any(state.loads_paused for state in self._states.values()),
-                )
-            )
+        paused = any(state.loads_paused for state in self._states.values())
+        wanted = CapacityChanged(self._capacity(used), self.pressure, loads_paused=paused)
+        told, self._told = self._told, wanted
+        if (wanted.capacity, wanted.loads_paused) != (told.capacity, told.loads_paused):
+            self._change_capacity(wanted)
 
     def _tell(self, place: Place, before: Pressure, state: Pressure) -> None:
         if state.episodes > before.episodes or (state.level is Level.DANGER and before.level is not Level.DANGER):
@@ -159,8 +182,9 @@ class MemoryWatch:
 
     def samples(self) -> Iterator[Sample]:
         """Lines of a scrape."""
-        for place, state in self._states.items():
-            labels = (("device", place.device),)
+        for place, _ in self._full:
+            state = self._states[self._main if place in self._ram else place]
+            labels = (("tier", place.tier), ("device", place.device))
             yield Sample(
                 "hexcomb_memory_pressure",
                 "0: none; 1: the capacity is on its way back; 2: the kernel takes pages back that are needed; 3: so "
@@ -178,7 +202,7 @@ class MemoryWatch:
                 "hexcomb_effective_capacity_bytes",
                 "What this pod holds at most now; less than its capacity while memory is short.",
                 labels,
-                state.capacity_bytes,
+                self._told.capacity[place],
             )
         if (reading := self._last) is None:
             return
@@ -195,7 +219,3 @@ class MemoryWatch:
             ("oom_kills_total", "Processes that the kernel killed for want of memory.", reading.oom_kills),
         ):
             yield Sample(f"hexcomb_box_memory_{name}", about, none, value)
-
-
-def _effect(state: Pressure) -> tuple[int, bool]:
-    return state.capacity_bytes, state.loads_paused

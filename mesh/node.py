@@ -197,7 +197,7 @@ class Node:
         )
         self.memory_watch = MemoryWatch(
             self.cache.usage().capacity,
-            HOST_MEMORY,
+            RAM,
             read=world.read_memory,
             used=lambda: self.cache.usage().used,
             change_capacity=self.loading.send,

@@ -21,6 +21,7 @@ A cold load also reads its file by major faults; pages that come for the first t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -184,6 +185,21 @@ def after_running_out(
     least_bytes = min(state.capacity_bytes, int(limits.least_share * state.full_bytes))
     capacity_bytes = max(least_bytes, min(state.capacity_bytes, used_bytes - missing_bytes))
     return replace(_left_calm(state, Level.REDUCED, message, now_s, capacity_bytes), lowered_at_s=now_s)
+
+
+def shared_out(capacity_bytes: int, full: Sequence[int], used: Sequence[int]) -> list[int]:
+    """What places may hold that lie in the same memory, of which there is so much: each what it has now, the first one
+    first; and what is left then goes to the first again, up to its full capacity. All of it is shared out, as far as
+    the full capacities go."""
+    kept, left_bytes = [], capacity_bytes
+    for full_bytes, used_bytes in zip(full, used, strict=True):
+        kept.append(min(used_bytes, full_bytes, left_bytes))
+        left_bytes -= kept[-1]
+    shares = []
+    for full_bytes, kept_bytes in zip(full, kept, strict=True):
+        shares.append(min(full_bytes, kept_bytes + left_bytes))
+        left_bytes -= shares[-1] - kept_bytes
+    return shares
 
 
 def after_a_while(state: Pressure, *, now_s: float, limits: PressureLimits) -> Pressure:

@@ -14,6 +14,8 @@ HOST_MEMORY = Place("device", "cpu")
 """Where a copy's RAM and mapped pages are counted: the device tier of a CPU pod."""
 HOST_TIER = Place("host")
 """Where the bytes of parked copies are counted."""
+RAM = (HOST_MEMORY, HOST_TIER)
+"""The places that lie in this machine's memory; what lies in the last of them serves nobody."""
 
 
 def place_of(device: Device) -> Place:

@@ -12,7 +12,7 @@ import pytest
 from cache.events import CapacityChanged
 from cache.types import Bytes, CopyState, Place, RefusalKind
 from mesh.loading.loading import Refused
-from mesh.loading.places import HOST_MEMORY
+from mesh.loading.places import HOST_MEMORY, HOST_TIER, RAM
 from mesh.memory_watch import MemoryWatch
 from mesh.sizing import WORKSPACE_SHARE_MAX
 from runtime_adapters.errors import OutOfMemory
@@ -129,7 +129,7 @@ async def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
     watch = MemoryWatch(
         pod.cache.usage().capacity,
-        HOST_MEMORY,
+        RAM,
         read=read,
         used=lambda: pod.cache.usage().used,
         change_capacity=pod.loading.send,
@@ -167,14 +167,15 @@ GPU = Place("device", "cuda:0")
 class Watched:
     """A watch, and what it asked of the cache."""
 
-    def __init__(self) -> None:
+    def __init__(self, tier_bytes: int = 0, parked_bytes: int = 0) -> None:
         self.asked: list[CapacityChanged] = []
         self.now_s = 0.0
+        self.full = Bytes.from_mapping({HOST_MEMORY: 500 * MIB, HOST_TIER: tier_bytes, GPU: 80 * MIB})
         self.watch = MemoryWatch(
-            Bytes.from_mapping({HOST_MEMORY: 500 * MIB, GPU: 80 * MIB}),
-            HOST_MEMORY,
+            self.full,
+            RAM,
             read=lambda: QUIET,
-            used=lambda: Bytes.from_mapping({HOST_MEMORY: 450 * MIB, GPU: 60 * MIB}),
+            used=lambda: Bytes.from_mapping({HOST_MEMORY: 450 * MIB, HOST_TIER: parked_bytes, GPU: 60 * MIB}),
             change_capacity=self.asked.append,
             clock=lambda: self.now_s,
             in_thread=lambda name, work, *arguments: asyncio.get_running_loop().create_future(),
@@ -215,6 +216,20 @@ async def test_near_the_kernel_s_limit_loads_pause_and_the_reason_is_shown(caplo
     assert watched.watch.pressure == ""
 
 
+async def test_when_memory_is_short_what_is_parked_leaves_before_what_serves() -> None:
+    watched = Watched(tier_bytes=200 * MIB, parked_bytes=120 * MIB)
+    watched.see(QUIET)
+    watched.see(replace(QUIET, unreclaimable_bytes=GIB - 10 * MIB))
+    (asked,) = watched.asked
+    assert asked.loads_paused
+    assert (asked.capacity[HOST_MEMORY], asked.capacity[GPU]) == (450 * MIB, 80 * MIB)
+    assert 0 < asked.capacity[HOST_TIER] < 50 * MIB, "75 MB are missing"
+    assert watched.figures()["hexcomb_memory_pressure", ""] == 3, "of the tier, too"
+    for _ in range(300):
+        watched.see(QUIET)
+    assert watched.asked[-1] == CapacityChanged(watched.full)
+
+
 async def test_a_device_without_memory_lowers_that_device_s_capacity_alone() -> None:
     watched = Watched()
     watched.watch.ran_out(GPU, 20 * MIB, "CUDA out of memory", counted=False)
@@ -241,7 +256,7 @@ async def test_the_watch_reads_until_it_is_closed() -> None:
 
     watch = MemoryWatch(
         Bytes.of(HOST_MEMORY, 100),
-        HOST_MEMORY,
+        RAM,
         read=reading,
         used=lambda: Bytes(),
         change_capacity=lambda event: None,

@@ -15,6 +15,7 @@ from mesh.pressure import (
     after_running_out,
     calm,
     missing_room,
+    shared_out,
 )
 from runtime_adapters.memory_reading import MemoryReading
 
@@ -232,3 +233,13 @@ def test_a_device_without_readings_comes_back_with_time(share: float) -> None:
     for second in range(1_000):
         state = after_a_while(state, now_s=float(second), limits=LIMITS)
     assert (state.level, state.capacity_bytes) == (Level.CALM, FULL_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("capacity_bytes", "shares"),
+    [(100, [60, 40]), (99, [60, 39]), (80, [60, 20]), (75, [55, 20]), (60, [50, 10]), (40, [40, 0]), (0, [0, 0])],
+)
+def test_memory_that_two_places_share_is_kept_by_the_first_and_grown_into_by_it(
+    capacity_bytes: int, shares: list[int]
+) -> None:
+    assert shared_out(capacity_bytes, full=[60, 40], used=[50, 20]) == shares
