@@ -17,7 +17,7 @@ from mesh.pod import runtime_reports
 from mesh.settings import Settings
 from mesh.tenant_shares import tenant_shares
 from mesh.transport.base import ListenAddress
-from mesh.transport.choosing import Choice, TransportMissing, choose_transport, native_is_here
+from mesh.transport.choosing import Choice, TransportMissing, choose_transport, why_no_native
 from placement.constraints import NO_CONSTRAINTS, Constraints, parse_constraints
 from runtime_adapters.base import CPU, Device
 from runtime_adapters.devices import cuda_devices
@@ -121,7 +121,7 @@ def chosen_transport(settings: Settings) -> Choice:
             settings.transport,
             listen_addresses(settings),
             is_pooled=settings.is_pooled,
-            native_is_here=native_is_here(),
+            why_no_native=why_no_native,
         )
     except TransportMissing as error:
         raise CannotStart(str(error)) from error

@@ -149,6 +149,8 @@ class Staging:
         self._read_memory = read_memory
         self._make_room = make_room
         self._free_bytes = free_bytes
+        self._promised_bytes: dict[int, int] = {}
+        """By lease: of free bytes, for models that are to be loaded as they were fetched and have not reserved any."""
         self._preparing = asyncio.Semaphore(settings.loads_concurrent_max)
         self._found: LRUCache[ModelKey, Staged] = LRUCache(maxsize=REMEMBERED_MAX)
         self._formats: LRUCache[ModelKey, str] = LRUCache(maxsize=REMEMBERED_MAX)
@@ -169,8 +171,7 @@ class Staging:
             self._telemetry.load_stage(format_name or "unknown", "fetch", self._clock() - began)
             format_name = format_name or await in_thread("detect", detect_format, artifact.path)
             self._formats[key] = format_name
-            staged = await self._prepare(record, artifact, format_name)
-            staged = replace(await self._with_expected_size(staged), fetch_s=self._clock() - began)
+            staged = replace(await self._made_ready(record, artifact, format_name), fetch_s=self._clock() - began)
         except BaseException:
             self._artifacts.release(artifact)
             raise
@@ -269,9 +270,7 @@ class Staging:
 
     async def _staged_anew(self, key: ModelKey, found: Staged, artifact: Artifact) -> Staged:
         """The same content, of which no copy has become its prepared form yet: perhaps that is there by now."""
-        staged = await self._prepare(found.record, artifact, found.adapter.format)
-        staged = await self._with_expected_size(staged)
-        self._found[key] = staged
+        staged = self._found[key] = await self._made_ready(found.record, artifact, found.adapter.format)
         self._disk_listener.on_disk(key, artifact.content_hash)
         return staged
 
@@ -279,6 +278,13 @@ class Staging:
         if record.spec.isolation == "process" or format_name in ALWAYS_ISOLATED:
             return True
         return self._must_isolate(ModelKey(record.tenant, record.id, record.generation))
+
+    async def _made_ready(self, record: ModelRecord, artifact: Artifact, format_name: str) -> Staged:
+        try:
+            return await self._with_expected_size(await self._prepare(record, artifact, format_name))
+        finally:
+            # Whoever gets it reserves its bytes in this turn of the loop.
+            self._promised_bytes.pop(artifact.lease, None)
 
     async def _prepare(self, record: ModelRecord, artifact: Artifact, format_name: str) -> Staged:
         adapter = adapter_for(format_name)
@@ -338,7 +344,11 @@ class Staging:
         if not await in_thread("outline", adapter.loads_as_fetched, artifact.path, options):
             return False
         size = await in_thread("estimate", adapter.estimate, artifact.path, replace(options, as_fetched=True))
-        return FORMS_AT_ONCE * size.total_bytes <= self._free_bytes()
+        both_bytes = FORMS_AT_ONCE * size.total_bytes
+        if both_bytes > self._free_bytes() - sum(self._promised_bytes.values()):
+            return False
+        self._promised_bytes[artifact.lease] = both_bytes
+        return True
 
     async def _prepared(self, artifact: Artifact, variant: str, make: Callable[[Path], bool]) -> Path | None:
         """Prepare, unless it was done; as few at a time as loads, since each holds its model in memory, too."""

@@ -124,11 +124,14 @@ def compare(alone: Sequence[Mapping[str, Array]], company: Mapping[str, Array], 
     return RowWise(difference)
 
 
-def try_rows(run: Run, rows: Sequence[Tensors], outputs: Sequence[str], rows_max: int) -> Verdict:
-    """Run the rows alone, then together. Raises what the model raises."""
-    if len(rows) < 2:
-        return Unproven("there were no two different rows to try it with")
-    alone = [run(row, outputs) for row in rows]
+def try_rows(
+    run: Run,
+    rows: Sequence[Tensors],
+    alone: Sequence[Mapping[str, Array]],
+    outputs: Sequence[str],
+    rows_max: int,
+) -> Verdict:
+    """Run rows together that were answered `alone`; at least two of them. Raises what the model raises."""
     difference = 0.0
     for order in orders_to_try(len(rows), rows_max):
         verdict = compare(alone, run(together(rows, order), outputs), order)

@@ -16,9 +16,9 @@ A host name is left to grpcio, which listens on every address that the name stan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import import_module
 from ipaddress import ip_address
 from typing import Literal
 
@@ -43,32 +43,43 @@ class TransportMissing(Exception):
 
 
 def choose_transport(
-    wanted: Wanted, addresses: Sequence[ListenAddress], *, is_pooled: bool, native_is_here: bool
+    wanted: Wanted, addresses: Sequence[ListenAddress], *, is_pooled: bool, why_no_native: Callable[[], str]
 ) -> Choice:
-    """The transport for these addresses. Raises TransportMissing when `wanted` is one that is not installed."""
+    """The transport for these addresses. Raises TransportMissing when `wanted` is one that cannot be used here.
+    `why_no_native` is asked only where it would be native."""
     if wanted == "grpcio":
         return Choice("grpcio", "as was asked for")
-    if not native_is_here:
-        if wanted == "native":
-            raise TransportMissing(
-                "transport: `native` was asked for, but pygrpc-native is not installed; run "
-                "`pip install pygrpc-native`, or use --transport auto"
-            )
-        return Choice("grpcio", "since pygrpc-native is not installed (`pip install pygrpc-native`)")
-    if wanted == "native":
-        return Choice("native", "as was asked for")
-    if is_pooled:
-        return Choice("grpcio", "since a pool's clients may name several pods in one target, which native cannot read")
-    for listen in addresses:
-        why_not = _why_not_native(listen)
-        if why_not:
+    if wanted == "auto":
+        if is_pooled:
+            why_not = "since a pool's clients may name several pods in one target, which native cannot read"
             return Choice("grpcio", why_not)
-    return Choice("native", "since only this machine reaches it, and it is no pool")
+        for listen in addresses:
+            if why_not := _why_not_native(listen):
+                return Choice("grpcio", why_not)
+    missing = why_no_native()
+    if not missing:
+        why = "as was asked for" if wanted == "native" else "since only this machine reaches it, and it is no pool"
+        return Choice("native", why)
+    if wanted == "native":
+        raise TransportMissing(
+            f"transport: `native` was asked for, but pygrpc-native {missing}; run `pip install pygrpc-native`, or use "
+            "--transport auto"
+        )
+    return Choice("grpcio", f"since pygrpc-native {missing} (`pip install pygrpc-native`)")
 
 
-def native_is_here() -> bool:
-    """Whether pygrpc-native is installed."""
-    return find_spec("pygrpc_native") is not None
+def why_no_native() -> str:
+    """Why pygrpc-native cannot be used here, as a clause about it; empty where it can. Imports it: an installed wheel
+    may be for another C library or processor, which must not be found out by the first pod that listens."""
+    try:
+        import_module("pygrpc_native")
+    except ModuleNotFoundError as error:
+        if error.name == "pygrpc_native":
+            return "is not installed"
+        return f"cannot be imported ({error})"
+    except Exception as error:  # whatever a broken extension raises
+        return f"cannot be imported ({type(error).__name__}: {error})"
+    return ""
 
 
 def _why_not_native(listen: ListenAddress) -> str:

@@ -205,7 +205,8 @@ KINDS = {
 def test_models_whose_rows_influence_one_another_are_found_out(kind: str, seed: int, rows_max: int) -> None:
     function, expected = KINDS[kind]
     rows = [{"x": row} for row in np.random.default_rng(seed).normal(size=(3, 1, 3)).astype(np.float32)]
-    verdict = try_rows(lambda inputs, outputs: {"y": function(inputs["x"])}, rows, (), rows_max)
+    alone = [{"y": function(row["x"])} for row in rows]
+    verdict = try_rows(lambda inputs, outputs: {"y": function(inputs["x"])}, rows, alone, (), rows_max)
     assert isinstance(verdict, expected), verdict
 
 

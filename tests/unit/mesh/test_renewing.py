@@ -137,6 +137,14 @@ async def test_both_forms_are_charged_while_one_takes_the_others_place(pod: Pod)
     assert seen == [30 * KB]
 
 
+async def test_models_that_come_at_once_do_not_count_on_the_same_free_bytes(pod: Pod) -> None:
+    await pod.load(pod.register("here", size_bytes=15 * KB))
+    keys = [pod.register(f"m{n}", size_bytes=10 * KB, fetched_bytes=30 * KB, factor=n) for n in (1.0, 2.0, 3.0)]
+    await asyncio.gather(*(pod.load(key) for key in keys))
+    assert pod.cache.usage().evictions_total == 0, "85 KB were free: enough for both forms of one of them"
+    assert pod.cache.servable(ModelKey("default", "here", 1)) is not None
+
+
 async def test_the_next_load_takes_the_prepared_form(pod: Pod) -> None:
     key = pod.register("m", size_bytes=10 * KB, fetched_bytes=20 * KB)
     await pod.wait_prepared(await pod.load(key))

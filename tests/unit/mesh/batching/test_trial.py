@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mesh.batching import trial
 from mesh.batching.joining import Request, run_together
 from mesh.batching.row_wise import NotRowWise, RowWise, Unproven
-from mesh.batching.trial import try_model
+from mesh.batching.trial import TRIAL_S_MAX, try_model
 from runtime_adapters.base import ModelMetadata, TensorSpec
 from runtime_adapters.errors import BadInput, ModelCrashed, ModelRaised
 
@@ -57,13 +56,47 @@ def test_no_run_has_more_rows_than_the_model_may_get() -> None:
     assert max(model.rows) == 2
 
 
-def test_a_model_that_is_slow_on_one_row_is_not_run_on_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "ROW_S_MAX", -1.0)
-    model = Model(lambda x: x)
-    verdict, _ = tried(model)
+def trial_of_rows_that_take(row_s: float, rows_max: int = 64) -> tuple[Any, list[int], float]:
+    """The verdict, how many rows each run had, and how long all runs took together."""
+    now_s = 0.0
+
+    def double(x: Any) -> Any:
+        nonlocal now_s
+        now_s += row_s * len(x)
+        return x * 2
+
+    model = Model(double)
+    verdict, _ = try_model(model, ROWS, rows_max, lambda: now_s)
+    return verdict, model.rows, now_s
+
+
+@pytest.mark.parametrize(
+    ("row_s", "runs"),
+    [
+        (0.05, [1, 1, 1, 24]),
+        (0.1, [1, 1, 1, 12]),
+        (0.2, [1, 1, 1, 6]),
+        (0.3, [1, 1, 4]),
+    ],
+)
+def test_a_slow_model_is_tried_with_fewer_rows(row_s: float, runs: list[int]) -> None:
+    verdict, rows, took_s = trial_of_rows_that_take(row_s)
+    assert isinstance(verdict, RowWise)
+    assert rows == runs
+    assert took_s <= TRIAL_S_MAX
+
+
+def test_a_trial_keeps_a_copy_no_longer_than_its_limit_and_its_first_row() -> None:
+    for hundredths in range(1, 1000):
+        for rows_max in (2, 3, 5, 64):
+            assert trial_of_rows_that_take(hundredths / 100, rows_max)[2] <= max(TRIAL_S_MAX, hundredths / 100) + 1e-9
+
+
+def test_a_model_that_is_slow_on_one_row_is_not_run_on_many() -> None:
+    verdict, rows, _ = trial_of_rows_that_take(0.34)
     assert isinstance(verdict, NotRowWise)
     assert "too long" in verdict.why
-    assert model.rows == [1]
+    assert rows == [1]
 
 
 @pytest.mark.parametrize(
