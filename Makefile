@@ -17,16 +17,23 @@ demo: $(DEMO_STAMP)
 
 test: $(TEST_STAMP)
 	$(MAKE) --no-print-directory lint
+	@rm -f $(SELECTED)
 	$(MAKE) --no-print-directory -j2 tests-of-pods tests-beside
+	@test -e $(SELECTED) || { echo 'PYTEST_ARGS selects no test'; exit 5; }
+
+# pytest exits with 5 where it selects no test. What PYTEST_ARGS asks for may lie in one of the two parts alone.
+SELECTED := $(VENV)/.tests-selected
+NO_FAULT := $(if $(PYTEST_ARGS),5,0)
+ended = case $$status in 0) touch $(SELECTED);; $(NO_FAULT)) ;; *) exit $$status;; esac
 
 tests-of-pods:
-	$(BIN)/python -m pytest -q tests/e2e $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q tests/e2e $(PYTEST_ARGS); status=$$?; $(ended)
 
 # Real pods mostly wait: for leases, deadlines, each other. What only computes takes the processor meanwhile, at a lower
 # priority (a third as much as a pod where both want it), so that the pods hardly notice. What it prints comes at its end.
 tests-beside:
 	@nice -n 5 $(BIN)/python -m pytest -q -p no:cacheprovider tests/unit tests/property tests/contract tests/sim $(PYTEST_ARGS) \
-		> $(VENV)/tests-beside.log 2>&1; status=$$?; cat $(VENV)/tests-beside.log; exit $$status
+		> $(VENV)/tests-beside.log 2>&1; status=$$?; cat $(VENV)/tests-beside.log; $(ended)
 
 # The quick part: style, types, import contracts, unit and property tests.
 check: $(TEST_STAMP)

@@ -338,7 +338,7 @@ class Settings(BaseSettings):
         ge=0,
         le=10,
         description="How long a request that could run may be kept for others to run with, unless its spec says. "
-        "0: not at all.",
+        "0: not at all. Models whose run is shorter than a hand-over to a thread (60 µs) never wait.",
     )
     run_timeout_s: float = Field(
         60.0, gt=0, description="Longest run of a model in an isolated process; then the process is replaced."

@@ -59,7 +59,12 @@ def models() -> None:
 @click.option(
     "--batch-rows-max", type=int, metavar="N", help="Rows of several requests in one run at most; 1: each by itself."
 )
-@click.option("--batch-delay-s", type=float, metavar="SECONDS", help="Keep a request so long for others to run with.")
+@click.option(
+    "--batch-delay-s",
+    type=float,
+    metavar="SECONDS",
+    help="Keep a request so long for others to run with; not where a run is shorter than a hand-over to a thread.",
+)
 @click.option("--if-generation", type=int, metavar="N", help="Replace the spec, if the model's generation is N.")
 @click.option("--load", is_flag=True, help="Load it now; the answer does not wait for it.")
 def register(

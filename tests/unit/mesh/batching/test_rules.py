@@ -81,3 +81,9 @@ def test_a_model_whose_batches_fail_although_its_requests_do_not_is_not_batched_
 )
 def test_whether_and_why_not_is_told_in_words(rules: BatchRules, verdict: Any, words: str) -> None:
     assert in_words(rules, Learned(Sizing(), verdict), runs_inline=False) == words
+
+
+def test_it_is_told_where_a_delay_is_not_waited() -> None:
+    rules, learned = BatchRules(64, 0.01), Learned(Sizing(), RowWise(0.0))
+    assert "nobody waits for company" in in_words(rules, learned, runs_inline=True)
+    assert "nobody waits for company" not in in_words(rules, learned, runs_inline=False)
