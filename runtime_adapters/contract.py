@@ -270,23 +270,10 @@ def both_forms_predict_the_same_while_one_takes_the_other_s_place(subject: Subje
     into = subject.scratch / "two forms"
     into.mkdir()
     prepared = subject.adapter.prepare(subject.example.artifact, into, subject.options())
-    prediction = subject.example.predictions[0]
-    tolerance = max(subject.tolerance, subject.case.prepared_tolerance)
-    stop = threading.Event()
-    with subject.loaded(into if prepared else None) as model, ThreadPoolExecutor(_CONCURRENT_THREADS) as threads:
+    with subject.loaded(into if prepared else None) as model:
         if not isinstance(model, Promotable) or model.hot_size() is None:
             return
-
-        def run_until_stopped() -> int:
-            runs = 0
-            while not stop.is_set():
-                answer = _infer(model, prediction.inputs, tuple(prediction.expected))
-                _expect_equal(answer, prediction.expected, tolerance)
-                runs += 1
-            return runs
-
-        running = [threads.submit(run_until_stopped) for _ in range(_CONCURRENT_THREADS)]
-        try:
+        with _asked_all_the_while(subject, model):
             for _ in range(_CHANGES_OF_FORM):
                 model.promote()
                 model.promote()
@@ -294,9 +281,6 @@ def both_forms_predict_the_same_while_one_takes_the_other_s_place(subject: Subje
                 model.demote()
                 model.demote()
                 _expect(not model.is_hot, "a demoted model is hot")
-        finally:
-            stop.set()
-        _expect(all(future.result() > 0 for future in running), "no run ended while the forms changed")
 
 
 def the_prepared_form_takes_the_place_of_what_was_fetched(subject: Subject) -> None:
@@ -307,10 +291,23 @@ def the_prepared_form_takes_the_place_of_what_was_fetched(subject: Subject) -> N
     into = subject.scratch / "prepared"
     into.mkdir()
     prepared = into if adapter.prepare(subject.example.artifact, into, options) else subject.example.artifact
-    prediction = subject.example.predictions[0]
-    tolerance = max(subject.tolerance, subject.case.prepared_tolerance)
     _expect(adapter.estimate(subject.example.artifact, as_fetched).total_bytes > 0, "as fetched it has no size")
     model = adapter.load(subject.example.artifact, as_fetched)
+    with _asked_all_the_while(subject, model):
+        _expect(isinstance(model, Replaceable), "a model that is loaded as fetched cannot be replaced")
+        assert isinstance(model, Replaceable)
+        form = adapter.load(prepared, options)
+        wanted = form.size()
+        model.go_on_as(form)
+        _expect(model.size() == wanted, "after it has become its prepared form it has another size")
+    model.unload()
+
+
+@contextlib.contextmanager
+def _asked_all_the_while(subject: Subject, model: LoadedModel) -> Iterator[None]:
+    """Threads run the first prediction until the block ends; each answer is right, and each thread has got one."""
+    prediction = subject.example.predictions[0]
+    tolerance = max(subject.tolerance, subject.case.prepared_tolerance)
     stop = threading.Event()
 
     def run_until_stopped() -> int:
@@ -324,16 +321,10 @@ def the_prepared_form_takes_the_place_of_what_was_fetched(subject: Subject) -> N
     with ThreadPoolExecutor(_CONCURRENT_THREADS) as threads:
         running = [threads.submit(run_until_stopped) for _ in range(_CONCURRENT_THREADS)]
         try:
-            _expect(isinstance(model, Replaceable), "a model that is loaded as fetched cannot be replaced")
-            assert isinstance(model, Replaceable)
-            form = adapter.load(prepared, options)
-            wanted = form.size()
-            model.go_on_as(form)
-            _expect(model.size() == wanted, "after it has become its prepared form it has another size")
+            yield
         finally:
             stop.set()
         _expect(all(future.result() > 0 for future in running), "no run ended while the forms changed")
-    model.unload()
 
 
 def a_parked_model_answers_nobody_and_comes_back_the_same(subject: Subject) -> None:

@@ -173,7 +173,6 @@ def in_words(rules: BatchRules, learned: Learned | None, *, runs_inline: bool) -
     thread, so that requests hardly ever wait for one."""
     if rules.why_not:
         return f"no: {rules.why_not}"
-    kept_for_nothing = runs_inline and rules.delay_s > 0
     verdict = None if learned is None else learned.verdict
     if (learned is None or verdict is None) and runs_inline:
         return "not yet: its runs are shorter than a hand-over to a thread, and no two of its requests have met"
@@ -183,5 +182,5 @@ def in_words(rules: BatchRules, learned: Learned | None, *, runs_inline: bool) -
         return f"no: {verdict.why}"
     rows = min(rules.rows_max, learned.sizing.rows_best())
     same = f"within {verdict.difference:.1g} of those alone" if verdict.difference else "equal to the bit"
-    unused = "; nobody waits for company, since a run is shorter than a hand-over" if kept_for_nothing else ""
+    unused = "; nobody waits for company, since a run is shorter than a hand-over" if runs_inline and rules.delay_s else ""
     return f"yes, up to {rows} rows a run; answers {same}{unused}"

@@ -40,7 +40,7 @@ from mesh.transport.base import (
     TransportLimits,
     UnaryHandler,
 )
-from mesh.transport.listening import check_free, taken, with_port
+from mesh.transport.listening import Listening, check_free, taken, with_port
 from mesh.transport.refusals import as_transport_error, gave_up, response_too_large, sendable, trailers_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _LAST_ANSWERS_S = 0.5
 """Once nothing runs, calls that were on their way are still answered (refused) for so long, whatever the grace."""
 
 
-class GrpcioTransport:
+class GrpcioTransport(Listening):
     """`mesh.transport.base.Transport` on grpc.aio."""
 
     def __init__(
@@ -65,34 +65,13 @@ class GrpcioTransport:
         admission: Admission | None = None,
     ) -> None:
         """`admission`: of the transport that this one is a part of."""
-        if not addresses:
-            raise ValueError("a transport needs at least one address to listen on")
-        self._routes = routes
-        self._addresses = tuple(addresses)
-        self._limits = limits or TransportLimits()
+        super().__init__(routes, addresses, limits, admission)
         self._tls = tls
         self._servers: list[grpc.aio.Server] = []
-        self._admission = admission or Admission(self._limits)
 
     @property
     def name(self) -> str:
         return "grpcio"
-
-    @property
-    def limits(self) -> TransportLimits:
-        return self._limits
-
-    @property
-    def addresses(self) -> Sequence[ListenAddress]:
-        return self._addresses
-
-    @property
-    def calls_in_flight(self) -> int:
-        return self._admission.in_flight
-
-    @property
-    def calls_shed(self) -> int:
-        return self._admission.shed
 
     async def start(self) -> int:
         import grpc.aio

@@ -1,4 +1,4 @@
-"""Addresses to listen on: what is one, and what is in the way of listening there.
+"""Addresses to listen on: what is one, and what is in the way of listening there; and what all that listen have.
 
 The libraries below are more generous than is good: gRPC takes port 99999 for 34463 and a lone host name for port 443,
 and whoever binds a unix socket deletes the file that is there, served by another process or not.
@@ -8,10 +8,47 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 
-from mesh.transport.base import CannotListen
+from mesh.transport.admission import Admission
+from mesh.transport.base import CannotListen, ListenAddress, Routes, TransportLimits
 
 _PORT_MAX = 65535
+
+
+class Listening:
+    """What every transport has: its routes, where it listens, its limits, and the count of calls against them."""
+
+    def __init__(
+        self,
+        routes: Routes,
+        addresses: Sequence[ListenAddress],
+        limits: TransportLimits | None,
+        admission: Admission | None = None,
+    ) -> None:
+        """`admission`: of the transport that this one is a part of."""
+        if not addresses:
+            raise ValueError("a transport needs at least one address to listen on")
+        self._routes = routes
+        self._addresses = tuple(addresses)
+        self._limits = limits or TransportLimits()
+        self._admission = admission or Admission(self._limits)
+
+    @property
+    def limits(self) -> TransportLimits:
+        return self._limits
+
+    @property
+    def addresses(self) -> Sequence[ListenAddress]:
+        return self._addresses
+
+    @property
+    def calls_in_flight(self) -> int:
+        return self._admission.in_flight
+
+    @property
+    def calls_shed(self) -> int:
+        return self._admission.shed
 
 
 def check_free(address: str) -> None:

@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from mesh.transport.admission import Admission
 from mesh.transport.base import (
     ANSWERED_METADATA,
     Call,
@@ -49,7 +48,7 @@ from mesh.transport.base import (
     UnaryHandler,
 )
 from mesh.transport.grpcio_transport import GrpcioTransport
-from mesh.transport.listening import check_free, taken, with_port
+from mesh.transport.listening import Listening, check_free, taken, with_port
 from mesh.transport.refusals import as_transport_error, gave_up, response_too_large, sendable, trailers_of
 
 if TYPE_CHECKING:
@@ -99,18 +98,13 @@ class _Method:
     quick: QuickHandler | None
 
 
-class NativeTransport:
+class NativeTransport(Listening):
     """`mesh.transport.base.Transport` on pygrpc-native."""
 
     def __init__(
         self, routes: Routes, addresses: Sequence[ListenAddress], limits: TransportLimits | None = None
     ) -> None:
-        if not addresses:
-            raise ValueError("a transport needs at least one address to listen on")
-        self._routes = routes
-        self._addresses = tuple(addresses)
-        self._limits = limits or TransportLimits()
-        self._admission = Admission(self._limits)
+        super().__init__(routes, addresses, limits)
         self._methods = [
             _Method(path, handler, routes.quick.get(path)) for path, handler in routes.unary.items()
         ]  # the library's number of a method is its place here
@@ -122,22 +116,6 @@ class NativeTransport:
     @property
     def name(self) -> str:
         return "native"
-
-    @property
-    def limits(self) -> TransportLimits:
-        return self._limits
-
-    @property
-    def addresses(self) -> Sequence[ListenAddress]:
-        return self._addresses
-
-    @property
-    def calls_in_flight(self) -> int:
-        return self._admission.in_flight
-
-    @property
-    def calls_shed(self) -> int:
-        return self._admission.shed
 
     async def start(self) -> int:
         loop = asyncio.get_running_loop()
