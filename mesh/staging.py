@@ -71,6 +71,8 @@ class Staged:
     """What a run took when this content was loaded here before; None: it was not."""
     loadable: Loadable = NOTHING
     """By which its sizes are known."""
+    measured: bool = False
+    """This pod has measured them."""
     workspace_bytes: int = 0
     request_bytes: int = 0
     """What runs are known to take beside the copy, and for how large requests."""
@@ -236,7 +238,7 @@ class Staging:
         self._disk_listener.on_disk(key, artifact.content_hash)
         again = replace(found, artifact=artifact, path=path, fetch_s=0.0)
         known = self._known_sizes.here(found.loadable)
-        return again if known is None else _with_known(again, known)
+        return again if known is None else _with_known(again, known, measured=True)
 
     async def stage_prepared(self, staged: Staged) -> Staged:
         """What a load that was in no haste would take, of what was loaded as it was fetched: the prepared form, made
@@ -392,18 +394,18 @@ class Staging:
         return self._artifacts.is_prepared(artifact, await self._variant(adapter, device))
 
     async def _with_expected_size(self, staged: Staged) -> Staged:
-        known = self._known_sizes.here(staged.loadable)
-        if known is None:
-            estimate = await in_thread("estimate", staged.adapter.estimate, staged.path, staged.options)
-            if staged.isolated:
-                estimate = estimate_isolated(staged.adapter.format, estimate)
-            known = await self._known_sizes.expected(staged.loadable, estimate)
-        return _with_known(staged, known)
+        if (known := self._known_sizes.here(staged.loadable)) is not None:
+            return _with_known(staged, known, measured=True)
+        estimate = await in_thread("estimate", staged.adapter.estimate, staged.path, staged.options)
+        if staged.isolated:
+            estimate = estimate_isolated(staged.adapter.format, estimate)
+        return _with_known(staged, await self._known_sizes.expected(staged.loadable, estimate), measured=False)
 
 
-def _with_known(staged: Staged, known: Known) -> Staged:
+def _with_known(staged: Staged, known: Known, *, measured: bool) -> Staged:
     return replace(
         staged,
+        measured=measured,
         estimate=known.size,
         workspace_bytes=known.workspace_bytes,
         request_bytes=known.request_bytes,

@@ -63,13 +63,14 @@ def _needed_bytes(staged: Staged) -> int:
 def _load_and_measure(staged: Staged, somebody_waits: bool) -> MeasuredLoad:
     model: LoadedModel | None = None
     try:
-        # What is too small to be measured, or gone in a moment, is not worth the milliseconds of a trim.
+        # What is known, too small to be measured, or gone in a moment, is not worth the milliseconds of a trim.
         as_fetched = staged.options.as_fetched
-        large = staged.estimate.host_bytes >= MEASURED_MIN_BYTES and not as_fetched
+        to_measure = not (as_fetched or (staged.measured and somebody_waits))
+        settled = to_measure and staged.estimate.host_bytes >= MEASURED_MIN_BYTES
         # The request that waits for it is its first run, unless something is to be learned from that.
-        their_run = somebody_waits and not large and (as_fetched or staged.run_s is not None)
-        with MemoryProbe(settled=large) as probe:
-            before_bytes = forget_high_water() if large else None
+        their_run = somebody_waits and not settled and (as_fetched or staged.run_s is not None)
+        with MemoryProbe(settled=settled) as probe:
+            before_bytes = forget_high_water() if settled else None
             load_began = time.perf_counter()
             model = staged.adapter.load(staged.path, staged.options)
             load_s = time.perf_counter() - load_began
@@ -78,7 +79,11 @@ def _load_and_measure(staged: Staged, somebody_waits: bool) -> MeasuredLoad:
                 model.warm_up()
             warm_up_s = time.perf_counter() - warm_began
             highest_bytes = 0 if before_bytes is None else high_water_bytes() - before_bytes
-        size = model.size() if as_fetched else _measured_size(model, probe, staged.adapter.format)
+        size = model.size()
+        if to_measure:
+            size = _measured_size(model, probe, staged.adapter.format)
+        elif staged.measured:  # as it was the last time
+            size = corrected_size(size, staged.estimate.host_bytes, MEASURED_AGAIN_FACTOR_MAX)
         if their_run or staged.run_s is not None:  # a copy that comes back answers sooner by one run
             run_s = SLOW_RUN_S if staged.run_s is None else staged.run_s
             loaded = MeasuredLoad(model, size, run_s=run_s, load_s=load_s, warm_up_s=warm_up_s)

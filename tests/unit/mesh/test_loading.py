@@ -556,6 +556,23 @@ async def test_content_that_has_run_before_is_warmed_up_only_where_nobody_waits_
         assert pod.adapter.count("warm_up") == warm_ups + background
 
 
+async def test_what_was_measured_before_is_measured_again_only_where_nobody_waits(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+    monkeypatch.setattr("mesh.loading.measured_load.MEASURED_MIN_BYTES", 1)
+    monkeypatch.setattr("mesh.loading.measured_load.forget_high_water", lambda: measured.append("once"))
+    model = pod.register("m", FakeSpec(size_bytes=1000))
+    for background, times in ((False, 1), (False, 1), (True, 2)):
+        unloads = pod.loading.counts.unloads
+        resident = await pod.loading.wait_servable(model, None, background=background)
+        resident.let_go()
+        assert len(measured) == times
+        assert pod.charged_bytes() == 1000
+        pod.loading.send(EvictRequest(model.key))
+        await pod.wait_until(lambda before=unloads: pod.loading.counts.unloads > before, "it is evicted")
+
+
 async def test_the_pool_hears_of_copies_that_come_and_of_copies_that_go(pod: Pod) -> None:
     model = pod.register("m")
     await pod.load(model)
