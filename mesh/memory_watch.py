@@ -21,7 +21,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 from cache.events import CapacityChanged
 from cache.types import Bytes, Place
-from mesh.pressure import Level, Pressure, PressureLimits, after_a_while, after_reading, after_running_out, calm, shared_out
+from mesh.pressure import (
+    Level,
+    Pressure,
+    PressureLimits,
+    after_a_while,
+    after_reading,
+    after_running_out,
+    calm,
+    shared_out,
+)
 from mesh.telemetry import Sample
 from mesh.threads import InThread, in_thread
 from runtime_adapters.memory import trim

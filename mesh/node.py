@@ -49,7 +49,7 @@ from mesh.flight_recorder import FlightRecorder, read_last_flight
 from mesh.generations import Generations, key_of
 from mesh.known_sizes import Known, KnownSizes
 from mesh.loading.loading import Loading
-from mesh.loading.places import HOST_MEMORY
+from mesh.loading.places import HOST_MEMORY, RAM
 from mesh.memory_watch import MemoryWatch
 from mesh.models import Models
 from mesh.node_settings import (

@@ -306,16 +306,19 @@ class Staging:
                 "convert it to ONNX"
             )
         path, variant = artifact.path, ""
+        estimate: Size | None = None
         if not isolated:
             began = self._clock()
             variant = await self._variant(adapter, options.device)
-            if await self._may_load_as_fetched(artifact, variant, adapter, options):
+            estimate = await self._size_as_fetched(artifact, variant, adapter, options)
+            if estimate is not None:
                 options = replace(options, as_fetched=True)
             else:
                 make = partial(adapter.prepare, artifact.path, options=options)
                 path = await self._prepared(artifact, variant, make) or artifact.path
             self._telemetry.load_stage(format_name, "prepare", self._clock() - began)
-        return self._staged(record, artifact, path, variant, adapter, options, isolated=isolated)
+        staged = self._staged(record, artifact, path, variant, adapter, options, isolated=isolated)
+        return staged if estimate is None else replace(staged, estimate=estimate)
 
     def _staged(
         self,
@@ -334,23 +337,23 @@ class Staging:
             loadable = Loadable("", f"{AS_FETCHED}-{artifact.content_hash}-{runtime}")
         return Staged(record, artifact, path, variant, adapter, options, isolated, loadable=loadable)
 
-    async def _may_load_as_fetched(
+    async def _size_as_fetched(
         self, artifact: Artifact, variant: str, adapter: RuntimeAdapter, options: LoadOptions
-    ) -> bool:
-        """Whether to answer before the artifact is prepared: where it is not, and both forms fit beside each other, so
-        that nobody is evicted for a first answer."""
+    ) -> Size | None:
+        """What a model takes that answers before it is prepared; None where it does not: where it is prepared already,
+        or both forms do not fit beside each other, since nobody is evicted for a first answer."""
         if not (self._settings.answer_as_fetched and isinstance(adapter, LoadsAsFetched)):
-            return False
+            return None
         if artifact.form or self._artifacts.tried_to_prepare(artifact, variant):
-            return False
-        if not await in_thread("outline", adapter.loads_as_fetched, artifact.path, options):
-            return False
-        size = await in_thread("estimate", adapter.estimate, artifact.path, replace(options, as_fetched=True))
+            return None
+        size = await in_thread("estimate", _estimate_as_fetched, adapter, artifact.path, options)
+        if size is None:
+            return None
         both_bytes = FORMS_AT_ONCE * size.total_bytes
         if both_bytes > self._free_bytes() - sum(self._promised_bytes.values()):
-            return False
+            return None
         self._promised_bytes[artifact.lease] = both_bytes
-        return True
+        return size
 
     async def _prepared(self, artifact: Artifact, variant: str, make: Callable[[Path], bool]) -> Path | None:
         """Prepare, unless it was done; as few at a time as loads, since each holds its model in memory, too."""
@@ -396,10 +399,19 @@ class Staging:
     async def _with_expected_size(self, staged: Staged) -> Staged:
         if (known := self._known_sizes.here(staged.loadable)) is not None:
             return _with_known(staged, known, measured=True)
-        estimate = await in_thread("estimate", staged.adapter.estimate, staged.path, staged.options)
+        estimate = staged.estimate
+        if estimate is _NO_SIZE:
+            estimate = await in_thread("estimate", staged.adapter.estimate, staged.path, staged.options)
         if staged.isolated:
             estimate = estimate_isolated(staged.adapter.format, estimate)
         return _with_known(staged, await self._known_sizes.expected(staged.loadable, estimate), measured=False)
+
+
+def _estimate_as_fetched(adapter: RuntimeAdapter, artifact: Path, options: LoadOptions) -> Size | None:
+    assert isinstance(adapter, LoadsAsFetched)
+    if not adapter.loads_as_fetched(artifact, options):
+        return None
+    return adapter.estimate(artifact, replace(options, as_fetched=True))
 
 
 def _with_known(staged: Staged, known: Known, *, measured: bool) -> Staged:

@@ -182,5 +182,7 @@ def in_words(rules: BatchRules, learned: Learned | None, *, runs_inline: bool) -
         return f"no: {verdict.why}"
     rows = min(rules.rows_max, learned.sizing.rows_best())
     same = f"within {verdict.difference:.1g} of those alone" if verdict.difference else "equal to the bit"
-    unused = "; nobody waits for company, since a run is shorter than a hand-over" if runs_inline and rules.delay_s else ""
-    return f"yes, up to {rows} rows a run; answers {same}{unused}"
+    said = f"yes, up to {rows} rows a run; answers {same}"
+    if runs_inline and rules.delay_s:
+        said += "; nobody waits for company, since a run is shorter than a hand-over"
+    return said

@@ -1,9 +1,9 @@
 """The trial itself: a model run on a few rows alone and in company, on a worker thread, within bounds.
 
-Its cost: three rows alone and at most 24 together, of every output that the model has, once per content. A copy that has
-one run at a time serves nobody meanwhile, so there is a limit in time as well: what the first row took says how many
-more may follow, if rows in company take as long as alone. A model that is too slow for two rows, each alone and twice in
-company, is not tried.
+Its cost: three rows alone and at most 24 together, of every output that the model has, once per content. A copy that
+has one run at a time serves nobody meanwhile, so there is a limit in time as well: what the first row took says how
+many more may follow, if rows in company take as long as alone. A model that is too slow for two rows, each alone and
+twice in company, is not tried.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ LOOPBACK = (ListenAddress("127.0.0.1:8033"), ListenAddress("[::1]:8034", tenant=
 def test_the_quick_transport_serves_where_it_can_and_the_choice_says_why(
     wanted, addresses, is_pooled, is_here, name, why
 ):
-    choice = choose_transport(wanted, addresses, is_pooled=is_pooled, why_no_native=lambda: "" if is_here else "is not installed")
+    missing = "" if is_here else "is not installed"
+    choice = choose_transport(wanted, addresses, is_pooled=is_pooled, why_no_native=lambda: missing)
     assert choice.name == name
     assert why in choice.why
 
