@@ -24,6 +24,7 @@ from cache.types import ModelKey
 from mesh.generations import key_of
 from mesh.known_sizes import NOTHING, Known, KnownSizes, Loadable, runtime_of
 from mesh.parking import DiskListener, Unheard
+from mesh.reading_ahead import ReadingAhead
 from mesh.room import ReadMemory, check_room
 from mesh.settings import Settings
 from mesh.telemetry import Telemetry
@@ -31,7 +32,17 @@ from mesh.threads import in_thread
 from placement.records import ModelRecord
 from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchRequest
 from runtime_adapters.artifacts.locations import parse_location
-from runtime_adapters.base import CPU, Device, LoadOptions, LoadsAsFetched, RuntimeAdapter, Size, Trust
+from runtime_adapters.base import (
+    CPU,
+    Device,
+    LoadOptions,
+    LoadsAsFetched,
+    Reading,
+    ReadsWhileFetched,
+    RuntimeAdapter,
+    Size,
+    Trust,
+)
 from runtime_adapters.errors import BadArtifact, NoRoom, OutOfMemory, UntrustedArtifact
 from runtime_adapters.isolation import estimate_isolated
 from runtime_adapters.registry import adapter_for, detect_format
@@ -164,7 +175,8 @@ class Staging:
             self._formats[key] = format_name
         began = self._clock()
         request = replace(_request_for(record), deadline_s=self._clock() + self._settings.fetch_timeout_s)
-        artifact = await self._artifacts.fetch(request)
+        ahead = self._reading_ahead(record, format_name)
+        artifact = await self._artifacts.fetch(request, None if ahead is None else ahead.hear)
         try:
             format_name = format_name or artifact.form.split("-", 1)[0]  # as `_variant` begins
             if artifact.form and not await self._form_will_do(record, artifact, format_name):
@@ -173,7 +185,9 @@ class Staging:
             self._telemetry.load_stage(format_name or "unknown", "fetch", self._clock() - began)
             format_name = format_name or await in_thread("detect", detect_format, artifact.path)
             self._formats[key] = format_name
-            staged = replace(await self._made_ready(record, artifact, format_name), fetch_s=self._clock() - began)
+            reading = None if ahead is None else ahead.all_of(artifact)
+            staged = await self._made_ready(record, artifact, format_name, reading)
+            staged = replace(staged, fetch_s=self._clock() - began)
         except BaseException:
             self._artifacts.release(artifact)
             raise
@@ -281,14 +295,25 @@ class Staging:
             return True
         return self._must_isolate(ModelKey(record.tenant, record.id, record.generation))
 
-    async def _made_ready(self, record: ModelRecord, artifact: Artifact, format_name: str) -> Staged:
+    def _reading_ahead(self, record: ModelRecord, format_name: str) -> ReadingAhead | None:
+        if not format_name or self._isolates(record, format_name):
+            return None
+        adapter = adapter_for(format_name)
+        return ReadingAhead(adapter.reading()) if isinstance(adapter, ReadsWhileFetched) else None
+
+    async def _made_ready(
+        self, record: ModelRecord, artifact: Artifact, format_name: str, reading: Reading | None = None
+    ) -> Staged:
+        """`reading`: has read the artifact already."""
         try:
-            return await self._with_expected_size(await self._prepare(record, artifact, format_name))
+            return await self._with_expected_size(await self._prepare(record, artifact, format_name, reading))
         finally:
             # Whoever gets it reserves its bytes in this turn of the loop.
             self._promised_bytes.pop(artifact.lease, None)
 
-    async def _prepare(self, record: ModelRecord, artifact: Artifact, format_name: str) -> Staged:
+    async def _prepare(
+        self, record: ModelRecord, artifact: Artifact, format_name: str, reading: Reading | None
+    ) -> Staged:
         adapter = adapter_for(format_name)
         options = LoadOptions(
             model_id=record.id,
@@ -315,6 +340,8 @@ class Staging:
                 options = replace(options, as_fetched=True)
             else:
                 make = partial(adapter.prepare, artifact.path, options=options)
+                if reading is not None:
+                    make = partial(reading.prepare, options=options)
                 path = await self._prepared(artifact, variant, make) or artifact.path
             self._telemetry.load_stage(format_name, "prepare", self._clock() - began)
         staged = self._staged(record, artifact, path, variant, adapter, options, isolated=isolated)

@@ -262,6 +262,24 @@ class LoadsAsFetched(Protocol):
         """
 
 
+class Reading(Protocol):
+    """An artifact of one file, read while it comes, so that there is little left to do once its last byte is here."""
+
+    def take(self, piece: bytes) -> None:
+        """The next bytes of the file. Raises nothing: what is wrong with them is told by `prepare`."""
+
+    def prepare(self, into: Path, options: LoadOptions) -> bool:
+        """What `RuntimeAdapter.prepare` would do with the file, all of which was taken. May be called again."""
+
+
+@runtime_checkable
+class ReadsWhileFetched(Protocol):
+    """An adapter that can begin to prepare a file before it is whole."""
+
+    def reading(self) -> Reading:
+        """Of one file, from its beginning. Cheap; imports nothing heavy."""
+
+
 __all__ = [
     "CPU",
     "DYNAMIC",
@@ -275,6 +293,8 @@ __all__ = [
     "Parkable",
     "ParkedModel",
     "Promotable",
+    "Reading",
+    "ReadsWhileFetched",
     "Replaceable",
     "RuntimeAdapter",
     "Size",

@@ -24,7 +24,8 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -89,6 +90,17 @@ class CheckedModel:
     text: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Header:
+    features: int
+    groups: int
+    trees: int
+    """As many as it promises."""
+    objective: str
+    averages: bool
+    text: bytes
+
+
 @dataclass(slots=True)
 class _Tree:
     leaves: int
@@ -104,23 +116,110 @@ def looks_like_lightgbm(head: bytes) -> bool:
 
 def read_model(data: bytes) -> CheckedModel:
     """Read and check a model file. Raises BadArtifact."""
-    if not data:
-        raise BadArtifact("lightgbm: the artifact is empty; upload the model file again")
-    if not looks_like_lightgbm(data[:256]):
-        raise BadArtifact(f"lightgbm: not a LightGBM text model, it begins with {data[:8]!r}; {_WHAT_NEXT}")
-    if b"\r" in data:
-        data = data.replace(b"\r\n", b"\n")
-    body, end, tail = data.partition(b"\nend of trees\n")
-    if not end or not _is_whole(tail):
-        _refuse("the file is cut off after its trees, or among them; upload it again")
-    header_text, *tree_texts = body.split(b"\nTree=")
-    del body
-    header = _lines(header_text, "the header")
+    reader = ModelReader()
+    reader.take(data)
+    return reader.finish()
+
+
+class ModelReader:
+    """Reads and checks a model file from its beginning to its end, in whatever pieces it comes. What is kept of a tree
+    is its new text. Not for several threads at a time."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        """Of what came, what is not a whole section yet."""
+        self._searched = 0
+        """So much of it has no mark in it."""
+        self._half_line_end = False
+        self._had_line_ends_of_two = False
+        self._header: _Header | None = None
+        self._trees: list[_Tree] = []
+        self._ended = False
+        self._as_is = True
+
+    def take(self, data: bytes) -> None:
+        """The next piece. Raises BadArtifact; then the model is none, whatever else comes."""
+        if self._half_line_end:
+            data = b"\r" + data
+        self._half_line_end = data.endswith(b"\r")
+        if self._half_line_end:
+            data = data[:-1]
+        if b"\r" in data:
+            self._had_line_ends_of_two = True
+            data = data.replace(b"\r\n", b"\n")
+        self._rest += data
+        if not self._ended:
+            self._take_sections()
+
+    def finish(self) -> CheckedModel:
+        """The whole model, once all of it was taken. Raises BadArtifact."""
+        if self._half_line_end:
+            self._rest += b"\r"
+            self._half_line_end = False
+        if self._header is None and not self._rest:
+            raise BadArtifact("lightgbm: the artifact is empty; upload the model file again")
+        if self._header is None:
+            _check_beginning(bytes(self._rest[:_BEGINNING_BYTES]))
+        if not self._ended or not _is_whole(bytes(self._rest)):
+            _refuse("the file is cut off after its trees, or among them; upload it again")
+        assert self._header is not None
+        with _missing_lines():
+            checked = _check(self._header, self._trees)
+        as_is = self._as_is and not self._rest and not self._had_line_ends_of_two
+        as_is = as_is and checked.text.startswith(self._header.text + (_TREE_MARK if self._trees else _END_MARK))
+        return replace(checked, facts=replace(checked.facts, handed_over_as_is=as_is))
+
+    def _take_sections(self) -> None:
+        """Of what has come, all that a mark follows."""
+        begin = 0
+        while not self._ended:
+            mark, at = _first_mark(self._rest, max(begin, self._searched))
+            if at < 0:
+                self._searched = max(begin, len(self._rest) - _MARK_BYTES_MAX + 1)
+                break
+            with memoryview(self._rest) as view:
+                section = view[begin:at].tobytes()
+            with _missing_lines():
+                self._take_section(section)
+            begin = self._searched = at + len(mark)
+            self._ended = mark == _END_MARK
+        del self._rest[:begin]
+        self._searched = max(0, self._searched - begin)
+
+    def _take_section(self, section: bytes) -> None:
+        if self._header is None:
+            _check_beginning(section[:_BEGINNING_BYTES])
+            self._header = _read_header(section)
+            return
+        number = len(self._trees)
+        tree = _check_tree(number, section, self._header.features)
+        self._trees.append(tree)
+        self._as_is = self._as_is and section == b"%d\n%s\n" % (number, tree.text)
+
+
+_TREE_MARK, _END_MARK = b"\nTree=", b"\nend of trees\n"
+_MARK_BYTES_MAX = max(len(_TREE_MARK), len(_END_MARK))
+_BEGINNING_BYTES = 256
+
+
+def _first_mark(text: bytearray, begin: int) -> tuple[bytes, int]:
+    """The mark that comes first from there on, and where; -1: there is none."""
+    tree = text.find(_TREE_MARK, begin)
+    end = text.find(_END_MARK, begin, len(text) if tree < 0 else tree)
+    return (_TREE_MARK, tree) if end < 0 else (_END_MARK, end)
+
+
+def _check_beginning(beginning: bytes) -> None:
+    if not looks_like_lightgbm(beginning):
+        raise BadArtifact(f"lightgbm: not a LightGBM text model, it begins with {beginning[:8]!r}; {_WHAT_NEXT}")
+
+
+@contextmanager
+def _missing_lines() -> Iterator[None]:
     try:
-        checked = _check(header, tree_texts)
+        yield
     except KeyError as error:
         raise BadArtifact(f"lightgbm: the line {error.args[0]} is missing; {_WHAT_NEXT}") from error
-    return replace(checked, facts=replace(checked.facts, handed_over_as_is=checked.text == data))
 
 
 def _is_whole(tail: bytes) -> bool:
@@ -140,21 +239,24 @@ def _is_whole(tail: bytes) -> bool:
     return name == b"pandas_categorical"
 
 
-def _check(header: dict[str, bytes], tree_texts: list[bytes]) -> CheckedModel:
-    features = _integer(header, "max_feature_idx") + 1
-    groups = _integer(header, "num_tree_per_iteration")
+def _read_header(text: bytes) -> _Header:
+    lines = _lines(text, "the header")
+    features = _integer(lines, "max_feature_idx") + 1
+    groups = _integer(lines, "num_tree_per_iteration")
     if not 1 <= features <= FEATURES_MAX:
         _refuse(f"max_feature_idx is {features - 1:,}; allowed are 0 to {FEATURES_MAX - 1:,}")
-    if not 1 <= groups <= FEATURES_MAX or _integer(header, "num_class") != groups:
+    if not 1 <= groups <= FEATURES_MAX or _integer(lines, "num_class") != groups:
         _refuse(f"num_class is not num_tree_per_iteration ({groups:,})")
-    if len(tree_texts) % groups:
-        _refuse(f"{len(tree_texts):,} trees cannot be divided among {groups:,} outputs")
-    claimed = len(header["tree_sizes"].split())
-    if claimed != len(tree_texts):
-        _refuse(f"the header promises {claimed:,} trees, the file has {len(tree_texts):,}")
-    objective = _objective(header, groups)
-    trees = [_check_tree(number, text, features) for number, text in enumerate(tree_texts)]
+    claimed = len(lines["tree_sizes"].split())
+    return _Header(features, groups, claimed, _objective(lines, groups), "average_output" in lines, text)
 
+
+def _check(header: _Header, trees: list[_Tree]) -> CheckedModel:
+    features, groups, objective = header.features, header.groups, header.objective
+    if len(trees) % groups:
+        _refuse(f"{len(trees):,} trees cannot be divided among {groups:,} outputs")
+    if header.trees != len(trees):
+        _refuse(f"the header promises {header.trees:,} trees, the file has {len(trees):,}")
     sections = [b"Tree=%d\n%s\n\n" % (number, tree.text) for number, tree in enumerate(trees)]
     lines = [
         b"tree",
@@ -164,7 +266,7 @@ def _check(header: dict[str, bytes], tree_texts: list[bytes]) -> CheckedModel:
         b"label_index=0",
         b"max_feature_idx=%d" % (features - 1),
         *([b"objective=" + objective.encode()] if objective else []),
-        *([b"average_output"] if "average_output" in header else []),
+        *([b"average_output"] if header.averages else []),
         # Names and ranges are of no use to prediction, but LightGBM wants one per feature.
         b"feature_names=" + b" ".join(b"f%d" % number for number in range(features)),
         b"feature_infos=" + b" ".join([b"none"] * features),

@@ -10,7 +10,8 @@ the framework's own bit for bit. Categorical features are category codes as numb
 holds the trees up to the best iteration only, so there is nothing to choose here.
 
 Files are checked and re-written before LightGBM sees them (`lightgbm_format`, which says why). `prepare` keeps the
-re-written text: it loads in about half the time, and its check is remembered by content.
+re-written text: it loads in about half the time, and its check is remembered by content. A file that comes over a
+network is checked on its way (`LightgbmReading`).
 
 Memory: `lightgbm_format` holds the constants; `size` counts LightGBM's own vectors, exact to about 3 %.
 
@@ -40,7 +41,13 @@ from runtime_adapters.base import (
 from runtime_adapters.errors import BadArtifact, BadInput, OutOfMemory
 from runtime_adapters.frameworks import importing, missing_runtime
 from runtime_adapters.heap_churn import heap_freed
-from runtime_adapters.lightgbm_format import LightgbmFacts, looks_like_lightgbm, read_model
+from runtime_adapters.lightgbm_format import (
+    CheckedModel,
+    LightgbmFacts,
+    ModelReader,
+    looks_like_lightgbm,
+    read_model,
+)
 from runtime_adapters.model_file import read_beginning, read_model_file
 from runtime_adapters.out_of_memory import ran_out
 from runtime_adapters.passed_checks import PassedChecks
@@ -80,13 +87,10 @@ class LightgbmAdapter:
     def prepare(self, artifact: Path, into: Path, options: LoadOptions) -> bool:
         """The checked text, without what prediction does not need."""
         _output_of(options)
-        checked = read_model(read_model_file("lightgbm", artifact, _SUFFIXES))
-        if checked.facts.handed_over_as_is:
-            return False
-        (into / PREPARED_NAME).write_bytes(checked.text)
-        # It is read again in a moment, and would be found to be what has just been written.
-        _passed.facts_of(checked.text, lambda _: replace(checked.facts, handed_over_as_is=True))
-        return True
+        return _write(read_model(read_model_file("lightgbm", artifact, _SUFFIXES)), into)
+
+    def reading(self) -> LightgbmReading:
+        return LightgbmReading()
 
     def load(self, artifact: Path, options: LoadOptions) -> LoadedModel:
         lightgbm = _lightgbm()
@@ -106,6 +110,30 @@ class LightgbmAdapter:
         del content, text
         heap_freed(freed_bytes)
         return model
+
+
+class LightgbmReading:
+    """A model file that is checked tree by tree as it comes."""
+
+    def __init__(self) -> None:
+        self._reader = ModelReader()
+        self._bad: BadArtifact | None = None
+        self._checked: CheckedModel | None = None
+
+    def take(self, piece: bytes) -> None:
+        if self._bad is None:
+            try:
+                self._reader.take(piece)
+            except BadArtifact as error:
+                self._bad = error
+
+    def prepare(self, into: Path, options: LoadOptions) -> bool:
+        _output_of(options)
+        if self._bad is not None:
+            raise self._bad
+        if self._checked is None:
+            self._checked = self._reader.finish()
+        return _write(self._checked, into)
 
 
 class LightgbmModel:
@@ -186,6 +214,16 @@ class LightgbmModel:
         if values.ndim == 2:
             return values
         return np.ascontiguousarray(np.vstack((1.0 - values, values)).T)
+
+
+def _write(checked: CheckedModel, into: Path) -> bool:
+    """The prepared form, unless what was read is just that."""
+    if checked.facts.handed_over_as_is:
+        return False
+    (into / PREPARED_NAME).write_bytes(checked.text)
+    # It is read again in a moment, and would be found to be what has just been written.
+    _passed.facts_of(checked.text, lambda _: replace(checked.facts, handed_over_as_is=True))
+    return True
 
 
 def _facts(content: bytes) -> LightgbmFacts:

@@ -72,8 +72,21 @@ class Downloaded:
     transferred_bytes: int
 
 
-def download(source: Source, listing: Listing, directory: Path, stop: Stop, create: OpenNew = open_new) -> Downloaded:
-    """Bring every object of the listing into `directory`. Raises what sources raise, DiskFull, FetchStopped."""
+Hear = Callable[[int, bytes], None]
+"""Of a file that comes: where a piece of it begins, and the piece, which is on the disk by then. In order, on the
+thread that writes; what an earlier try left is not told again."""
+
+
+def download(
+    source: Source,
+    listing: Listing,
+    directory: Path,
+    stop: Stop,
+    create: OpenNew = open_new,
+    hear: Hear | None = None,
+) -> Downloaded:
+    """Bring every object of the listing into `directory`. Raises what sources raise, DiskFull, FetchStopped. `hear`:
+    only where there is one object."""
     with disk_errors():
         if not _may_resume(listing, directory):
             shutil.rmtree(directory, ignore_errors=True)
@@ -82,7 +95,7 @@ def download(source: Source, listing: Listing, directory: Path, stop: Stop, crea
         records: list[FileRecord] = []
         transferred_bytes = 0
         for number, item in enumerate(listing.objects):
-            sha256, transferred = _download_object(source, item, directory / str(number), stop, create)
+            sha256, transferred = _download_object(source, item, directory / str(number), stop, create, hear)
             transferred_bytes += transferred
             records.append(FileRecord(item.name, item.size_bytes, sha256))
     return Downloaded(tuple(records), transferred_bytes)
@@ -133,7 +146,9 @@ def boot_id() -> str:
         return ""
 
 
-def _download_object(source: Source, item: RemoteObject, path: Path, stop: Stop, create: OpenNew) -> tuple[str, int]:
+def _download_object(
+    source: Source, item: RemoteObject, path: Path, stop: Stop, create: OpenNew, hear: Hear | None
+) -> tuple[str, int]:
     digest = hashlib.sha256()
     offset = path.stat().st_size if path.exists() else 0
     if offset > item.size_bytes:
@@ -144,11 +159,11 @@ def _download_object(source: Source, item: RemoteObject, path: Path, stop: Stop,
         if offset == item.size_bytes:
             return digest.hexdigest(), 0
     try:
-        written = _transfer(source, item, path, offset, digest, stop, create)
+        written = _transfer(source, item, path, offset, digest, stop, create, hear)
     except RangeIgnored:
         path.unlink()
         digest, offset = hashlib.sha256(), 0
-        written = _transfer(source, item, path, 0, digest, stop, create)
+        written = _transfer(source, item, path, 0, digest, stop, create, hear)
     if offset + written != item.size_bytes:
         path.unlink()
         what = f"object {shown(item.name)}" if item.name else "the object"
@@ -157,7 +172,14 @@ def _download_object(source: Source, item: RemoteObject, path: Path, stop: Stop,
 
 
 def _transfer(
-    source: Source, item: RemoteObject, path: Path, offset: int, digest: Digest, stop: Stop, create: OpenNew
+    source: Source,
+    item: RemoteObject,
+    path: Path,
+    offset: int,
+    digest: Digest,
+    stop: Stop,
+    create: OpenNew,
+    hear: Hear | None,
 ) -> int:
     written = 0
     with _open_at(path, offset, create) as sink:
@@ -169,6 +191,8 @@ def _transfer(
                 break
             digest.update(chunk)
             write_all(sink, chunk)
+            if hear is not None:
+                hear(offset + written - len(chunk), bytes(chunk))
     return written
 
 

@@ -34,6 +34,7 @@ from runtime_adapters.artifacts.content import ContentRecord
 from runtime_adapters.artifacts.credentials import StorageKeys
 from runtime_adapters.artifacts.disk_records import variant_of
 from runtime_adapters.artifacts.disk_tier import DiskTier
+from runtime_adapters.artifacts.download import Hear
 from runtime_adapters.artifacts.errand import understand
 from runtime_adapters.artifacts.fetching import Fetched, Fetching, FetchLimits
 from runtime_adapters.artifacts.forms import PreparedForms, form_key
@@ -131,8 +132,9 @@ class ArtifactStore:
         self._fetching = Fetching(self._disk, limits, storage or StorageKeys(), policy or SourcePolicy(), create_file)
         self._fetches: SingleFlight[str, Fetched] = SingleFlight(limits.timeout_s, self._let_go)
 
-    async def fetch(self, request: FetchRequest) -> Artifact:
-        """Bring an artifact to this disk, or find it there; it stays until `release`.
+    async def fetch(self, request: FetchRequest, hear: Hear | None = None) -> Artifact:
+        """Bring an artifact to this disk, or find it there; it stays until `release`. `hear`: what comes of it on the
+        way, if it is a single file; nothing of what is here already, or comes for somebody else.
 
         Raises BadArtifact (for good) or LoadFailed (for now); `artifacts.errors` has the kinds.
         """
@@ -155,7 +157,7 @@ class ArtifactStore:
             return self._held(artifact, record, suffix)
 
         while True:
-            run = partial(self._fetching.run, errand, request.original)
+            run = partial(self._fetching.run, errand, request.original, hear)
             artifact = await self._fetches.join(errand.partial_key, run, take, _loop_time(request.deadline_s))
             if artifact is not None:
                 return artifact

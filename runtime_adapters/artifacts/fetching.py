@@ -25,6 +25,7 @@ from runtime_adapters.artifacts.disk_tier import DiskTier
 from runtime_adapters.artifacts.download import (
     Downloaded,
     FetchStopped,
+    Hear,
     Stop,
     download,
     plan_exists,
@@ -112,12 +113,13 @@ class Fetching:
         for executor in (self._lookers, self._workers):
             await asyncio.to_thread(executor.shutdown)
 
-    async def run(self, errand: Errand, original: bool, stop: Stop) -> Fetched:
+    async def run(self, errand: Errand, original: bool, hear: Hear | None, stop: Stop) -> Fetched:
         """One fetch, tried again while its transfer breaks; it holds a reference on its content. `original`: a prepared
-        form that stands for the content is not enough. Raises BadArtifact (for good) or LoadFailed (for now)."""
+        form that stands for the content is not enough. `hear`: what comes, if it is a single file. Raises BadArtifact
+        (for good) or LoadFailed (for now)."""
         for attempt in itertools.count(1):
             try:
-                return await self._attempt(errand, original, stop)
+                return await self._attempt(errand, original, hear, stop)
             except FetchFailed as error:
                 delay_s = self._limits.retry_delay_s * 2 ** (attempt - 1)
                 if attempt >= self._limits.attempts_max or stop.remaining_s <= delay_s or stop.wanted.is_set():
@@ -126,14 +128,14 @@ class Fetching:
                 await asyncio.sleep(delay_s)
         raise AssertionError("unreachable: the loop returns or raises")
 
-    async def _attempt(self, errand: Errand, original: bool, stop: Stop) -> Fetched:
+    async def _attempt(self, errand: Errand, original: bool, hear: Hear | None, stop: Stop) -> Fetched:
         known = self._disk.origins.get(errand.origin_key)
         record = self._disk.content(known.content) if known else None
         if record is not None and self._disk.is_hollow(record.key) and (original or not self._disk.form_of(record.key)):
             record = None
         if known is None or record is None:
             seen = await in_thread(self._lookers, stop, self._look, errand, None, stop)
-            return await self._download(errand, seen, stop)
+            return await self._download(errand, seen, hear, stop)
         # Held while it is being compared, so that it is still there if it is the answer.
         self._disk.acquire(record.key)
         kept = False
@@ -149,7 +151,7 @@ class Fetching:
             if not kept:
                 self._disk.release(record.key)
         await self._evict_unverified(record.key)
-        return await self._download(errand, seen, stop)
+        return await self._download(errand, seen, hear, stop)
 
     def _look(self, errand: Errand, known: Origin | None, stop: Stop) -> Seen:
         """Which key, which server, what is there. Blocking."""
@@ -176,10 +178,12 @@ class Fetching:
         log.warning("content %s does not have its hash after a restart; it is fetched again", record.key)
         return False
 
-    async def _download(self, errand: Errand, seen: Seen, stop: Stop) -> Fetched:
+    async def _download(self, errand: Errand, seen: Seen, hear: Hear | None, stop: Stop) -> Fetched:
         assert seen.source is not None
         assert seen.listing is not None
         listing = seen.listing
+        if listing.is_directory or errand.location.archive_kind is not None:
+            hear = None
         self._check_size(errand, listing)
         sizes = [item.size_bytes for item in listing.objects]
         directory = self._disk.path(errand.partial_key)
@@ -187,7 +191,7 @@ class Fetching:
         staged: Path | None = None
         try:
             downloaded: Downloaded = await in_thread(
-                self._workers, stop, download, seen.source, listing, directory, stop, self._create_file
+                self._workers, stop, download, seen.source, listing, directory, stop, self._create_file, hear
             )
             sha256 = tree_hash(downloaded.records) if listing.is_directory else downloaded.records[0].sha256
             check_sha256(errand, sha256)

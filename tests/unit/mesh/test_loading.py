@@ -522,7 +522,7 @@ async def test_an_untrusted_artifact_is_named_without_the_signature_of_its_url(
     artifact = await pod.artifacts.fetch(FetchRequest(uri=record.spec.uri))
     signed = replace(record, spec=ModelSpec(uri="https://store.example/m.json?X-Amz-Signature=hunter2", format="fake"))
     with pytest.raises(UntrustedArtifact, match=r"store\.example/m\.json") as refused:
-        await pod.loading._staging._prepare(signed, artifact, "fake")
+        await pod.loading._staging._prepare(signed, artifact, "fake", None)
     assert "hunter2" not in str(refused.value)
     pod.artifacts.release(artifact)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from runtime_adapters.base import Device, LoadOptions
 from runtime_adapters.errors import BadArtifact
-from runtime_adapters.lightgbm_format import read_model
+from runtime_adapters.lightgbm_format import CheckedModel, ModelReader, read_model
 from runtime_adapters.lightgbm_trees import ADAPTER
 
 
@@ -92,6 +93,40 @@ def test_the_written_text_is_its_own_written_text(text: str) -> None:
 
 def test_windows_line_ends_change_nothing(text: str) -> None:
     assert read_model(text.replace("\n", "\r\n").encode()).text == read_model(text.encode()).text
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_file_that_comes_in_pieces_is_read_as_a_whole_one_is(text: str, data: Any) -> None:
+    content = data.draw(
+        st.sampled_from([text, text.replace("\n", "\r\n"), read_model(text.encode()).text.decode(), text[:-40]])
+    ).encode()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(content)), max_size=30)))
+    reader = ModelReader()
+
+    def in_pieces() -> CheckedModel:
+        for begin, end in pairwise([0, *cuts, len(content)]):
+            reader.take(content[begin:end])
+        return reader.finish()
+
+    try:
+        whole = read_model(content)
+    except BadArtifact as error:
+        with pytest.raises(BadArtifact, match=re.escape(str(error))):
+            in_pieces()
+    else:
+        assert in_pieces() == whole
+        assert reader.finish() == whole, "asked again"
+
+
+def test_what_is_wrong_with_a_file_that_comes_in_pieces_is_told_when_it_is_prepared(tmp_path: Path, text: str) -> None:
+    reading = ADAPTER.reading()
+    for piece in (text.replace("left_child=", "left_child=9", 1).encode(), b"and more"):
+        reading.take(piece)
+    for _ in range(2):
+        with pytest.raises(BadArtifact, match="left_child of node"):
+            reading.prepare(tmp_path, LoadOptions("m"))
+    assert not list(tmp_path.iterdir())
 
 
 @settings(max_examples=150, deadline=None)
