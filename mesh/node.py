@@ -28,6 +28,7 @@ from mesh.access_log import AccessLog
 from mesh.asking import Asking
 from mesh.box import this_box
 from mesh.disk_room import disk_room
+from mesh.endpoint import model_config, repository, statistics
 from mesh.endpoint.access import Access
 from mesh.endpoint.aliases import AliasesEndpoint, AliasSetting
 from mesh.endpoint.descriptions import Describer
@@ -35,6 +36,7 @@ from mesh.endpoint.explain import ExplainEndpoint
 from mesh.endpoint.health import HealthEndpoint
 from mesh.endpoint.http import HttpFront, build_app
 from mesh.endpoint.management import ManagementEndpoint
+from mesh.endpoint.model_config import ModelConfigEndpoint
 from mesh.endpoint.modelmesh import ModelMeshEndpoint
 from mesh.endpoint.pods import PodsEndpoint
 from mesh.endpoint.pool import PoolEndpoint
@@ -42,6 +44,7 @@ from mesh.endpoint.quick import QuickInference
 from mesh.endpoint.repository import RepositoryEndpoint
 from mesh.endpoint.rest.calls import HttpCalls
 from mesh.endpoint.revisions import catching_up
+from mesh.endpoint.statistics import StatisticsEndpoint
 from mesh.endpoint.status import code_name, guarded_stream, guarded_unary
 from mesh.endpoint.v2 import V2Endpoint
 from mesh.explaining import Explaining
@@ -92,6 +95,9 @@ from runtime_adapters.artifacts.fetching import FetchLimits
 from runtime_adapters.artifacts.locations import SourcePolicy
 
 log = logging.getLogger("hexcomb.node")
+
+EXTENSIONS = (repository.EXTENSION, model_config.EXTENSION, statistics.EXTENSION)
+"""Of Triton's, that a gRPC client finds here."""
 
 
 class Node:
@@ -338,7 +344,7 @@ class Node:
 
     def _routes(self, access: Access, name: str) -> Routes:
         router = None if self.pool is None else self.pool.router
-        v2 = V2Endpoint(self.serving, access, self.unready_reason, router)
+        v2 = V2Endpoint(self.serving, access, self.unready_reason, router, EXTENSIONS)
         quick = QuickInference(self.serving, access, self.registry, self.unready_reason, router)
         describer = Describer(self.registry, self.status, self.overview)
         aliases = AliasSetting(self.models, self.registry, describer)
@@ -359,6 +365,18 @@ class Node:
         explain = ExplainEndpoint(self.overview, explaining, asking, self.registry, self.loading, describer, access)
         unary = {
             **v2.routes(),
+            **ModelConfigEndpoint(
+                v2, self.serving, self.loading, self.overview, self._settings.batch_settings, access
+            ).routes(),
+            **StatisticsEndpoint(
+                v2,
+                self.telemetry.tallies,
+                self.loading.residents,
+                self.overview,
+                asking,
+                access,
+                self._world.wall_clock,
+            ).routes(),
             **RepositoryEndpoint(self.models, self.registry, self.status, access).routes(),
             **mmesh.routes(),
             **management.routes(),
@@ -411,6 +429,8 @@ class Node:
                 continue
             self.models.heed_pin(change.before, change.after)
             incoming = self.generations.changed(change.before, change.after)
+            if change.after is None or change.after.generation != change.before.generation:
+                self.telemetry.tallies.forget(ModelKey(change.tenant, change.id, change.before.generation))
             if change.after is None:
                 key = ModelKey(change.tenant, change.id, change.before.generation)
                 format_name = change.before.spec.format or self.loading.format_of(key)

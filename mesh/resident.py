@@ -15,6 +15,7 @@ from mesh.batching.lane import Lane
 from mesh.batching.rules import ALONE, BatchRules
 from mesh.known_sizes import NOTHING, Loadable
 from mesh.plans import Plan
+from mesh.tally import Tally
 from mesh.telemetry import RequestMeter
 from runtime_adapters.artifacts.fetch import Artifact
 from runtime_adapters.base import Device, LoadedModel, Promotable, Size
@@ -69,6 +70,8 @@ class Resident:
     recorder_slot: int = 0
     cold_size: Size | None = None
     """What it took before it was promoted (`mesh.promoting`); None if it never was."""
+    tally: Tally = field(default_factory=Tally, repr=False)
+    """Where its requests are counted, with those of the model's other copies."""
     loadable: Loadable = NOTHING
     """By which its sizes are known."""
     workspace_bytes: int = 0
@@ -147,12 +150,21 @@ class Resident:
         self.alone_s = min(self.alone_s, alone_s)
 
     def ran(
-        self, queued_s: float, run_s: float, requests: int = 1, *, shared: bool = False, cost_s: float | None = None
+        self,
+        queued_s: float,
+        run_s: float,
+        requests: int = 1,
+        *,
+        shared: bool = False,
+        cost_s: float | None = None,
+        rows: int = 0,
     ) -> None:
-        """A run has answered so many requests, which waited `queued_s` together. Its means are what `running` and
+        """A run has answered so many requests, which waited `queued_s` together, for `rows` rows; 0: they are not
+        counted, of a model whose rows do not share runs. Its means are what `running` and
         `promoting` decide by. `cost_s`: what it would have held up on the event loop, where that is less than it
         lasted: it may have waited for other threads. A run that requests share costs no less than one alone would."""
         self.runs += requests
+        self.tally.ran(queued_s, run_s, requests, rows or requests)
         self.queued_total_s += queued_s
         self.run_total_s += run_s
         self.run_s = _moved(self.run_s, run_s / requests)

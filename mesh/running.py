@@ -31,7 +31,7 @@ from typing import Protocol
 
 from cachetools import LRUCache
 
-from mesh.batching.joining import Answer, Ran, Request, run_together, shape_of_joined
+from mesh.batching.joining import Answer, Ran, Request, rows_of, run_together, shape_of_joined
 from mesh.batching.lane import Lane, Learned
 from mesh.batching.queue import plan_batch
 from mesh.batching.row_wise import Verdict
@@ -153,7 +153,7 @@ class Runner:
         Python's lock for its run, and whoever takes it meanwhile may hold it for milliseconds."""
         began_s = time.thread_time()
         result = resident.model.infer(inputs, outputs)
-        resident.ran(0.0, time.thread_time() - began_s)
+        resident.ran(0.0, time.thread_time() - began_s, rows=rows_of(inputs) if resident.rules.rows_max > 1 else 0)
         return result
 
     def gathers(self, resident: Resident) -> bool:
@@ -361,7 +361,8 @@ class Runner:
         resident.meter.ran(len(batch))
         answered = sum(not isinstance(answer, Exception) for answer in ran.answers)
         if answered:
-            resident.ran(queued_s, ran.run_s, answered, shared=len(batch) > 1, cost_s=cost_s)
+            rows = sum(request.rows for request in batch) if resident.rules.rows_max > 1 else 0
+            resident.ran(queued_s, ran.run_s, answered, shared=len(batch) > 1, cost_s=cost_s, rows=rows)
         if len(batch) > 1:
             size_bytes = sum(request.size_bytes for request in batch)
             if size_bytes > resident.request_bytes_max:

@@ -170,7 +170,6 @@ class Serving:
             self._telemetry.queue_wait_seconds.observe(wait_s)
         else:
             self.hits += 1
-        meter = resident.meter
         try:
             if not cold:
                 tensors = await decode()
@@ -181,11 +180,11 @@ class Serving:
             except (OutOfMemory, MemoryError) as want:
                 outputs = await self._run_with_room(resident, record, tensors, deadline_s, str(want))
         except Exception as error:
-            meter.failed(self._code_of(error))
+            self._failed(resident, error, time.perf_counter(), began)
             raise
         finally:
             resident.let_go()
-        self._answered(record, resident, time.perf_counter() - began, wait_s if cold else None)
+        self._answered(record, resident, time.perf_counter(), began, wait_s if cold else None)
         return Answer(outputs, tensors.outputs, record, cold)
 
     def infer_now(
@@ -210,10 +209,10 @@ class Serving:
             return None  # `infer` tries again, and knows what to do then
         except Exception as error:
             self.hits += 1
-            resident.meter.failed(self._code_of(error))
+            self._failed(resident, error, time.perf_counter(), began)
             raise
         self.hits += 1
-        self._answered(record, resident, time.perf_counter() - began, None)
+        self._answered(record, resident, time.perf_counter(), began, None)
         return answer
 
     def runs_now(self, resident: Resident, size_bytes: int) -> bool:
@@ -231,7 +230,7 @@ class Serving:
         None."""
         began = time.perf_counter()
         answers = self._runner.run_inline_together(resident, requests)
-        seconds = time.perf_counter() - began
+        ended = time.perf_counter()
         told: list[dict[str, Array] | Exception | None] = []
         for answer in answers:
             if isinstance(answer, OutOfMemory | MemoryError | ModelCrashed):
@@ -240,14 +239,22 @@ class Serving:
             self.hits += 1
             told.append(answer)
             if isinstance(answer, Exception):
-                resident.meter.failed(self._code_of(answer))
+                self._failed(resident, answer, ended, began)
             else:
-                self._answered(record, resident, seconds, None)
+                self._answered(record, resident, ended, began, None)
         return told
 
-    def _answered(self, record: ModelRecord, resident: Resident, seconds: float, wait_s: float | None) -> None:
+    def _failed(self, resident: Resident, error: Exception, ended: float, began: float) -> None:
+        resident.meter.failed(self._code_of(error))
+        resident.tally.failed(ended - began, ended)
+
+    def _answered(
+        self, record: ModelRecord, resident: Resident, ended: float, began: float, wait_s: float | None
+    ) -> None:
         """`wait_s`: what it waited for its model to be loaded; None: nothing, the copy was here."""
+        seconds = ended - began
         resident.meter.answered(seconds, cold=wait_s is not None)
+        resident.tally.answered(seconds, ended, wait_s or 0.0)
         if self._access_log is not None:
             copy = resident.copy
             met = None

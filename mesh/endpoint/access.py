@@ -54,6 +54,8 @@ ROLE_OF_METHOD: dict[str, Role] = {
     messages.MODEL_READY.path: Role.INFER,
     messages.MODEL_METADATA.path: Role.INFER,
     messages.MODEL_INFER.path: Role.INFER,
+    messages.MODEL_CONFIG.path: Role.INFER,
+    messages.MODEL_STATISTICS.path: Role.INFER,
     messages.REPOSITORY_INDEX.path: Role.INFER,
     messages.REPOSITORY_LOAD.path: Role.MANAGE,
     messages.REPOSITORY_UNLOAD.path: Role.MANAGE,

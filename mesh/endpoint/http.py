@@ -25,6 +25,7 @@ from starlette.routing import Route
 
 from mesh.endpoint.rest import openapi
 from mesh.endpoint.rest.calls import HttpCalls, http_error, json_response
+from mesh.endpoint.rest.extensions import ExtensionsRest
 from mesh.endpoint.rest.repository import RepositoryRest
 from mesh.endpoint.rest.v1 import V1Rest
 from mesh.endpoint.rest.v2 import V2Rest
@@ -61,6 +62,7 @@ def build_app(
             Route("/metrics", metrics),
             Route("/openapi.json", description),
             *RepositoryRest(calls).routes(),
+            *ExtensionsRest(calls).routes(),
             *V2Rest(calls).routes(),
             *V1Rest(calls).routes(),
         ],

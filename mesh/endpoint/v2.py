@@ -11,12 +11,11 @@ for good: whether it is resident at the moment is no client's concern.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
 from math import inf
 
 from mesh.endpoint.access import Access
-from mesh.endpoint.repository import EXTENSION
 from mesh.resident import Resident
 from mesh.routing.hop import Hop, hop_of
 from mesh.routing.router import Router
@@ -46,13 +45,19 @@ class V2Endpoint:
     """Handlers of `inference.GRPCInferenceService`."""
 
     def __init__(
-        self, serving: Serving, access: Access, ready: Callable[[], str], router: Router | None = None
+        self,
+        serving: Serving,
+        access: Access,
+        ready: Callable[[], str],
+        router: Router | None = None,
+        extensions: Sequence[str] = (),
     ) -> None:
-        """`router`: of a pod in a pool."""
+        """`router`: of a pod in a pool. `extensions`: those of Triton's that are served beside this."""
         self._serving = serving
         self._access = access
         self._ready = ready
         self._router = router
+        self._extensions = extensions
 
     def routes(self) -> dict[str, UnaryHandler]:
         """Handlers by method."""
@@ -69,8 +74,8 @@ class V2Endpoint:
         """Run a model once: on this pod's copy if it has one, else where the pool's router says."""
         caller = self._access.caller(call)
         envelope = peek(call.body)
-        name = _name(call, envelope.model_name)
-        record, hop = await self._resolve(call, caller.tenant, name, envelope.model_version)
+        name = asked_name(call, envelope.model_name)
+        record, hop = await self.resolve(call, caller.tenant, name, envelope.model_version)
         resident = self._serving.hit(record)
         if resident is not None:
             if self._router is None or hop is not None or not self._router.saturated(record, resident.copy.pins):
@@ -80,7 +85,7 @@ class V2Endpoint:
         async def run_here(current: ModelRecord, space_wait_s: float) -> Reply:
             return await self._run(call, envelope, name, current, self._serving.hit(current), space_wait_s)
 
-        return self._own_word(await self._routed(call, caller.tenant, hop, record, run_here), hop)
+        return self._own_word(await self.routed(call, caller.tenant, hop, record, run_here), hop)
 
     def _own_word(self, reply: Reply, hop: Hop | None) -> Reply:
         """The answer, and whether the pod that the client called is leaving: this one, not the one that ran it."""
@@ -90,7 +95,7 @@ class V2Endpoint:
             return ReplyWithTrailers(reply.body, (*reply.trailers, _DRAINING_TRAILER))
         return ReplyWithTrailers(reply, (_DRAINING_TRAILER,))
 
-    async def _resolve(self, call: Call, tenant: str, name: str, version: str) -> tuple[ModelRecord, Hop | None]:
+    async def resolve(self, call: Call, tenant: str, name: str, version: str) -> tuple[ModelRecord, Hop | None]:
         """The generation that answers here, and the hop that brought the call, if it came from another pod."""
         if self._router is None:
             return self._serving.resolve(tenant, name, version), None
@@ -104,7 +109,7 @@ class V2Endpoint:
                 raise
             return self._serving.resolve(tenant, name, version), None
 
-    async def _routed(
+    async def routed(
         self, call: Call, tenant: str, hop: Hop | None, record: ModelRecord, run_here: RunCurrent
     ) -> Reply:
         """The answer of whoever has, or gets, the model."""
@@ -148,8 +153,8 @@ class V2Endpoint:
         """Names, datatypes and shapes of a model's inputs and outputs; loads it the first time."""
         caller = self._access.caller(call)
         request = messages.parse(messages.MODEL_METADATA, call.body)
-        name = _name(call, request.name)
-        record, hop = await self._resolve(call, caller.tenant, name, request.version)
+        name = asked_name(call, request.name)
+        record, hop = await self.resolve(call, caller.tenant, name, request.version)
 
         async def answer(current: ModelRecord, space_wait_s: float = inf) -> Reply:
             metadata = await self._serving.metadata(current, call.deadline_s, space_wait_s)
@@ -166,13 +171,13 @@ class V2Endpoint:
 
         if self._serving.knows_metadata(record):
             return await answer(record)
-        return await self._routed(call, caller.tenant, hop, record, answer)
+        return await self.routed(call, caller.tenant, hop, record, answer)
 
     async def model_ready(self, call: Call) -> Reply:
         """Whether a request for the model has a chance."""
         caller = self._access.caller(call)
         request = messages.parse(messages.MODEL_READY, call.body)
-        name = _name(call, request.name)
+        name = asked_name(call, request.name)
         if self._router is not None and not self._serving.knows(caller.tenant, name):
             await self._router.names.look_up(caller.tenant, name)
         ready = self._serving.ready(caller.tenant, name, request.version)
@@ -192,11 +197,11 @@ class V2Endpoint:
         """Name, version, extensions (none is advertised that is not served)."""
         self._access.caller(call)
         return inference_pb2.ServerMetadataResponse(
-            name=SERVER_NAME, version=version("hexcomb"), extensions=[EXTENSION]
+            name=SERVER_NAME, version=version("hexcomb"), extensions=self._extensions
         ).SerializeToString()
 
 
-def _name(call: Call, in_message: str) -> str:
+def asked_name(call: Call, in_message: str) -> str:
     """The model that is asked for: ModelMesh's headers first, then the message."""
     if call.metadata:
         name = _header(call, messages.MODEL_ID_METADATA) or _header(call, messages.VMODEL_ID_METADATA)

@@ -57,6 +57,7 @@ class Residents:
             format=format_name,
             checker=InputChecker(loaded.model.metadata),
             meter=self._telemetry.meter(format_name, key.tenant, key.model_id),
+            tally=self._telemetry.tallies.of(key),
             artifact=staged.artifact,
             device=staged.options.device,
             size=loaded.size,

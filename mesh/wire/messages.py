@@ -62,6 +62,13 @@ SERVER_METADATA = Method(
 MODEL_READY = Method(_V2 + "ModelReady", inference_pb2.ModelReadyRequest, inference_pb2.ModelReadyResponse)
 MODEL_METADATA = Method(_V2 + "ModelMetadata", inference_pb2.ModelMetadataRequest, inference_pb2.ModelMetadataResponse)
 MODEL_INFER = Method(_V2 + "ModelInfer", inference_pb2.ModelInferRequest, inference_pb2.ModelInferResponse)
+MODEL_STREAM_INFER = Method(
+    _V2 + "ModelStreamInfer", inference_pb2.ModelInferRequest, inference_pb2.ModelStreamInferResponse, True
+)
+MODEL_CONFIG = Method(_V2 + "ModelConfig", inference_pb2.ModelConfigRequest, inference_pb2.ModelConfigResponse)
+MODEL_STATISTICS = Method(
+    _V2 + "ModelStatistics", inference_pb2.ModelStatisticsRequest, inference_pb2.ModelStatisticsResponse
+)
 REPOSITORY_INDEX = Method(
     _V2 + "RepositoryIndex", inference_pb2.RepositoryIndexRequest, inference_pb2.RepositoryIndexResponse
 )

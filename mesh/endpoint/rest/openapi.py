@@ -28,6 +28,9 @@ def document(version: str) -> dict[str, Any]:
             "/v2/health/live": {"get": _operation("serverLive", "Whether the process answers", "Live")},
             "/v2/health/ready": {"get": _operation("serverReady", "Whether the pod takes requests", "Ready", {503})},
             "/v2/models": {"get": _operation("models", "Names of the registered models", "Names")},
+            "/v2/models/stats": {
+                "get": _operation("statistics", "What all pods have done, by model", "Statistics"),
+            },
             **_of_model("/v2/models/{model}", ""),
             **_of_model("/v2/models/{model}/versions/{version}", "Version"),
             "/v2/repository/index": {
@@ -82,6 +85,16 @@ def _of_model(path: str, suffix: str) -> dict[str, Any]:
             ),
         },
         f"{path}/infer": {"parameters": parameters, "post": infer},
+        f"{path}/config": {
+            "parameters": parameters,
+            "get": _operation(
+                f"modelConfig{suffix}", "As Triton would configure the model", "ModelConfig", {404, 429, 503, 504}
+            ),
+        },
+        f"{path}/stats": {
+            "parameters": parameters,
+            "get": _operation(f"modelStatistics{suffix}", "What all pods have done for it", "Statistics", {404}),
+        },
     }
 
 
@@ -136,7 +149,54 @@ _TENSOR_HEAD: Schema = {
 _TENSOR = _object(_TENSOR_HEAD, {"parameters": _PARAMETERS, "data": {"type": "array"}})
 _TENSOR_METADATA = _object({**_TENSOR_HEAD, "shape": {"type": "array", "items": {"type": "integer", "minimum": -1}}})
 
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_DURATION = _object({"count": _COUNT, "ns": _COUNT})
+_COMPUTE = dict.fromkeys(("compute_input", "compute_infer", "compute_output"), _DURATION)
+_CONFIG_TENSOR = _object(
+    {
+        "name": _TEXT,
+        "data_type": {"type": "string", "pattern": "^TYPE_"},
+        "dims": {"type": "array", "items": {"type": "integer", "minimum": -1}},
+    },
+    {"optional": {"type": "boolean"}},
+)
+
 _SCHEMAS: Schema = {
+    "ModelConfig": _object(
+        {
+            "name": _TEXT,
+            "platform": _TEXT,
+            "backend": _TEXT,
+            "max_batch_size": _COUNT,
+            "input": {"type": "array", "items": _CONFIG_TENSOR},
+            "output": {"type": "array", "items": _CONFIG_TENSOR},
+        },
+        {"parameters": {"type": "object", "additionalProperties": _object({"string_value": _TEXT})}},
+    ),
+    "Statistics": _object(
+        {
+            "model_stats": {
+                "type": "array",
+                "items": _object(
+                    {
+                        "name": _TEXT,
+                        "version": _TEXT,
+                        "last_inference": _COUNT,
+                        "inference_count": _COUNT,
+                        "execution_count": _COUNT,
+                        "inference_stats": _object(
+                            {**dict.fromkeys(("success", "fail", "queue"), _DURATION), **_COMPUTE}
+                        ),
+                        "batch_stats": {"type": "array", "items": _object({"batch_size": _COUNT, **_COMPUTE})},
+                        "memory_usage": {
+                            "type": "array",
+                            "items": _object({"type": _TEXT, "id": _COUNT, "byte_size": _COUNT}),
+                        },
+                    }
+                ),
+            }
+        }
+    ),
     "Error": _object({"error": _TEXT}),
     "ServerMetadata": _object({"name": _TEXT, "version": _TEXT, "extensions": _TEXTS}),
     "Live": _object({"live": {"type": "boolean"}}),

@@ -45,8 +45,6 @@ class V2Rest:
         self._calls = calls
 
     def routes(self) -> list[Route]:
-        """Paths with a version first: a model's name may hold slashes."""
-
         def get(path: str, handler: Handler) -> Route:
             return Route(path, self._calls.answering(handler), methods=["GET"])
 
@@ -60,7 +58,7 @@ class V2Rest:
             get("/v2/models", self.models),
             *(
                 route
-                for model in ("/v2/models/{model:path}/versions/{version}", "/v2/models/{model:path}")
+                for model in model_paths()
                 for route in (
                     post(f"{model}/infer", self.infer),
                     get(f"{model}/ready", self.model_ready),
@@ -132,9 +130,14 @@ async def off_the_loop(size_bytes: int, translate: Callable[[], T]) -> T:
     return translate() if size_bytes <= HERE_BYTES_MAX else await asyncio.to_thread(translate)
 
 
+def model_paths() -> tuple[str, str]:
+    """The one with a version first: a model's name may hold slashes."""
+    return "/v2/models/{model:path}/versions/{version}", "/v2/models/{model:path}"
+
+
 def model_of(request: Request) -> tuple[str, str]:
-    """The model's name and version (empty: current) in the path."""
-    return str(request.path_params["model"]), str(request.path_params.get("version", ""))
+    """The model's name (empty: all) and version (empty: current) in the path."""
+    return str(request.path_params.get("model", "")), str(request.path_params.get("version", ""))
 
 
 async def model_names(calls: HttpCalls, request: Request) -> list[str]:
