@@ -10,7 +10,7 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 SIM_ARGS ?= --seeds 1000 --steps 10000
 
-.PHONY: demo test tests-of-pods tests-beside check fmt bench bench-peers sim protos clean
+.PHONY: demo test test-clients tests-of-pods tests-beside check fmt bench bench-peers sim protos clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/hexcomb demo $(DEMO_ARGS)
@@ -27,12 +27,16 @@ NO_FAULT := $(if $(PYTEST_ARGS),5,0)
 ended = case $$status in 0) touch $(SELECTED);; $(NO_FAULT)) ;; *) exit $$status;; esac
 
 tests-of-pods:
-	@$(BIN)/python -m pytest -q tests/e2e $(PYTEST_ARGS); status=$$?; $(ended)
+	@$(BIN)/python -m pytest -q -m "not clients" tests/e2e $(PYTEST_ARGS); status=$$?; $(ended)
+
+# Clients and servers of others, each as its maker ships it, in environments of their own under .cache/.
+test-clients: $(TEST_STAMP)
+	$(BIN)/python -m pytest -q -m clients tests $(PYTEST_ARGS)
 
 # Real pods mostly wait: for leases, deadlines, each other. What only computes takes the processor meanwhile, at a lower
 # priority (a third as much as a pod where both want it), so that the pods hardly notice. What it prints comes at its end.
 tests-beside:
-	@nice -n 5 $(BIN)/python -m pytest -q -p no:cacheprovider tests/unit tests/property tests/contract tests/sim $(PYTEST_ARGS) \
+	@nice -n 5 $(BIN)/python -m pytest -q -m "not clients" -p no:cacheprovider tests/unit tests/property tests/contract tests/sim $(PYTEST_ARGS) \
 		> $(VENV)/tests-beside.log 2>&1; status=$$?; cat $(VENV)/tests-beside.log; $(ended)
 
 # The quick part: style, types, import contracts, unit and property tests.

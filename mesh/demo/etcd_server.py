@@ -28,13 +28,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mesh.demo.debian_package import has_debian_tools, unpack_package
 from mesh.demo.ports import free_ports
 from mesh.demo.server import stop_process
 
 PACKAGE = "etcd-server"
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
-FETCH_TIMEOUT_S = 300.0
 _LOOK_EVERY_S = 0.02
 _LOG_SHOWN_CHARACTERS = 2000
 _PORT_TRIES = 5
@@ -73,54 +73,19 @@ def find_etcd(explicit: str | None = None) -> Path:
 
 def fetch_etcd(target: Path) -> None:
     """Unpack Debian's etcd into the file `target`. Raises EtcdMissing."""
-    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+    if not has_debian_tools():
         raise EtcdMissing(
             "there is no etcd on PATH: install it (macOS: `brew install etcd`; Fedora: `dnf install etcd`)"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch_name:
-        scratch = Path(scratch_name)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         try:
-            _download_package(scratch)
-            (package,) = scratch.glob(f"{PACKAGE}_*.deb")
-            _run(["dpkg-deb", "-x", str(package), str(scratch / "root")], scratch)
-            (scratch / "root/usr/bin/etcd").replace(target)  # whoever fetches at the same time gets a whole file
+            root = unpack_package(PACKAGE, Path(scratch))
+            (root / "usr/bin/etcd").replace(target)  # whoever fetches at the same time gets a whole file
         except (subprocess.SubprocessError, OSError, ValueError) as error:
             output = error.stdout if isinstance(error, subprocess.CalledProcessError) else ""
             found = f"there is no etcd on PATH, and {PACKAGE} could not be fetched ({error}): install etcd"
             raise EtcdMissing(f"{found}\n{output}".strip()) from error
-
-
-def _download_package(scratch: Path) -> None:
-    # First with the machine's own lists. They may be absent or stale, and only root may renew them, so then with lists
-    # of our own.
-    try:
-        _run(["apt-get", "-q", "download", PACKAGE], scratch)
-    except subprocess.CalledProcessError:
-        (scratch / "lists/partial").mkdir(parents=True)
-        own_lists = ["-o", f"Dir::State::Lists={scratch / 'lists'}", "-o", f"Dir::Cache={scratch}"]
-        unlocked = ["-o", "Debug::NoLocking=1", "-o", f"APT::Sandbox::User={_user()}"]
-        _run(["apt-get", "-q", *own_lists, *unlocked, "update"], scratch)
-        _run(["apt-get", "-q", *own_lists, *unlocked, "download", PACKAGE], scratch)
-
-
-def _user() -> str:
-    import pwd
-
-    return pwd.getpwuid(os.getuid()).pw_name
-
-
-def _run(command: list[str], directory: Path) -> None:
-    subprocess.run(
-        command,
-        cwd=directory,
-        check=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=FETCH_TIMEOUT_S,
-    )
 
 
 # One member ---------------------------------------------------------------------------------------------------------

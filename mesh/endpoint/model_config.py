@@ -3,7 +3,7 @@
 Made of what is known of the model: what its copy declares, its spec, and this pod's rules about running requests
 together. Triton's `dims` leave out the batch dimension where `max_batch_size` is above 0, so a model whose rows may
 share a run says `max_batch_size: 64, dims: [4]` for what its metadata call `[-1, 4]`; every other model has
-`max_batch_size: 0` and the metadata's shapes. Requests are refused by none of this: a single one may have more rows.
+`max_batch_size: 0` and the metadata's shapes, as have those whose inputs would be left without any dimension. Requests are refused by none of this: a single one may have more rows.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class ModelConfigEndpoint:
 
     def _config(self, name: str, record: ModelRecord, metadata: ModelMetadata) -> inference_pb2.ModelConfig:
         rules = rules_for(self._batching, record.spec, metadata)
-        rows_max = 0 if rules.why_not else rules.rows_max
+        is_row_of_scalars = any(len(tensor.shape) < 2 for tensor in metadata.inputs)
+        rows_max = 0 if rules.why_not or is_row_of_scalars else rules.rows_max
         config = inference_pb2.ModelConfig(
             name=name,
             platform=metadata.platform,

@@ -11,6 +11,7 @@ import pytest
 from mesh.batching.joining import Request
 from mesh.running import CopyGone
 from mesh.serving import Serving, Tensors
+from mesh.tally import Tally
 from placement.records import ModelRecord, ModelSpec
 from runtime_adapters.errors import ModelCrashed, OutOfMemory
 
@@ -30,6 +31,7 @@ class Pod:
         self.pins += 1
         return SimpleNamespace(
             checker=SimpleNamespace(check=lambda inputs, datatypes: inputs, check_outputs=lambda outputs: outputs),
+            tally=Tally(),
             meter=SimpleNamespace(failed=lambda code: None, answered=lambda seconds, cold: None),
             request_bytes_max=4096,
             died=False,
