@@ -2,8 +2,9 @@
 
 Made of what is known of the model: what its copy declares, its spec, and this pod's rules about running requests
 together. Triton's `dims` leave out the batch dimension where `max_batch_size` is above 0, so a model whose rows may
-share a run says `max_batch_size: 64, dims: [4]` for what its metadata call `[-1, 4]`; every other model has
-`max_batch_size: 0` and the metadata's shapes, as have those whose inputs would be left without any dimension. Requests are refused by none of this: a single one may have more rows.
+share a run says `max_batch_size: 64, dims: [4]` for what its metadata call `[-1, 4]`. Every other model has
+`max_batch_size: 0` and the metadata's shapes, as have those whose inputs would be left without any dimension. Requests
+are refused by none of this: a single one may have more rows.
 """
 
 from __future__ import annotations
