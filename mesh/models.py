@@ -30,7 +30,8 @@ from placement.errors import InvalidSpec, NotFound, PlacementError
 from placement.records import AliasRecord, AliasState, ModelRecord, ModelSpec
 from placement.registration import Registered, Registration
 from placement.registry import Registry
-from runtime_adapters.artifacts.locations import SourcePolicy, parse_location
+from runtime_adapters.artifacts.locations import parse_location
+from runtime_adapters.artifacts.source_policy import SourcePolicy
 from runtime_adapters.base import Trust
 from runtime_adapters.errors import AdapterError
 from runtime_adapters.registry import adapter_for

@@ -92,7 +92,7 @@ from placement.view import Changes
 from runtime_adapters.artifacts.credentials import StorageKeys
 from runtime_adapters.artifacts.fetch import ArtifactStore
 from runtime_adapters.artifacts.fetching import FetchLimits
-from runtime_adapters.artifacts.locations import SourcePolicy
+from runtime_adapters.artifacts.source_policy import SourcePolicy
 
 log = logging.getLogger("hexcomb.node")
 
@@ -118,6 +118,7 @@ class Node:
             file_prefixes=file_prefixes(settings),
             trusted_prefixes=settings.trusted_prefixes,
             http_hosts=settings.http_hosts or None,
+            pvc_root=settings.pvc_root,
         )
 
         self.telemetry = Telemetry(CollectorRegistry(), per_model=settings.metrics_per_model)

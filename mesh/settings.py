@@ -361,6 +361,9 @@ class Settings(BaseSettings):
     http_hosts: Words = Field(
         (), description="Hosts (comma separated) that http(s):// artifacts may come from. Empty: any but link-local."
     )
+    pvc_root: Path | None = Field(
+        None, description="Directory below which claims are mounted, each under its name, for pvc:// URIs."
+    )
     storage_config: Path | None = Field(
         None, description="JSON or YAML file, or directory of files, with the storage keys (endpoints, credentials)."
     )

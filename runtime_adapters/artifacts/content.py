@@ -13,8 +13,8 @@ from pathlib import Path
 
 from runtime_adapters.artifacts.download import Downloaded, disk_errors, tree_hash
 from runtime_adapters.artifacts.ledger import disk_bytes
+from runtime_adapters.artifacts.listing import Listing
 from runtime_adapters.artifacts.locations import parse_location
-from runtime_adapters.artifacts.sources import Listing
 from runtime_adapters.artifacts.unpack import FileRecord, OpenNew, UnpackLimits, UnpackPlan, unpack
 
 FILE_NAME = "model"

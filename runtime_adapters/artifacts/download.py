@@ -26,8 +26,8 @@ from typing import Any, BinaryIO
 
 from runtime_adapters.artifacts.errors import ArtifactChanged, DiskFull, FetchFailed, FetchTimedOut
 from runtime_adapters.artifacts.foreign import RangeIgnored
+from runtime_adapters.artifacts.listing import Listing, RemoteObject, Source
 from runtime_adapters.artifacts.names import shown
-from runtime_adapters.artifacts.sources import Listing, RemoteObject, Source
 from runtime_adapters.artifacts.unpack import FileRecord, OpenNew, open_new, write_all
 from runtime_adapters.errors import LoadFailed
 

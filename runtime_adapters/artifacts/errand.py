@@ -11,11 +11,11 @@ import json
 import re
 from dataclasses import dataclass
 
-from runtime_adapters.artifacts.credentials import S3Key, StorageKey
 from runtime_adapters.artifacts.disk_records import Origin
 from runtime_adapters.artifacts.errors import ChecksumMismatch
+from runtime_adapters.artifacts.listing import Listing, RemoteObject, Source
 from runtime_adapters.artifacts.locations import Location, parse_location
-from runtime_adapters.artifacts.sources import Listing, RemoteObject, Source
+from runtime_adapters.artifacts.storage_keys import AzureKey, StorageKey
 from runtime_adapters.errors import BadArtifact
 
 _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
@@ -68,10 +68,16 @@ def digest_of(parts: list[str]) -> str:
 
 
 def with_bucket(location: Location, key: StorageKey | None) -> Location:
-    """`s3:///key` lies in the bucket that the storage key names."""
-    if location.scheme == "s3" and not location.authority and isinstance(key, S3Key) and key.bucket:
-        return parse_location(f"s3://{key.bucket}/{location.path}")
-    return location
+    """`s3:///key` lies in the bucket that the storage key names; a container, in the key's account."""
+    if key is None or location.kind not in ("s3", "gs", "azure") or location.kind != key.kind:
+        return location
+    container, at, account = location.authority.partition("@")
+    container = container or key.default_bucket
+    if isinstance(key, AzureKey) and not account:
+        at, account = ("@", key.account_name) if key.account_name else ("", "")
+    if f"{container}{at}{account}" == location.authority:
+        return location
+    return parse_location(f"{location.scheme}://{container}{at}{account}/{location.path}")
 
 
 def unchanged(known: Origin, seen: Seen) -> bool:

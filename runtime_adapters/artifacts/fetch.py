@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from runtime_adapters.artifacts.clients import forget_ambient_credentials
 from runtime_adapters.artifacts.content import ContentRecord
 from runtime_adapters.artifacts.credentials import StorageKeys
 from runtime_adapters.artifacts.disk_records import variant_of
@@ -39,8 +40,8 @@ from runtime_adapters.artifacts.errand import understand
 from runtime_adapters.artifacts.fetching import Fetched, Fetching, FetchLimits
 from runtime_adapters.artifacts.forms import PreparedForms, form_key
 from runtime_adapters.artifacts.leases import Leases
-from runtime_adapters.artifacts.locations import SourcePolicy
 from runtime_adapters.artifacts.single_flight import SingleFlight
+from runtime_adapters.artifacts.source_policy import SourcePolicy
 from runtime_adapters.artifacts.unpack import OpenNew, open_new
 from runtime_adapters.errors import BadArtifact
 
@@ -112,6 +113,7 @@ class ArtifactStore:
 
         `content_gone` hears, on the event loop, which content has left this disk, by its hash.
         """
+        forget_ambient_credentials()
         limits = limits or FetchLimits()
         self._housekeeping = ThreadPoolExecutor(1, "artifact-disk")
         self._disk = DiskTier(

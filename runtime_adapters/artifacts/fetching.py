@@ -19,7 +19,7 @@ from pathlib import Path
 
 from runtime_adapters.artifacts.clients import Timeouts
 from runtime_adapters.artifacts.content import ContentRecord, place_as_is, place_unpacked
-from runtime_adapters.artifacts.credentials import S3Key, StorageKeys
+from runtime_adapters.artifacts.credentials import StorageKeys
 from runtime_adapters.artifacts.disk_records import Origin
 from runtime_adapters.artifacts.disk_tier import DiskTier
 from runtime_adapters.artifacts.download import (
@@ -42,13 +42,17 @@ from runtime_adapters.artifacts.errand import (
 )
 from runtime_adapters.artifacts.errors import ArtifactTooLarge, BadStorageConfig, FetchFailed
 from runtime_adapters.artifacts.ledger import Reservation, disk_bytes
-from runtime_adapters.artifacts.locations import SourcePolicy
+from runtime_adapters.artifacts.listing import Listing
 from runtime_adapters.artifacts.single_flight import in_thread
-from runtime_adapters.artifacts.sources import Listing, open_source
+from runtime_adapters.artifacts.source_policy import SourcePolicy
+from runtime_adapters.artifacts.sources import open_source
 from runtime_adapters.artifacts.unpack import OpenNew, UnpackLimits, plan_unpack
 from runtime_adapters.errors import BadArtifact, LoadFailed
 
 log = logging.getLogger("hexcomb.artifacts")
+
+_OF_THIS_MACHINE = ("file", "pvc")
+"""Where links decide what is read: a name alone tells neither whether it is trusted nor whether it is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,19 +161,19 @@ class Fetching:
         """Which key, which server, what is there. Blocking."""
         location = errand.location
         try:
-            key = self._storage.find(errand.tenant, errand.storage_key, location.scheme)
+            key = self._storage.find(errand.tenant, errand.storage_key, location)
         except BadStorageConfig as error:
             raise FetchFailed(f"uri {location.shown!r}: {error}") from error
         location = with_bucket(location, key)
-        server = key.endpoint if isinstance(key, S3Key) else ""
-        trusted = self._policy.trusts(location) and (key is None or getattr(key, "trusted_prefixes_apply", False))
-        if known is not None and errand.sha256 == known.object_sha256 and location.scheme != "file":
+        server = key.server if key else ""
+        trusted = self._policy.trusts(location) and (key is None or key.trusted_prefixes_apply)
+        if known is not None and errand.sha256 == known.object_sha256 and location.scheme not in _OF_THIS_MACHINE:
             self._policy.check(location)
             return Seen(None, None, known.server, trusted)
         timeouts = Timeouts(self._limits.timeout_s, self._limits.stall_timeout_s, self._limits.connect_timeout_s)
         source = open_source(location, key, self._policy, timeouts, self._limits.files_max)
         listing = source.look(known_object(known) if known and known.server == server else None)
-        return Seen(source, listing, server, trusted and (location.scheme != "file" or listing.trusted))
+        return Seen(source, listing, server, trusted and (location.scheme not in _OF_THIS_MACHINE or listing.trusted))
 
     async def _still_good(self, record: ContentRecord, stop: Stop) -> bool:
         if await in_thread(self._workers, stop, self._disk.verify, record, stop):

@@ -22,7 +22,9 @@ from runtime_adapters.artifacts.locations import Location
 from runtime_adapters.errors import AdapterError, BadArtifact
 
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
-_S3_CODE = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>")
+_STORE_CODE = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>")
+NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
+"""What S3 and Google, and Azure, call it."""
 _TRANSIENT_STATUSES = {408, 425, 429}
 _REASONS = (
     # obstore has one class for all of these; its text is the only place where they differ.
@@ -46,12 +48,12 @@ def map_foreign(error: BaseException, location: Location) -> BaseException:
     if isinstance(error, AdapterError):
         return error
     text = str(error)
-    code = _S3_CODE.search(text)
+    code = _STORE_CODE.search(text)
     status = int(found.group(1)) if (found := _STATUS.search(text)) else None
     said = f" (HTTP {status}{', ' + code.group(1) if code else ''})" if status else ""
     match error:
         case FileNotFoundError():
-            what = "the bucket does not exist" if code and code.group(1) == "NoSuchBucket" else "nothing is there"
+            what = "the bucket does not exist" if code and code.group(1) in NO_BUCKET else "nothing is there"
             return ArtifactNotFound(f"{where}: {what}{said}; check the uri and the storage key's endpoint")
         case exceptions.PermissionDeniedError() | exceptions.UnauthenticatedError():
             return ArtifactDenied(
@@ -75,7 +77,7 @@ class RangeIgnored(FetchFailed):
 
 
 def _map_generic(where: str, text: str, status: int | None, said: str, code: str | None) -> AdapterError:
-    if code == "NoSuchBucket":
+    if code in NO_BUCKET:
         return ArtifactNotFound(
             f"{where}: the bucket does not exist{said}; check the uri and the storage key's endpoint"
         )

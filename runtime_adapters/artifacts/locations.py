@@ -1,24 +1,24 @@
-"""What a storage URI means: which scheme, whose server, which object, and whether the operator trusts it.
+"""What a storage URI means: which scheme, whose server, which object.
 
 Trust is decided on names, so a name must have one spelling. A URI is therefore parsed strictly and once: everything
 that a server or an HTTP library might read as another path (`..`, `%2e`, `%2f`, backslashes, control characters,
 credentials before the host) is refused rather than repaired. Then "lies under this prefix" is a comparison of path
 segments: `s3://b/tr` covers `s3://b/tr/x`, never `s3://b/trusted-not`.
 
-* `s3://bucket/key` - the rest after the bucket is the key, literally: nothing in it is decoded.
+* `s3://bucket/key`, `gs://bucket/key` - the rest after the bucket is the key, literally: nothing in it is decoded.
+* `az://container[@account]/key`, `abfs(s)://container@account.dfs.core.windows.net/key`,
+  `https://account.blob.core.windows.net/container/key` (without a query) - Azure's containers, likewise.
 * `http(s)://host[:port]/path[?query]` - the query is kept for the request (signed URLs) and shown to nobody.
 * `file:///path` (percent-decoded) and bare absolute paths (literal).
-
-What an http URI may reach: a registrar can make the pod send GET requests, so link-local addresses (cloud metadata
-services) are refused always, and `http_hosts` limits the rest. Two things it does not cover, for the network policy
-to cover: a name that resolves to an inner address, and a redirect, which the HTTP library follows by itself.
+* `pvc://claim/path` - below the operator's directory of mounted claims.
+* `hf://owner/model[:revision][/path]`, `oci://registry/repository[:tag][@sha256:...]`,
+  `git+https://host/repository[@revision][#path]` - stores with versions. A trusted prefix without a version covers all.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -28,18 +28,31 @@ from runtime_adapters.artifacts.errors import BadLocation
 _URI_LENGTH_MAX = 4096
 _SHOWN_LENGTH_MAX = 200
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_KINDS = {"https": "http", "git+https": "git", "git+http": "git"}
+_BUCKETS = {"s3": "s3", "gs": "gs", "gcs": "gs"}
+_AZURE = ("az", "azure", "abfs", "abfss")
+_AZURE_HOSTS = (".dfs.core.windows.net", ".blob.core.windows.net")
+_EXAMPLES = "file:///path, https://host/path or s3://bucket/key"
+SCHEMES = "file, http, https, s3, gs, az, abfs, pvc, hf, oci and git+https"
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
-_NUMERIC_HOST = re.compile(r"[0-9a-fx.]+")
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\]")
 _PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _ARCHIVES = ((".zip", "zip"), (".tar", "tar"), (".tar.gz", "tar.gz"), (".tgz", "tar.gz"))
 _SUFFIX = re.compile(r"\.[a-z0-9_]{1,16}")
+_ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
+_CLAIM = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_HUB_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,254}")
+_REPOSITORY = re.compile(r"[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A URI, understood. `authority` is the bucket or `host[:port]`; `path` has no leading slash.
+    """A URI, understood. `authority` is the bucket, `container@account`, the claim, the owner or `host[:port]`; `path`
+    has no leading slash. In a store with versions, `path` is the repository, and `inner` the place within it.
 
     `uri` is the normal form, query included: never show it, show `shown`.
     """
@@ -49,17 +62,32 @@ class Location:
     path: str
     uri: str = field(repr=False)
     query: str = field(default="", repr=False)
+    revision: str = ""
+    inner: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Which kind of storage key reads it."""
+        return _KINDS.get(self.scheme, self.scheme)
 
     @property
     def shown(self) -> str:
         """The URI for logs and errors: without its query, and not longer than a line."""
-        text = f"{self.scheme}://{self.authority}/{self.path}" + ("?..." if self.query else "")
+        text = self.uri.partition("?")[0] + "?..." if self.query else self.uri
         return text if len(text) <= _SHOWN_LENGTH_MAX else text[:_SHOWN_LENGTH_MAX] + "..."
 
     @property
     def segments(self) -> tuple[str, ...]:
-        """The path's segments, empty ones left out."""
-        return tuple(segment for segment in self.path.split("/") if segment)
+        """The path's segments, empty ones left out; then the version, and the segments within it."""
+        of_path = tuple(segment for segment in self.path.split("/") if segment)
+        if not self.revision and not self.inner:
+            return of_path
+        return (*of_path, f"@{self.revision}", *(segment for segment in self.inner.split("/") if segment))
+
+    @property
+    def name(self) -> str:
+        """What a file is called there, if the location is one."""
+        return self.inner if self.kind in ("hf", "oci", "git") else self.path
 
     @property
     def file_path(self) -> Path:
@@ -69,94 +97,47 @@ class Location:
     @property
     def archive_kind(self) -> str | None:
         """`zip`, `tar` or `tar.gz` if the name says so. Formats that are zip files inside keep their own names."""
-        lowered = self.path.lower()
+        lowered = self.name.lower()
         return next((kind for suffix, kind in _ARCHIVES if lowered.endswith(suffix)), None)
 
     @property
     def suffix(self) -> str:
         """The name's last suffix if it is a plain one (`.onnx`), else nothing."""
-        suffix = Path(self.path).suffix.lower()
+        suffix = Path(self.name).suffix.lower()
         return suffix if _SUFFIX.fullmatch(suffix) else ""
-
-
-@dataclass(frozen=True, slots=True)
-class SourcePolicy:
-    """What the operator allows and trusts.
-
-    `file_prefixes`: directories that file:// may read; None allows every file (a pod on loopback only).
-    `http_hosts`: hosts that http(s):// may reach; None allows all but link-local ones.
-    `trusted_prefixes`: URIs below which artifacts may run code when they load.
-    """
-
-    file_prefixes: tuple[Path, ...] | None = None
-    trusted_prefixes: tuple[str, ...] = ()
-    http_hosts: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        for prefix in self.trusted_prefixes:
-            _parse_prefix(prefix)
-
-    def check(self, location: Location) -> None:
-        """Raise BadLocation where the operator's rules forbid this location."""
-        if location.scheme in _DEFAULT_PORTS:
-            host = _host_of(location.authority)
-            if _is_link_local(host):
-                raise BadLocation(
-                    f"uri {location.shown!r}: {host} is a link-local address, which no model is served from"
-                )
-            if self.http_hosts is not None and host not in {allowed.lower() for allowed in self.http_hosts}:
-                raise BadLocation(
-                    f"uri {location.shown!r}: host {host} is not among the hosts that the operator allows "
-                    f"({', '.join(self.http_hosts) or 'none'})"
-                )
-        elif location.scheme == "file":
-            self.check_file(location.file_path, location.shown)
-
-    def check_file(self, path: Path, shown: str) -> None:
-        """Raise BadLocation unless the file that `path` really is (links followed) may be read."""
-        if self.file_prefixes is None:
-            return
-        real = path.resolve()
-        if any(real.is_relative_to(prefix.resolve()) for prefix in self.file_prefixes):
-            return
-        allowed = ", ".join(str(prefix) for prefix in self.file_prefixes)
-        raise BadLocation(
-            f"uri {shown!r}: file:// is limited to {allowed or 'no directory at all'} on this pod; "
-            "put the artifact there, on an http(s) server or in a bucket"
-        )
-
-    def trusts(self, location: Location) -> bool:
-        """Whether the location lies under a trusted prefix, as its name says."""
-        return any(_covers(_parse_prefix(prefix), location) for prefix in self.trusted_prefixes)
-
-    def trusts_file(self, real: Path) -> bool:
-        """Whether a file, links followed, lies under a trusted file prefix, links followed."""
-        prefixes = (_parse_prefix(prefix) for prefix in self.trusted_prefixes)
-        return any(real.is_relative_to(prefix.file_path.resolve()) for prefix in prefixes if prefix.scheme == "file")
 
 
 def parse_location(uri: str) -> Location:
     """Understand a URI, or raise BadLocation saying what is wrong with it."""
     if not uri:
-        raise BadLocation("uri is empty; give file:///path, https://host/path or s3://bucket/key")
+        raise BadLocation(f"uri is empty; give {_EXAMPLES}")
     if len(uri) > _URI_LENGTH_MAX:
         raise BadLocation(f"uri has {len(uri)} characters; {_URI_LENGTH_MAX} are allowed")
     scheme, separator, rest = uri.partition("://")
     if not separator:
         if uri.startswith("/"):
             return _file_location(uri, uri)
-        raise BadLocation(
-            f"uri {_shown(uri)}: neither a URI nor an absolute path; give file:///path, https://host/path or s3://bucket/key"
-        )
+        raise BadLocation(f"uri {_shown(uri)}: neither a URI nor an absolute path; give {_EXAMPLES}")
     match scheme.lower():
         case "file":
             return _parse_file(uri, rest)
         case "http" | "https":
-            return _parse_http(uri)
-        case "s3":
-            return _parse_s3(uri, rest)
+            found = _parse_http(uri)
+            return _of_blob_host(uri, found) or found
+        case "s3" | "gs" | "gcs" as bucket_scheme:
+            return _parse_bucket(_BUCKETS[bucket_scheme], uri, rest)
+        case lowered if lowered in _AZURE:
+            return _parse_azure(uri, rest)
+        case "pvc":
+            return _parse_pvc(uri, rest)
+        case "hf":
+            return _parse_hf(uri, rest)
+        case "oci":
+            return _parse_oci(uri, rest)
+        case "git+https" | "git+http":
+            return _parse_git(uri)
         case _:
-            raise BadLocation(f"uri {_shown(uri)}: scheme {scheme[:20]!r} is not served; use file, http, https or s3")
+            raise BadLocation(f"uri {_shown(uri)}: scheme {scheme[:20]!r} is not served; schemes are {SCHEMES}")
 
 
 def _parse_file(uri: str, rest: str) -> Location:
@@ -209,54 +190,123 @@ def _parse_http(uri: str) -> Location:
     return Location(parts.scheme, authority, path, uri=normal, query=parts.query)
 
 
-def _parse_s3(uri: str, rest: str) -> Location:
+def _parse_bucket(scheme: str, uri: str, rest: str) -> Location:
     bucket, _, key = rest.partition("/")
     if bucket and not _BUCKET.fullmatch(bucket):
         raise BadLocation(f"uri {_shown(uri)}: {bucket[:80]!r} is not a bucket name")
+    _check_key(uri, key)
+    return Location(scheme, bucket, key, uri=f"{scheme}://{bucket}/{key}")
+
+
+def _parse_azure(uri: str, rest: str) -> Location:
+    authority, _, key = rest.partition("/")
+    container, at, account = authority.partition("@")
+    for host in _AZURE_HOSTS:
+        account = account.removesuffix(host)
+    return _azure_location(uri, container, account, key, has_account=bool(at))
+
+
+def _azure_location(uri: str, container: str, account: str, key: str, has_account: bool) -> Location:
+    if has_account and not _ACCOUNT.fullmatch(account):
+        raise BadLocation(
+            f"uri {_shown(uri)}: {account[:80]!r} is not an account of Azure's public cloud; for another one name the "
+            "container alone, and the account and its endpoint_url in the storage key"
+        )
+    if container and not _BUCKET.fullmatch(container):
+        raise BadLocation(f"uri {_shown(uri)}: {container[:80]!r} is not a container name")
+    _check_key(uri, key)
+    authority = f"{container}@{account}" if account else container
+    return Location("azure", authority, key, uri=f"azure://{authority}/{key}")
+
+
+def _of_blob_host(uri: str, location: Location) -> Location | None:
+    """Azure's own URL of a blob, without a signature in it, is a key of a container."""
+    account, dot, host = location.authority.partition(".")
+    if f"{dot}{host}" not in _AZURE_HOSTS or location.scheme != "https" or location.query:
+        return None
+    container, _, key = location.path.partition("/")
+    return _azure_location(uri, container, account, unquote(key), has_account=True)
+
+
+def _check_key(uri: str, key: str) -> None:
     if re.search(r"[\x00-\x1f\x7f]", key):
         raise BadLocation(f"uri {_shown(uri)}: the key holds a control character")
     segments = key.removesuffix("/").split("/") if key else []
     if "" in segments:
         raise BadLocation(f"uri {_shown(uri)}: the key has two slashes in a row, which is not supported")
     _refuse_dots(uri, segments)
-    return Location("s3", bucket, key, uri=f"s3://{bucket}/{key}")
+
+
+def _parse_pvc(uri: str, rest: str) -> Location:
+    claim, _, path = rest.partition("/")
+    if not _CLAIM.fullmatch(claim):
+        raise BadLocation(f"uri {_shown(uri)}: {claim[:80]!r} is not the name of a claim; write pvc://claim/path")
+    plain = path.strip("/")
+    _check_key(uri, plain)
+    return Location("pvc", claim, plain, uri=f"pvc://{claim}/{plain}")
+
+
+def _parse_hf(uri: str, rest: str) -> Location:
+    # The revision stands behind the model's name, which comes first or second.
+    parts = rest.rstrip("/").split("/")
+    named = 1 if ":" in parts[0] else 2
+    owner, model, revision = parts[0], "", ""
+    if named == 1:
+        owner, _, revision = owner.partition(":")
+    elif len(parts) > 1:
+        model, _, revision = parts[1].partition(":")
+    inner = "/".join(parts[named:])
+    if not all(_HUB_NAME.fullmatch(name) for name in (owner, model or owner)):
+        raise BadLocation(f"uri {_shown(uri)}: write hf://owner/model, hf://owner/model:revision or .../path after it")
+    if revision and not _TAG.fullmatch(revision):
+        raise BadLocation(f"uri {_shown(uri)}: {revision[:80]!r} is not a branch, tag or commit without slashes")
+    _check_key(uri, inner)
+    uri = f"hf://{owner}" + (f"/{model}" if model else "") + (f":{revision}" if revision else "")
+    uri += f"/{inner}" if inner else ""
+    return Location("hf", owner, model, uri=uri, revision=revision, inner=inner)
+
+
+def _parse_oci(uri: str, rest: str) -> Location:
+    registry, _, named = rest.partition("/")
+    named, at, digest = named.partition("@")
+    repository, _, tag = named.partition(":")
+    host = registry.partition(":")[0]
+    if "." not in host and host != "localhost" and ":" not in registry:
+        raise BadLocation(f"uri {_shown(uri)}: {registry[:80]!r} is no registry; write oci://registry/repository:tag")
+    if not _HOST.fullmatch(host) or not re.fullmatch(r"(:[0-9]{1,5})?", registry[len(host) :]):
+        raise BadLocation(f"uri {_shown(uri)}: {registry[:80]!r} is not the host[:port] of a registry")
+    if repository and not _REPOSITORY.fullmatch(repository):
+        raise BadLocation(f"uri {_shown(uri)}: {repository[:80]!r} is not the name of a repository")
+    if (tag and not _TAG.fullmatch(tag)) or (at and not _DIGEST.fullmatch(digest)):
+        raise BadLocation(f"uri {_shown(uri)}: an image is named by :tag, or by @sha256: and 64 lower-case hex digits")
+    version = f"@{digest}" if digest else f":{tag}" if tag else ""
+    uri = f"oci://{registry}/{repository}{version}"
+    return Location("oci", registry, repository, uri=uri, revision=digest or tag)
+
+
+def _parse_git(uri: str) -> Location:
+    plain, _, inner = uri.partition("#")
+    # An @ before the path is refused with the credentials that it would follow.
+    before, at, revision = (
+        plain.rpartition("@") if "@" in plain.partition("://")[2].partition("/")[2] else (plain, "", "")
+    )
+    of_http = _parse_http(before.removeprefix("git+"))
+    if of_http.query:
+        raise BadLocation(f"uri {of_http.shown!r}: a repository has no query; put credentials in a storage key")
+    if at and not _REVISION.fullmatch(revision):
+        raise BadLocation(f"uri {_shown(uri)}: {revision[:80]!r} is not a branch, tag or commit")
+    _refuse_dots(uri, revision.split("/"))
+    _check_key(uri, inner)
+    scheme, path, inner = f"git+{of_http.scheme}", of_http.path.rstrip("/"), inner.rstrip("/")
+    uri = (
+        f"{scheme}://{of_http.authority}/{path}" + (f"@{revision}" if revision else "") + (f"#{inner}" if inner else "")
+    )
+    return Location(scheme, of_http.authority, path, uri=uri, revision=revision, inner=inner)
 
 
 def _refuse_dots(uri: str, segments: list[str]) -> None:
     if any(segment in (".", "..") for segment in segments):
         raise BadLocation(f"uri {_shown(uri)}: the path holds `.` or `..`; write the path that is meant")
-
-
-def _parse_prefix(prefix: str) -> Location:
-    parsed = parse_location(prefix)
-    if parsed.query:
-        raise BadLocation(f"trusted prefix {parsed.shown!r} has a query; a prefix ends with a path")
-    return parsed
-
-
-def _covers(prefix: Location, location: Location) -> bool:
-    if (prefix.scheme, prefix.authority) != (location.scheme, location.authority):
-        return False
-    return location.segments[: len(prefix.segments)] == prefix.segments
-
-
-def _host_of(authority: str) -> str:
-    if authority.startswith("["):
-        return authority[1 : authority.index("]")]
-    return authority.partition(":")[0]
-
-
-def _is_link_local(host: str) -> bool:
-    # Hosts such as 2852039166 or 0xa9fea9fe are addresses to an HTTP library, so they are read as inet_aton reads them.
-    try:
-        if ":" in host:
-            six = ipaddress.IPv6Address(host)
-            return six.is_link_local or (six.ipv4_mapped is not None and six.ipv4_mapped.is_link_local)
-        if _NUMERIC_HOST.fullmatch(host):
-            return ipaddress.IPv4Address(socket.inet_aton(host)).is_link_local
-    except (ValueError, OSError):
-        return False
-    return False
 
 
 def _shown(uri: str) -> str:

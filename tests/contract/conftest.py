@@ -1,4 +1,7 @@
-"""A real etcd for the stores' tests: $HEXCOMB_TEST_ETCD, the one on PATH, or Debian's (`mesh.demo.etcd_server`)."""
+"""Servers for the tests of what talks to servers.
+
+etcd is $HEXCOMB_TEST_ETCD, the one on PATH, or Debian's (`mesh.demo.etcd_server`).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 
 from mesh.demo.etcd_server import EtcdMissing, EtcdServer, find_etcd
+from tests.contract.faulty_server import FaultyServer, faulty_server
 
 QUICK = ("--heartbeat-interval", "50", "--election-timeout", "500")
 """Ten times etcd's pace: members of these tests are on one machine, and its shortest lease shrinks to 1 s."""
@@ -32,6 +36,13 @@ def etcd(etcd_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     server = EtcdServer(etcd_binary, tmp_path_factory.mktemp("etcd"), options=QUICK).start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def server() -> Iterator[FaultyServer]:
+    """A web server that misbehaves on request."""
+    with faulty_server() as world:
+        yield world
 
 
 def ask_etcd(server: EtcdServer, path: str, token: str = "", **fields: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """One suite for every place that artifacts come from: files, a web server, an object store. And what servers do wrong.
 
-The web server is real and misbehaves on request; the object store is moto's S3 behind HTTP.
+The web server is real and misbehaves on request; the buckets are moto's S3 behind HTTP, fake-gcs-server and Azurite.
 """
 
 from __future__ import annotations
@@ -10,22 +10,18 @@ import hashlib
 import io
 import logging
 import os
-import re
 import tarfile
-import threading
 import time
 import zipfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import pytest
 
-from runtime_adapters.artifacts import sources
-from runtime_adapters.artifacts.credentials import HttpKey, S3Key, StorageKeys
+from runtime_adapters.artifacts import file_source, stored_objects
+from runtime_adapters.artifacts.credentials import StorageKeys
 from runtime_adapters.artifacts.errors import (
     ArtifactChanged,
     ArtifactDenied,
@@ -35,164 +31,24 @@ from runtime_adapters.artifacts.errors import (
     FetchFailed,
     FetchTimedOut,
 )
-from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchRequest
+from runtime_adapters.artifacts.fetch import FetchRequest
 from runtime_adapters.artifacts.fetching import FetchLimits
-from runtime_adapters.artifacts.locations import SourcePolicy
-from runtime_adapters.artifacts.unpack import open_new
+from runtime_adapters.artifacts.source_policy import SourcePolicy
+from runtime_adapters.artifacts.storage_keys import AzureKey, GcsKey, HttpKey, PvcKey, S3Key, StorageKey
 from runtime_adapters.errors import AdapterError, BadArtifact, LoadFailed
+from tests.contract.artifact_stores import SECRET, Counted, content_of, opened, sha256_of
+from tests.contract.faulty_server import FaultyServer
+from tests.contract.storage_servers import (
+    AZURITE_ACCOUNT,
+    AZURITE_KEY,
+    AzurePlace,
+    GcsPlace,
+    ToolMissing,
+    azurite,
+    fake_gcs,
+)
 
-SECRET = "s3cr3t-value-nobody-may-see"
-LIMITS = FetchLimits(stall_timeout_s=2.0, connect_timeout_s=2.0, retry_delay_s=0.01, timeout_s=30.0)
-CAPACITY_BYTES = 64 * 1024 * 1024
-
-
-# A web server that misbehaves on request ------------------------------------------------------------------------
-
-
-@dataclass
-class Served:
-    content: bytes
-    etag: str | None
-    modified: str | None = None
-
-
-@dataclass
-class Seen:
-    method: str
-    path: str
-    headers: dict[str, str]
-
-
-@dataclass
-class FaultyServer:
-    """Serves `files`; `faults[path]` is a list of behaviours, one taken per request, then it behaves."""
-
-    port: int = 0
-    files: dict[str, Served] = field(default_factory=dict)
-    faults: dict[str, list[str]] = field(default_factory=dict)
-    seen: list[Seen] = field(default_factory=list)
-    hold: threading.Event = field(default_factory=threading.Event)
-    at_hold: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def base(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def put(self, name: str, content: bytes, *, etag: bool = True) -> str:
-        tag = f'"{hashlib.md5(content).hexdigest()}"' if etag else None
-        self.files["/" + name] = Served(content, tag)
-        return f"{self.base}/{name}"
-
-    def ranges(self) -> list[str | None]:
-        return [request.headers.get("range") for request in self.seen]
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    world: FaultyServer
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.world.seen.append(Seen(self.command, self.path, headers))
-        queued = self.world.faults.get(path, [])
-        fault = queued.pop(0) if queued else ""
-        try:
-            self._answer(path, headers, fault)
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
-
-    def _answer(self, path: str, headers: dict[str, str], fault: str) -> None:
-        if fault.startswith("status:"):
-            self._plain(int(fault.removeprefix("status:")), f"no: {SECRET}".encode())
-            return
-        if fault == "reset":
-            self.close_connection = True
-            return
-        if fault.startswith("redirect:"):
-            self.send_response(302)
-            self.send_header("Location", fault.removeprefix("redirect:"))
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        served = self.world.files.get(path)
-        if served is None:
-            self._plain(404, b"nothing")
-            return
-        if headers.get("if-none-match") == served.etag and served.etag:
-            self._plain(304, b"")
-            return
-        if "if-match" in headers and headers["if-match"] != served.etag and "ignore-if-match" not in fault:
-            self._plain(412, b"")
-            return
-        offset = 0
-        found = re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", ""))
-        content = served.content
-        ranged = found is not None and "ignore-range" not in fault
-        if found is not None and ranged:
-            offset = int(found.group(1))
-            content = content[: int(found.group(2)) + 1] if found.group(2) else content
-        self.send_response(206 if ranged else 200)
-        if ranged:
-            self.send_header("Content-Range", f"bytes {offset}-{len(content) - 1}/{len(served.content)}")
-        if served.etag:
-            self.send_header("ETag", served.etag)
-        if served.modified:
-            self.send_header("Last-Modified", served.modified)
-        length = len(content) - offset + (1000 if "claims-more" in fault else 0) - (5 if "claims-less" in fault else 0)
-        if "no-length" in fault:
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            self.wfile.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content))
-            return
-        self.send_header("Content-Length", str(length))
-        self.end_headers()
-        body = content[offset:]
-        half = len(body) // 2
-        if "drop" in fault:
-            self.wfile.write(body[:half])
-            self.close_connection = True
-        elif "change" in fault:
-            self.wfile.write(body[:half])
-            self.close_connection = True
-            self.world.put(path.removeprefix("/"), content[::-1] + b"new")
-        elif "hold" in fault:
-            self.wfile.write(body[:half])
-            self.wfile.flush()
-            self.world.at_hold.set()
-            self.world.hold.wait(20)
-            self.wfile.write(body[half:])
-        else:
-            self.wfile.write(body)
-        if "claims" in fault:
-            self.close_connection = True
-
-    def _plain(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-
-@pytest.fixture
-def server() -> Iterator[FaultyServer]:
-    world = FaultyServer()
-    handler = type("Handler", (_Handler,), {"world": world})
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    httpd.daemon_threads = True
-    world.port = httpd.server_port
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield world
-    world.hold.set()
-    httpd.shutdown()
-    httpd.server_close()
-
-
-# The three places -----------------------------------------------------------------------------------------------
+# The places -----------------------------------------------------------------------------------------------------
 
 
 class Place(Protocol):
@@ -235,6 +91,18 @@ class S3Place:
         return f"s3://{self.bucket}/{name}"
 
 
+@dataclass
+class ClaimPlace:
+    root: Path
+    storage_key: str | None = None
+
+    def put(self, name: str, content: bytes) -> str:
+        path = self.root / "claim" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return f"pvc://claim/{name}"
+
+
 @pytest.fixture(scope="session")
 def moto_endpoint() -> Iterator[str]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -258,24 +126,60 @@ def s3(moto_endpoint: str, request: pytest.FixtureRequest) -> S3Place:
         aws_secret_access_key=SECRET,
         region_name="us-east-1",
     )
-    bucket = "b" + hashlib.md5(request.node.nodeid.encode()).hexdigest()
+    bucket = name_for(request)
     client.create_bucket(Bucket=bucket)
     return S3Place(client, bucket)
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+@pytest.fixture(scope="session")
+def gcs_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    try:
+        with fake_gcs(tmp_path_factory.mktemp("gcs")) as base:
+            yield base
+    except ToolMissing as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def gs(gcs_endpoint: str, request: pytest.FixtureRequest) -> GcsPlace:
+    return GcsPlace(gcs_endpoint, name_for(request))
+
+
+@pytest.fixture(scope="session")
+def azurite_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    try:
+        with azurite(tmp_path_factory.mktemp("azurite")) as base:
+            yield base
+    except ToolMissing as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def azure(azurite_endpoint: str, request: pytest.FixtureRequest) -> AzurePlace:
+    return AzurePlace(azurite_endpoint, name_for(request))
+
+
+def name_for(request: pytest.FixtureRequest) -> str:
+    return "b" + hashlib.md5(request.node.nodeid.encode()).hexdigest()
+
+
+@pytest.fixture
+def claim(files: FilePlace, tmp_path: Path) -> ClaimPlace:
+    return ClaimPlace(tmp_path / "claims")
 
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FilePlace:
     # Files of a test are always younger than the grain of a clock.
-    monkeypatch.setattr(sources, "_FILE_GRAIN_S", -1.0)
+    monkeypatch.setattr(file_source, "_FILE_GRAIN_S", -1.0)
     return FilePlace(tmp_path / "source")
 
 
-@pytest.fixture(params=["files", "http", "s3"])
+REAL_BUCKETS = [pytest.param(name, marks=pytest.mark.clients) for name in ("gs", "azure")]
+BUCKETS = ["s3", *REAL_BUCKETS]
+
+
+@pytest.fixture(params=["files", "claim", "http", *BUCKETS])
 def place(request: pytest.FixtureRequest) -> Place:
     if request.param == "http":
         return HttpPlace(request.getfixturevalue("server"))
@@ -286,57 +190,23 @@ def place(request: pytest.FixtureRequest) -> Place:
 @pytest.fixture
 def keys(request: pytest.FixtureRequest) -> StorageKeys:
     """Storage keys for whichever place the test uses."""
-    key = S3Key(endpoint_url=request.getfixturevalue("moto_endpoint"), access_key_id="KEY", secret_access_key=SECRET)
-    return StorageKeys({("default", "minio"): key, ("other", "minio"): key})
-
-
-@dataclass
-class Counted:
-    """Counts the files that a store creates: one per downloaded object."""
-
-    created: int = 0
-
-    def __call__(self, path: Path) -> BinaryIO:
-        self.created += 1
-        return open_new(path)
-
-
-@asynccontextmanager
-async def opened(
-    root: Path,
-    *,
-    storage: StorageKeys | None = None,
-    limits: FetchLimits = LIMITS,
-    policy: SourcePolicy | None = None,
-    create: Callable[[Path], BinaryIO] = open_new,
-    capacity_bytes: int = CAPACITY_BYTES,
-) -> AsyncIterator[ArtifactStore]:
-    store = ArtifactStore(
-        root / "disk", capacity_bytes=capacity_bytes, limits=limits, storage=storage, policy=policy, create_file=create
-    )
-    try:
-        yield store
-        store._disk.ledger.validate()
-    finally:
-        await store.close()
+    wanted = set(request.node.callspec.params.values()) if hasattr(request.node, "callspec") else set()
+    key: StorageKey
+    if "gs" in wanted:
+        name, key = "google", GcsKey(request.getfixturevalue("gcs_endpoint"))
+    elif "azure" in wanted:
+        endpoint = f"{request.getfixturevalue('azurite_endpoint')}/{AZURITE_ACCOUNT}"
+        name, key = "microsoft", AzureKey(AZURITE_ACCOUNT, endpoint_url=endpoint, access_key=AZURITE_KEY)
+    elif "claim" in wanted:
+        name, key = "claim", PvcKey("claim")
+    else:
+        endpoint = request.getfixturevalue("moto_endpoint")
+        name, key = "minio", S3Key(endpoint_url=endpoint, access_key_id="KEY", secret_access_key=SECRET)
+    return StorageKeys({("default", name): key, ("other", name): key})
 
 
 def request_for(place: Place, uri: str, **changes: Any) -> FetchRequest:
     return FetchRequest(uri=uri, storage_key=place.storage_key, **changes)
-
-
-def content_of(artifact: Artifact) -> bytes | dict[str, bytes]:
-    if artifact.path.is_dir():
-        return {
-            path.relative_to(artifact.path).as_posix(): path.read_bytes()
-            for path in sorted(artifact.path.rglob("*"))
-            if path.is_file()
-        }
-    return artifact.path.read_bytes()
-
-
-def sha256_of(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 BODY = os.urandom(300_000)
@@ -475,7 +345,7 @@ async def test_a_broken_archive_is_a_permanent_error_and_leaves_nothing(
         assert store.use().used_bytes == 0
 
 
-@pytest.mark.parametrize("kind", ["files", "s3"])
+@pytest.mark.parametrize("kind", ["files", "claim", *BUCKETS])
 async def test_a_directory_arrives_with_all_its_files(
     kind: str, request: pytest.FixtureRequest, keys: StorageKeys, tmp_path: Path
 ) -> None:
@@ -820,8 +690,8 @@ async def test_trust_follows_the_real_file_not_the_link(files: FilePlace, tmp_pa
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
     part_bytes = len(BODY) // 7
-    monkeypatch.setattr(sources, "PART_BYTES", part_bytes)
-    monkeypatch.setattr(sources, "PARALLEL_MIN_BYTES", 2 * part_bytes)
+    monkeypatch.setattr(stored_objects, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(stored_objects, "PARALLEL_MIN_BYTES", 2 * part_bytes)
     return part_bytes
 
 

@@ -14,7 +14,7 @@ from mesh.models import Models
 from mesh.serving import wanted
 from placement.errors import InvalidSpec
 from placement.records import ModelRecord, ModelSpec
-from runtime_adapters.artifacts.locations import SourcePolicy
+from runtime_adapters.artifacts.source_policy import SourcePolicy
 
 
 def test_a_refused_signed_url_is_named_without_its_signature() -> None:

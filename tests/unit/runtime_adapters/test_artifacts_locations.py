@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from runtime_adapters.artifacts.credentials import HttpKey, S3Key, StorageKeys, UnsupportedKey
+from runtime_adapters.artifacts.credentials import StorageKeys
 from runtime_adapters.artifacts.errors import ArtifactDenied, BadLocation, BadStorageConfig
-from runtime_adapters.artifacts.locations import SourcePolicy, parse_location
+from runtime_adapters.artifacts.locations import parse_location
+from runtime_adapters.artifacts.source_policy import SourcePolicy
+from runtime_adapters.artifacts.storage_keys import HttpKey, S3Key, UnsupportedKey
 
 SECRET = "s3cr3t-value-nobody-may-see"
 
@@ -24,6 +26,21 @@ NORMAL_FORMS = [
     ("http://[::1]:8080/a", "http://[::1]:8080/a"),
     ("s3://bucket/we ird/%20#?k.bin", "s3://bucket/we ird/%20#?k.bin"),
     ("s3://bucket/dir/", "s3://bucket/dir/"),
+    ("gcs://bucket/a b", "gs://bucket/a b"),
+    ("az://models@acct1/d/m.bin", "azure://models@acct1/d/m.bin"),
+    ("abfss://models@acct1.dfs.core.windows.net/m", "azure://models@acct1/m"),
+    ("https://acct1.blob.core.windows.net/models/d/a%20b", "azure://models@acct1/d/a b"),
+    ("https://acct1.blob.core.windows.net/models/m?sig=1", "https://acct1.blob.core.windows.net/models/m?sig=1"),
+    ("azure:///m", "azure:///m"),
+    ("pvc://claim-1//d/", "pvc://claim-1/d"),
+    ("hf://org/model", "hf://org/model"),
+    ("hf://org/model:v1/sub/m.onnx", "hf://org/model:v1/sub/m.onnx"),
+    ("hf://gpt2:main", "hf://gpt2:main"),
+    ("oci://quay.io/org/model:1.0", "oci://quay.io/org/model:1.0"),
+    ("oci://localhost:5000/m", "oci://localhost:5000/m"),
+    (f"oci://r.io/m:1@sha256:{'a' * 64}", f"oci://r.io/m@sha256:{'a' * 64}"),
+    ("git+https://Git.example:443/org/r.git@v1/x#sub/dir/", "git+https://git.example/org/r.git@v1/x#sub/dir"),
+    ("git+http://h:8080/r", "git+http://h:8080/r"),
 ]
 
 
@@ -36,7 +53,7 @@ def test_a_uri_has_one_normal_form(uri: str, normal: str) -> None:
 REFUSED = [
     ("", "empty"),
     ("relative/path", "absolute path"),
-    ("gs://bucket/x", "scheme"),
+    ("ftp://bucket/x", "scheme"),
     ("file://host/path", "three slashes"),
     ("file:///a/../b", "`..`"),
     ("file:///a/%2e%2e/b", "`..`"),
@@ -61,6 +78,23 @@ REFUSED = [
     ("s3://bucket/a/../b", "`..`"),
     ("s3://bucket/./b", "`.`"),
     ("s3://bucket/" + "x" * 5000, "characters"),
+    ("gs://bucket/../x", "`..`"),
+    ("az://models@acct.example.net/m", "account"),
+    ("az://mo..dels!@acct1/m", "container"),
+    ("pvc://claim/../other/m", "`..`"),
+    ("pvc:///m", "claim"),
+    ("hf://org/model/../x", "`..`"),
+    ("hf://org/..", "write hf://"),
+    ("hf://org/model:a b", "branch, tag"),
+    ("oci://model/x:1", "no registry"),
+    ("oci://r.io/Upper:1", "repository"),
+    ("oci://r.io/m@sha256:123", "64 lower-case"),
+    ("oci://r.io:99x/m", "host"),
+    ("git+https://user:pw@h/r", "credentials"),
+    ("git+https://h/r@../x", "branch, tag"),
+    ("git+https://h/r@v1#../x", "`..`"),
+    ("git+https://h/r?x=1", "query"),
+    ("git+ssh://h/r", "scheme"),
 ]
 
 
@@ -73,7 +107,7 @@ def test_a_uri_that_could_be_read_in_two_ways_is_refused(uri: str, says: str) ->
 def test_neither_a_query_nor_a_password_is_shown() -> None:
     location = parse_location(f"https://h/m.onnx?sig={SECRET}")
     assert SECRET not in f"{location!r} {location.shown}"
-    for uri in (f"http://user:{SECRET}@h/a", f"ftp://user:{SECRET}@h/a", f"gs://b/x?sig={SECRET}"):
+    for uri in (f"http://user:{SECRET}@h/a", f"ftp://user:{SECRET}@h/a", f"ftp://b/x?sig={SECRET}"):
         with pytest.raises(BadLocation) as caught:
             parse_location(uri)
         assert SECRET not in str(caught.value)
@@ -113,6 +147,18 @@ TRUST = [
     ("file:///tr", "/tr/x", True),
     ("/tr", "file:///tr//x", True),
     ("/tr", "/trx", False),
+    ("hf://org", "hf://org/model:v1/m.onnx", True),
+    ("hf://org/model", "hf://org/model:v1/m.onnx", True),
+    ("hf://org/model", "hf://org/model", True),
+    ("hf://org/model:v1", "hf://org/model:v1/m.onnx", True),
+    ("hf://org/model:v1", "hf://org/model:v2", False),
+    ("hf://org/model", "hf://org/model-2", False),
+    ("oci://r.io/org", "oci://r.io/org/m:1", True),
+    ("oci://r.io/org/m", "oci://r.io/org/m2:1", False),
+    ("git+https://h/org", "git+https://h/org/r@v1#sub", True),
+    ("git+https://h/org/r@v1", "git+https://h/org/r@v2#sub", False),
+    ("pvc://claim/tr", "pvc://claim/tr/m", True),
+    ("az://models@acct1/tr", "https://acct1.blob.core.windows.net/models/tr/m", True),
 ]
 
 
@@ -143,6 +189,22 @@ def test_http_is_limited_to_the_hosts_that_the_operator_allows() -> None:
         policy.check(parse_location("https://models.example.evil/m"))
 
 
+def test_the_hosts_of_registries_and_repositories_are_limited_likewise() -> None:
+    policy = SourcePolicy(http_hosts=("models.example",))
+    for uri in ("oci://models.example:5000/m:1", "git+https://models.example/r"):
+        policy.check(parse_location(uri))
+    for uri in ("oci://other.example/m:1", "git+https://other.example/r"):
+        with pytest.raises(BadLocation, match="not among the hosts"):
+            policy.check(parse_location(uri))
+        with pytest.raises(BadLocation, match="link-local"):
+            SourcePolicy().check(parse_location(uri.replace("other.example", "169.254.169.254")))
+
+
+def test_a_claim_needs_a_directory_of_claims() -> None:
+    with pytest.raises(BadLocation, match="--pvc-root"):
+        SourcePolicy().check(parse_location("pvc://claim/m"))
+
+
 def test_no_file_prefix_at_all_forbids_every_file() -> None:
     with pytest.raises(BadLocation, match="no directory at all"):
         SourcePolicy(file_prefixes=()).check(parse_location("/m.onnx"))
@@ -150,6 +212,11 @@ def test_no_file_prefix_at_all_forbids_every_file() -> None:
 
 # Storage keys ---------------------------------------------------------------------------------------------------
 
+AT = {
+    "s3": parse_location("s3://bucket/m"),
+    "http": parse_location("http://h/m"),
+    "https": parse_location("https://h/m"),
+}
 S3_ENTRY = {"type": "s3", "access_key_id": "KEY", "secret_access_key": SECRET, "endpoint_url": "http://minio:9000"}
 
 
@@ -162,13 +229,13 @@ def test_a_key_belongs_to_its_tenant(tmp_path: Path) -> None:
     keys = StorageKeys.from_path(
         written(tmp_path / "storage.json", {"mine": S3_ENTRY, "a/theirs": S3_ENTRY, "*/shared": S3_ENTRY})
     )
-    assert isinstance(keys.find("default", "mine", "s3"), S3Key)
-    assert isinstance(keys.find("a", "theirs", "s3"), S3Key)
-    assert isinstance(keys.find("a", "shared", "s3"), S3Key)
+    assert isinstance(keys.find("default", "mine", AT["s3"]), S3Key)
+    assert isinstance(keys.find("a", "theirs", AT["s3"]), S3Key)
+    assert isinstance(keys.find("a", "shared", AT["s3"]), S3Key)
     errors = []
     for name in ("mine", "no-such-key"):
         with pytest.raises(ArtifactDenied) as caught:
-            keys.find("a", name, "s3")
+            keys.find("a", name, AT["s3"])
         errors.append(str(caught.value).replace(name, "KEY"))
     assert errors[0] == errors[1]
 
@@ -176,21 +243,21 @@ def test_a_key_belongs_to_its_tenant(tmp_path: Path) -> None:
 def test_without_a_name_the_default_key_of_the_type_is_used(tmp_path: Path) -> None:
     entries = {"default": {"type": "http", "url": "https://h/"}, "default_s3": S3_ENTRY, "*/default": S3_ENTRY}
     keys = StorageKeys.from_path(written(tmp_path / "storage.json", entries))
-    assert isinstance(keys.find("default", None, "s3"), S3Key)
-    assert isinstance(keys.find("default", "", "https"), HttpKey)
-    assert isinstance(keys.find("other", None, "s3"), S3Key)
-    assert keys.find("other", None, "http") is None
-    assert StorageKeys().find("default", None, "s3") is None
+    assert isinstance(keys.find("default", None, AT["s3"]), S3Key)
+    assert isinstance(keys.find("default", "", AT["https"]), HttpKey)
+    assert isinstance(keys.find("other", None, AT["s3"]), S3Key)
+    assert keys.find("other", None, AT["http"]) is None
+    assert StorageKeys().find("default", None, AT["s3"]) is None
 
 
 def test_a_key_of_another_type_is_refused(tmp_path: Path) -> None:
-    keys = StorageKeys.from_path(written(tmp_path / "k.json", {"mine": S3_ENTRY, "g": {"type": "gcs", "x": 1}}))
+    keys = StorageKeys.from_path(written(tmp_path / "k.json", {"mine": S3_ENTRY, "g": {"type": "hdfs", "x": 1}}))
     with pytest.raises(ArtifactDenied, match="of type s3"):
-        keys.find("default", "mine", "https")
-    with pytest.raises(ArtifactDenied, match="of type gcs"):
-        keys.find("default", "g", "s3")
-    assert keys.find("default", None, "s3") is None
-    assert UnsupportedKey("gcs") == UnsupportedKey("gcs")
+        keys.find("default", "mine", AT["https"])
+    with pytest.raises(ArtifactDenied, match="of type hdfs"):
+        keys.find("default", "g", AT["s3"])
+    assert keys.find("default", None, AT["s3"]) is None
+    assert UnsupportedKey("hdfs") == UnsupportedKey("hdfs")
 
 
 def test_a_directory_of_secrets_is_read_like_a_mounted_secret(tmp_path: Path) -> None:
@@ -201,17 +268,17 @@ def test_a_directory_of_secrets_is_read_like_a_mounted_secret(tmp_path: Path) ->
     written(tmp_path / "..data" / "mine", {"type": "broken"})
     keys = StorageKeys.from_path(tmp_path)
     assert repr(keys) == "StorageKeys(2 keys)"
-    assert isinstance(keys.find("tenant-a", "theirs", "s3"), S3Key)
+    assert isinstance(keys.find("tenant-a", "theirs", AT["s3"]), S3Key)
 
 
 def test_yaml_and_json_text_inside_a_secret_are_understood(tmp_path: Path) -> None:
     path = tmp_path / "storage.yaml"
     path.write_text(f"mine: '{json.dumps(S3_ENTRY)}'\nweb:\n  type: http\n  url: https://h/x\n  headers: {{A: b}}\n")
     keys = StorageKeys.from_path(path)
-    found = keys.find("default", "mine", "s3")
+    found = keys.find("default", "mine", AT["s3"])
     assert isinstance(found, S3Key)
     assert (found.secret_access_key, found.endpoint) == (SECRET, "http://minio:9000")
-    assert keys.find("default", "web", "http") == HttpKey("https://h:443", {"A": "b"})
+    assert keys.find("default", "web", AT["http"]) == HttpKey("https://h:443", {"A": "b"})
 
 
 def test_an_edited_file_is_read_again(tmp_path: Path) -> None:
@@ -219,7 +286,7 @@ def test_an_edited_file_is_read_again(tmp_path: Path) -> None:
     keys = StorageKeys.from_path(path)
     written(tmp_path / "new.json", {"mine": S3_ENTRY | {"region": "mars-1"}})
     os.replace(tmp_path / "new.json", path)
-    found = keys.find("default", "mine", "s3")
+    found = keys.find("default", "mine", AT["s3"])
     assert isinstance(found, S3Key)
     assert found.region == "mars-1"
 
@@ -229,7 +296,11 @@ def test_trusted_prefixes_hold_for_a_tenants_own_key_only_if_it_says_so(tmp_path
     keys = StorageKeys.from_path(written(tmp_path / "k.json", entries))
     applies = [
         key.trusted_prefixes_apply
-        for key in (keys.find("default", "mine", "s3"), keys.find("a", "k", "s3"), keys.find("b", "k", "s3"))
+        for key in (
+            keys.find("default", "mine", AT["s3"]),
+            keys.find("a", "k", AT["s3"]),
+            keys.find("b", "k", AT["s3"]),
+        )
         if isinstance(key, S3Key)
     ]
     assert applies == [True, False, True]
