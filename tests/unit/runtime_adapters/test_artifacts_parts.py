@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from runtime_adapters.artifacts.sources import PART_BYTES, PARTS_AT_ONCE, _parts
+from runtime_adapters.artifacts.stored_objects import PART_BYTES, PARTS_AT_ONCE, _parts
 
 MIB = 1 << 20
 
