@@ -18,7 +18,7 @@ from typing import BinaryIO, cast
 
 import pytest
 
-from runtime_adapters.artifacts import disk_records, download, sources
+from runtime_adapters.artifacts import disk_records, download, file_source
 from runtime_adapters.artifacts.download import tree_hash
 from runtime_adapters.artifacts.errors import ArtifactTooLarge, BadStorageConfig, DiskFull
 from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchRequest
@@ -34,7 +34,7 @@ CAPACITY_BYTES = 400 * KIB
 
 @pytest.fixture(autouse=True)
 def _files_settle_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_FILE_GRAIN_S", -1.0)
+    monkeypatch.setattr(file_source, "_FILE_GRAIN_S", -1.0)
 
 
 @asynccontextmanager

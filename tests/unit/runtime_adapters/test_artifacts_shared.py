@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime_adapters.artifacts import disk_records, sources
+from runtime_adapters.artifacts import disk_records, file_source
 from runtime_adapters.artifacts.disk_tier import ORIGINAL_DROP_MIN_BYTES
 from runtime_adapters.artifacts.errors import ArtifactNotFound
 from runtime_adapters.artifacts.fetch import Artifact, ArtifactStore, FetchRequest
@@ -35,7 +35,7 @@ LONG_S = 10.0
 
 @pytest.fixture(autouse=True)
 def _files_settle_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_FILE_GRAIN_S", -1.0)
+    monkeypatch.setattr(file_source, "_FILE_GRAIN_S", -1.0)
 
 
 @asynccontextmanager
