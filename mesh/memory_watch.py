@@ -33,7 +33,7 @@ from mesh.pressure import (
 )
 from mesh.telemetry import Sample
 from mesh.threads import InThread, in_thread
-from runtime_adapters.memory import trim
+from runtime_adapters.malloc import trim
 from runtime_adapters.memory_reading import MemoryReading
 
 log = logging.getLogger("hexcomb.memory")

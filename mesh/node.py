@@ -51,6 +51,7 @@ from mesh.explaining import Explaining
 from mesh.flight_recorder import FlightRecorder, read_last_flight
 from mesh.generations import Generations, key_of
 from mesh.known_sizes import Known, KnownSizes
+from mesh.large_requests import LargeRequests
 from mesh.loading.loading import Loading
 from mesh.loading.places import HOST_MEMORY, RAM
 from mesh.memory_watch import MemoryWatch
@@ -236,6 +237,7 @@ class Node:
             if settings.access_log is None
             else _access_log(settings.access_log, int(settings.access_log_max), world)
         )
+        self.large_requests = LargeRequests(in_thread=world.in_thread)
         self.serving = Serving(
             self.registry,
             self.generations,
@@ -246,6 +248,7 @@ class Node:
             has_chance=lambda record: self.status.has_chance(record),
             draw=world.draw,
             access_log=self.access_log,
+            large_came=self.large_requests.came,
         )
         self.models = Models(self.registry, policy, self.loading, self.serving, self.pool)
         self.overview = self._overview(name)
@@ -536,6 +539,7 @@ class Node:
         self.loading.send(Drain())
         await self.loading.close(_LAST_UNLOADS_S)
         self.runner.close()
+        self.large_requests.close()
         try:
             async with asyncio.timeout(_LAST_FILES_S):
                 await self.artifacts.close()

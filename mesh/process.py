@@ -20,7 +20,7 @@ import uvloop
 from mesh.node import Node
 from mesh.node_store import open_store
 from mesh.settings import Settings
-from runtime_adapters.memory import tune_allocator
+from runtime_adapters.malloc import tune_allocator
 
 log = logging.getLogger("hexcomb.node")
 

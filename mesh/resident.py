@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from cache.copies import Copy
 from mesh.batching.lane import Lane
 from mesh.batching.rules import ALONE, BatchRules
+from mesh.batching.run_place import RunPlace
 from mesh.known_sizes import NOTHING, Loadable
 from mesh.plans import Plan
 from mesh.tally import Tally
@@ -93,16 +94,15 @@ class Resident:
     """Where requests wait for it (`mesh.running`); None while none has."""
     died: bool = False
     """Its process has."""
-    alone_s: float = field(init=False)
-    """Mean seconds of a run of one request: on a thread of this process that thread's processor time, since a wait for
-    Python's lock, or for a core, says nothing of what the run would take on the loop."""
+    place: RunPlace = field(init=False, repr=False)
+    """Where its small requests run."""
     runs: int = 0
     queued_total_s: float = 0.0
     run_total_s: float = 0.0
     """Since the load: how many requests ran, how long they waited for their runs, and what those took."""
 
     def __post_init__(self) -> None:
-        self.alone_s = self.run_s
+        self.place = RunPlace(self.run_s)
 
     @property
     def is_hot(self) -> bool:
@@ -142,35 +142,17 @@ class Resident:
     def renewed(self, loadable: Loadable, run_s: float) -> None:
         """It goes on in another form, of which a run takes this long: what was learned of the old one is of no use."""
         self.loadable = loadable
-        self.run_s = self.alone_s = run_s
+        self.run_s = run_s
+        self.place = RunPlace(run_s)
 
-    def costs_alone(self, alone_s: float) -> None:
-        """A run of one request was seen to cost no more than this; a mean that began with slow ones takes many more to
-        say so, where requests share most runs."""
-        self.alone_s = min(self.alone_s, alone_s)
-
-    def ran(
-        self,
-        queued_s: float,
-        run_s: float,
-        requests: int = 1,
-        *,
-        shared: bool = False,
-        cost_s: float | None = None,
-        rows: int = 0,
-    ) -> None:
+    def ran(self, queued_s: float, run_s: float, requests: int = 1, *, rows: int = 0) -> None:
         """A run has answered so many requests, which waited `queued_s` together, for `rows` rows; 0: they are not
-        counted, of a model whose rows do not share runs. Its means are what `running` and
-        `promoting` decide by. `cost_s`: what it would have held up on the event loop, where that is less than it
-        lasted: it may have waited for other threads. A run that requests share costs no less than one alone would."""
+        counted, of a model whose rows do not share runs."""
         self.runs += requests
         self.tally.ran(queued_s, run_s, requests, rows or requests)
         self.queued_total_s += queued_s
         self.run_total_s += run_s
         self.run_s = _moved(self.run_s, run_s / requests)
-        cost_s = run_s if cost_s is None else cost_s
-        if not shared or cost_s < self.alone_s:
-            self.alone_s = _moved(self.alone_s, cost_s)
 
 
 def _moved(mean_s: float, run_s: float) -> float:

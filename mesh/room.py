@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from mesh.pressure import PressureLimits, missing_room
 from runtime_adapters.errors import NoRoom
-from runtime_adapters.memory import trim
+from runtime_adapters.malloc import trim
 from runtime_adapters.memory_reading import MemoryReading
 
 ReadMemory = Callable[[], MemoryReading]

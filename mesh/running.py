@@ -2,8 +2,8 @@
 
 A hand-over to a worker thread and back costs roughly `HANDOVER_S` of everybody's time. A tiny model runs in a tenth of
 that, so its runs stay on the loop, where they hold up other requests for less time than the hand-over would. What a
-copy costs is measured, not guessed: an exponentially weighted mean of its runs of one request, seeded at warm-up. Only
-small requests qualify, since the mean says nothing about a request a thousand times the usual size.
+copy's runs cost is measured, not guessed (`mesh.batching.run_place`). Only small requests qualify, since what was
+measured on them says nothing about a request a thousand times the usual size.
 
 All else waits in its copy's lane (`mesh.batching.lane`) until a thread is free, and what has gathered there by then
 runs together, where the model allows it. Whose turn it is among models is decided by time (`mesh.batching.turns`).
@@ -35,6 +35,7 @@ from mesh.batching.joining import Answer, Ran, Request, rows_of, run_together, s
 from mesh.batching.lane import Lane, Learned
 from mesh.batching.queue import plan_batch
 from mesh.batching.row_wise import Verdict
+from mesh.batching.run_place import HANDOVER_S
 from mesh.batching.sizing import Sizing
 from mesh.batching.trial import try_model
 from mesh.batching.turns import Turns
@@ -43,10 +44,8 @@ from mesh.resident import Resident
 from runtime_adapters.base import Array, Device, Tensors
 from runtime_adapters.errors import ModelCrashed
 
-HANDOVER_S = 60e-6
-"""Loop -> thread -> loop: 30 to 62 µs at the median of several runs on two cores (`make bench`, request_cost)."""
 INLINE_BYTES_MAX = 4096
-"""Requests larger than this always go to a thread: the mean run time was learned on small ones."""
+"""Requests larger than this always go to a thread: what a run costs was learned on small ones."""
 REMEMBERED_MAX = 10_000
 """Contents of which it is remembered whether, and in what sizes, they run together; about 1 KB each."""
 
@@ -142,7 +141,7 @@ class Runner:
     def runs_inline(self, resident: Resident, request_bytes: int) -> bool:
         """Whether a request of this size is cheaper on the loop than on a thread."""
         return (
-            resident.alone_s < HANDOVER_S
+            resident.place.on_loop
             and request_bytes <= INLINE_BYTES_MAX
             and not resident.isolated
             and resident.device.kind == "cpu"
@@ -151,9 +150,15 @@ class Runner:
     def run_inline(self, resident: Resident, inputs: Tensors, outputs: Sequence[str]) -> dict[str, Array]:
         """Run here and now, on the event loop's thread. Processor time tells what that costs: a framework lets go of
         Python's lock for its run, and whoever takes it meanwhile may hold it for milliseconds."""
-        began_s = time.thread_time()
-        result = resident.model.infer(inputs, outputs)
-        resident.ran(0.0, time.thread_time() - began_s, rows=rows_of(inputs) if resident.rules.rows_max > 1 else 0)
+        place = resident.place
+        clock = time.thread_time if place.measured else time.perf_counter
+        began_s = clock()
+        try:
+            result = resident.model.infer(inputs, outputs)
+        finally:
+            seconds = clock() - began_s
+            place.ran_on_loop(seconds)
+        resident.ran(0.0, seconds, rows=rows_of(inputs) if resident.rules.rows_max > 1 else 0)
         return result
 
     def gathers(self, resident: Resident) -> bool:
@@ -172,6 +177,7 @@ class Runner:
             began_s = self._clock()
             batch = plan_batch(waiting, lane.limits(waiting), lane.learned.sizing.predicted_s, began_s).batch
             ran = run_together(resident.model.infer, batch)
+            resident.place.ran_on_loop(ran.cpu_s, len(batch))
             self._account(lane, batch, ran, queued_s=0.0, others_wait=len(requests) > 1)
             for request, answer in zip(batch, ran.answers, strict=True):
                 answers[request] = answer
@@ -308,6 +314,8 @@ class Runner:
                 queued_s += began_s - request.arrived_s
                 self._observe_queue_s(began_s - request.arrived_s)
                 _settle(caller, answer)
+            if sum(request.size_bytes for request in batch) <= INLINE_BYTES_MAX * len(batch):
+                lane.resident.place.ran_on_thread((ran.cpu_s if lane.group.by_cpu else ran.run_s) / len(batch))
             self._account(lane, batch, ran, queued_s, others_wait=bool(lane.waiting))
             if isinstance(ran.answers[0], ModelCrashed):
                 for caller in lane.take(list(lane.waiting)):
@@ -332,7 +340,7 @@ class Runner:
         def ended(verdict: Verdict, alone_s: list[float]) -> None:
             learned.tried(verdict, alone_s)
             if alone_s:
-                lane.resident.costs_alone(min(alone_s))
+                lane.resident.place.costs_at_most(min(alone_s))
             lane.is_trying = False
             self._leave(lane)
 
@@ -362,7 +370,7 @@ class Runner:
         answered = sum(not isinstance(answer, Exception) for answer in ran.answers)
         if answered:
             rows = sum(request.rows for request in batch) if resident.rules.rows_max > 1 else 0
-            resident.ran(queued_s, ran.run_s, answered, shared=len(batch) > 1, cost_s=cost_s, rows=rows)
+            resident.ran(queued_s, ran.run_s, answered, rows=rows)
         if len(batch) > 1:
             size_bytes = sum(request.size_bytes for request in batch)
             if size_bytes > resident.request_bytes_max:

@@ -23,6 +23,7 @@ from cache.types import Bytes, RefusalKind, WantedModel
 from mesh.access_log import AccessLog, ColdStart
 from mesh.batching.joining import Request
 from mesh.generations import Generations, key_of
+from mesh.large_requests import LARGE_BYTES
 from mesh.loading.loading import Loading, Refused
 from mesh.loading.places import HOST_MEMORY
 from mesh.resident import Resident
@@ -81,8 +82,10 @@ class Serving:
         has_chance: Callable[[ModelRecord], bool],
         draw: Callable[[], float] = random.random,
         access_log: AccessLog | None = None,
+        large_came: Callable[[], None] = lambda: None,
     ) -> None:
-        """`has_chance`: nothing speaks for good against a model. `draw`, in [0, 1), is for aliases with weights."""
+        """`has_chance`: nothing speaks for good against a model. `draw`, in [0, 1), is for aliases with weights.
+        `large_came` hears of requests of `LARGE_BYTES` and more."""
         self._registry = registry
         self._generations = generations
         self._loading = loading
@@ -92,6 +95,7 @@ class Serving:
         self._has_chance = has_chance
         self._draw = draw
         self._access_log = access_log
+        self._large_came = large_came
         self.hits = 0
         self.misses = 0
 
@@ -284,6 +288,8 @@ class Serving:
     ) -> dict[str, Array]:
         inputs = resident.checker.check(tensors.inputs, tensors.datatypes)
         wanted_outputs = resident.checker.check_outputs(tensors.outputs)
+        if tensors.size_bytes >= LARGE_BYTES:
+            self._large_came()
         if tensors.size_bytes > resident.request_bytes_max:
             resident.larger_request(shape_of(inputs, tensors.size_bytes))
         if self._runner.runs_inline(resident, tensors.size_bytes):

@@ -45,7 +45,8 @@ from runtime_adapters.base import (
 )
 from runtime_adapters.datatypes import DTYPE_OF
 from runtime_adapters.errors import AdapterError, BadArtifact, BadInput, MissingRuntime, UntrustedArtifact
-from runtime_adapters.memory import resident_bytes, trim
+from runtime_adapters.malloc import trim
+from runtime_adapters.memory import resident_bytes
 from runtime_adapters.registry import detect_format
 from runtime_adapters.validation import InputChecker
 

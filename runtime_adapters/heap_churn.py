@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 
-from runtime_adapters.memory import trim
+from runtime_adapters.malloc import trim
 
 TRIM_EVERY_BYTES = 16 << 20
 

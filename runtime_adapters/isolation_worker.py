@@ -99,7 +99,7 @@ def _load(channel: Channel, start: Mapping[str, Any]) -> LoadedModel | None:
     """The model, or None after the error was told."""
     from runtime_adapters.errors import LoadFailed
     from runtime_adapters.isolation_messages import describe_error, describe_metadata, options_from
-    from runtime_adapters.memory import tune_allocator
+    from runtime_adapters.malloc import tune_allocator
 
     try:
         options = options_from({**start["options"], "trusted": start["options"]["trusted"] or start["jailed"]})

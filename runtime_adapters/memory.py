@@ -1,11 +1,4 @@
-"""Memory that comes back, and how much of it a load took.
-
-glibc keeps what was freed. Two settings change that, set once at process start, before any framework is imported:
-
-* `M_MMAP_THRESHOLD = 128 KiB`: a weight gets its own mapping, and freeing it returns it to the kernel at once. Left
-  alone, glibc raises this threshold by itself (up to 32 MiB) whenever a mapping is freed; setting it stops that.
-* `M_TRIM_THRESHOLD` and `M_ARENA_MAX`: the heap's free top is given back, and worker threads share few arenas instead
-  of scattering small blocks over eight per core.
+"""How much memory a load took.
 
 How much a load took is read from the kernel (`RssAnon`: anonymous pages in RAM). That is exact only when one load runs
 and nothing else grows, so `corrected_size` believes it only for models large enough to stand out from the noise, and
@@ -19,7 +12,6 @@ Deliberately absent: GPU memory. The adapters that use a device know what they p
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import sys
@@ -28,14 +20,9 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from runtime_adapters.base import Device, LoadOptions, RuntimeAdapter, Size
-
-MMAP_THRESHOLD_BYTES = 128 << 10
-TRIM_THRESHOLD_BYTES = 128 << 10
-ARENAS_MAX = 2
-"""Two cores' worth: more arenas fragment, and the frameworks run outside malloc for most of their time."""
+from runtime_adapters.malloc import returning_freed_memory, trim, tune_allocator
 
 MEASURED_MIN_BYTES = 5 << 20
 """Below this a copy's own growth drowns in that of the rest of the process: trust the adapter."""
@@ -48,35 +35,10 @@ MEASURED_AGAIN_FACTOR_MAX = 8.0
 """The same where the framework is there already and a second look says so, too: weights that are packed for kernels
 may take several times their file. Upwards only: what is believed too large costs room, what too small, the pod."""
 
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
-_M_ARENA_MAX = -8
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _FORGET_HIGH_WATER = "5"
 _SMAPS_ROLLUP = Path("/proc/self/smaps_rollup")
-
-
-def tune_allocator() -> bool:
-    """Tell malloc to return memory. Call at process start. False where this C library has no mallopt (musl, macOS)."""
-    mallopt = getattr(_c_library(), "mallopt", None)
-    if mallopt is None:
-        return False
-    settings = (
-        (_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES),
-        (_M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES),
-        (_M_ARENA_MAX, ARENAS_MAX),
-    )
-    # mallopt answers 1 for success; every setting is tried even if one is refused.
-    results = [mallopt(name, value) == 1 for name, value in settings]
-    return all(results)
-
-
-def trim() -> None:
-    """Give free heap pages back to the kernel. Milliseconds on a large heap: for after an unload, not per request."""
-    malloc_trim = getattr(_c_library(), "malloc_trim", None)
-    if malloc_trim is not None:
-        malloc_trim(0)
 
 
 def resident_bytes() -> int:
@@ -127,7 +89,8 @@ def corrected_size(own: Size, grown_bytes: int | None, factor_max: float = MEASU
 
 
 class MemoryProbe:
-    """How much this process grew inside a `with` block; not known when blocks of several threads overlap.
+    """How much this process grew inside a `with` block, in which malloc keeps nothing that is freed. Not known when
+    blocks of several threads overlap.
 
     with MemoryProbe() as probe:
         model = adapter.load(...)
@@ -147,6 +110,7 @@ class MemoryProbe:
         self._before_bytes = 0
         self._ordinal = 0
         self._began_alone = False
+        self._returning = returning_freed_memory()
 
     def __enter__(self) -> MemoryProbe:
         with MemoryProbe._lock:
@@ -154,6 +118,7 @@ class MemoryProbe:
             MemoryProbe._open_now += 1
             MemoryProbe._opened_ever += 1
             self._ordinal = MemoryProbe._opened_ever
+        self._returning.__enter__()
         if self._settled:
             trim()
         self._before_bytes = anonymous_bytes()
@@ -165,6 +130,7 @@ class MemoryProbe:
         if self._settled:
             trim()
         after_bytes = anonymous_bytes()
+        self._returning.__exit__(None, None, None)
         with MemoryProbe._lock:
             MemoryProbe._open_now -= 1
             alone = self._began_alone and MemoryProbe._opened_ever == self._ordinal
@@ -253,10 +219,6 @@ def main(arguments: list[str] | None = None) -> None:
     )
     report = probe(adapter_for(given.format, include_fake=True), given.artifact, options, given.warm_with)
     sys.stdout.write(json.dumps({name: getattr(report, name) for name in ProbeReport.__slots__}) + "\n")
-
-
-def _c_library() -> Any:
-    return ctypes.CDLL(None)
 
 
 def _status_bytes(field: str) -> int:

@@ -62,7 +62,7 @@ from runtime_adapters.base import (
 )
 from runtime_adapters.errors import BadArtifact, LoadFailed, OutOfMemory
 from runtime_adapters.frameworks import importing, missing_runtime
-from runtime_adapters.memory import trim
+from runtime_adapters.malloc import trim
 from runtime_adapters.onnx_errors import clipped, sentence
 from runtime_adapters.onnx_graph import GraphOutline, inputs_without_rank, is_onnx_file, outline_of_file
 from runtime_adapters.onnx_model import OnnxModel, OtherForm

@@ -20,6 +20,7 @@ import numpy as np
 
 from runtime_adapters.base import Array, LoadedModel, Tensors
 from runtime_adapters.errors import AdapterError
+from runtime_adapters.malloc import returning_freed_memory
 from runtime_adapters.memory import forget_high_water, high_water_bytes
 
 RUNS = 3
@@ -61,7 +62,8 @@ def measure_workspace(model: LoadedModel, shape: RequestShape) -> int | None:
         if before_bytes is None:
             return None
         try:
-            outputs = model.infer(inputs)
+            with returning_freed_memory():
+                outputs = model.infer(inputs)
         except AdapterError:
             return None
         highest.append(high_water_bytes() - before_bytes)

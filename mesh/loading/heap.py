@@ -1,6 +1,6 @@
 """Giving freed memory back to the kernel in time, without paying for it at each unload.
 
-Large weights have mappings of their own and are returned when they are freed (`runtime_adapters.memory`). What small
+Large weights have mappings of their own and are returned when they are freed (`runtime_adapters.malloc`). What small
 models leave behind are free pages inside malloc's heap, and only `malloc_trim` returns those. It walks the heap, in a
 millisecond or in tens of them after ten thousand models, so it is called on a thread, when enough was freed to matter,
 and so rarely that it takes at most `TIME_SHARE_MAX` of a core: the pause before the next call is a multiple of what the
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from mesh.threads import InThread, in_thread
-from runtime_adapters.memory import trim
+from runtime_adapters.malloc import trim
 
 FREED_MIN_BYTES = 2 << 20
 """Less than this is not worth a walk: the next load is likely to use it again."""

@@ -22,7 +22,7 @@ from mesh.staging import Staged
 from mesh.telemetry import Telemetry
 from mesh.threads import InThread
 from runtime_adapters.errors import NoRoom, OutOfMemory
-from runtime_adapters.memory import trim
+from runtime_adapters.malloc import trim
 
 log = logging.getLogger("hexcomb.loading")
 

@@ -33,6 +33,7 @@ from runtime_adapters.artifacts.leases import Leases
 from runtime_adapters.artifacts.ledger import Reservation, disk_bytes
 from runtime_adapters.artifacts.single_flight import SingleFlight, in_thread
 from runtime_adapters.errors import LoadFailed
+from runtime_adapters.malloc import returning_freed_memory
 
 log = logging.getLogger("hexcomb.artifacts")
 
@@ -229,7 +230,8 @@ def _make_form(make: Callable[[Path], bool], staged: Path, stop: Stop) -> bool:
     with disk_errors():
         form = staged / "form"
         form.mkdir()
-        return make(form)
+        with returning_freed_memory():
+            return make(form)
 
 
 def _check_wanted(stop: Stop) -> None:

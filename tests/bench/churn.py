@@ -23,7 +23,8 @@ from typing import Any
 from mesh.client.async_client import AsyncClient
 from mesh.client.client import Client
 from mesh.client.operations import registration
-from runtime_adapters.memory import resident_bytes, trim
+from runtime_adapters.malloc import trim
+from runtime_adapters.memory import resident_bytes
 from tests.bench.figures import Reporter
 from tests.bench.models import BenchModel, read_models, sample_inputs
 from tests.bench.pods import resident_bytes_of, running_pod

@@ -21,7 +21,8 @@ import numpy as np
 from mesh.client.async_client import AsyncClient
 from mesh.client.client import Client
 from mesh.client.operations import registration
-from runtime_adapters.memory import private_dirty_bytes, resident_bytes, trim
+from runtime_adapters.malloc import trim
+from runtime_adapters.memory import private_dirty_bytes, resident_bytes
 from tests.bench.figures import Reporter
 from tests.bench.models import TINY_SIZES, BenchModel, read_tiny, sample_inputs
 from tests.bench.pods import private_dirty_bytes_of, running_pod, threads_of

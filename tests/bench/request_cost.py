@@ -5,7 +5,7 @@ away. Endpoint minus echo is decoding, look-ups, checks, the run and encoding. T
 that was encoded beforehand, in this process; the server is another. On two cores both compete, so throughput with 64
 in flight is that of client and server together, the same for the echo.
 
-`hand-over` is the price of running a model on a worker thread instead of on the loop (`mesh.running.HANDOVER_S`).
+`hand-over` is the price of running a model on a worker thread instead of on the loop (`run_place.HANDOVER_S`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from mesh.batching.run_place import HANDOVER_S
 from mesh.client.client import Client
 from mesh.client.operations import infer
-from mesh.running import HANDOVER_S
 from mesh.wire import messages
 from tests.bench.figures import Reporter, spread_of
 from tests.bench.models import BenchModel, read_models, sample_inputs
@@ -147,7 +147,7 @@ def _measure_handover(bench: Reporter) -> None:
         uvloop.run(hand_over()),
         "µs",
         baseline=HANDOVER_S * 1e6,
-        baseline_name="mesh.running.HANDOVER_S",
+        baseline_name="run_place.HANDOVER_S",
     )
 
 

@@ -22,7 +22,8 @@ from typing import Any
 
 from mesh.client.client import Client
 from mesh.client.operations import registration
-from runtime_adapters.memory import anonymous_bytes, trim
+from runtime_adapters.malloc import trim
+from runtime_adapters.memory import anonymous_bytes
 from tests.bench.figures import Reporter, spread_of
 from tests.bench.models import BenchModel, read_models, read_tiny
 from tests.bench.pods import running_pod, wait_prepared

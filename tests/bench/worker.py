@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from runtime_adapters.memory import tune_allocator
+from runtime_adapters.malloc import tune_allocator
 from tests.bench.figures import Reporter
 
 SETUP = "models"

@@ -9,7 +9,7 @@ import pytest
 from runtime_adapters.base import CPU, Device
 from runtime_adapters.contract import CHECKS, CUDA_CHECKS, AdapterCase, Check, Example, Subject
 from runtime_adapters.devices import cuda_devices
-from runtime_adapters.memory import tune_allocator
+from runtime_adapters.malloc import tune_allocator
 from runtime_adapters.registry import adapter_for
 
 _CASES_DIRECTORY = Path(__file__).parent / "adapter_cases"

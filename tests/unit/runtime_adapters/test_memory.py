@@ -55,7 +55,8 @@ def test_the_process_s_memory_is_read_from_the_kernel() -> None:
 def test_a_tuned_process_gives_freed_memory_back() -> None:
     program = """
 import sys
-from runtime_adapters.memory import anonymous_bytes, tune_allocator
+from runtime_adapters.malloc import tune_allocator
+from runtime_adapters.memory import anonymous_bytes
 tuned = tune_allocator()
 import ctypes
 libc = ctypes.CDLL(None)

@@ -16,7 +16,8 @@ from runtime_adapters.base import Device, LoadOptions, TensorSpec
 from runtime_adapters.datatypes import DTYPE_OF
 from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelRaised, UntrustedArtifact
 from runtime_adapters.isolation import load_isolated
-from runtime_adapters.memory import anonymous_bytes, trim
+from runtime_adapters.malloc import trim
+from runtime_adapters.memory import anonymous_bytes
 from runtime_adapters.torch_effects import effects_of
 from runtime_adapters.torch_programs import ADAPTER
 
