@@ -49,6 +49,12 @@ _TREE_LINES_MAX = 22
 
 _INTEGERS = re.compile(rb"[-0-9 ]*")
 _DECIMALS = re.compile(rb"[-+0-9.eE ]*")
+# As LightGBM writes them, one blank between two: nearly always, and a fifth of the time that reading floats takes. No
+# number that fits is infinite, or too large for 64 bits.
+_PLAIN_INTEGERS = re.compile(rb"-?[0-9]{1,18}+(?: -?[0-9]{1,18}+)*+")
+_PLAIN_DECIMAL = rb"-?[0-9]{1,32}+(?:\.[0-9]{1,32}+)?+(?:e(?:-[0-9]{2,3}+|\+[0-9]{2}+))?+"
+_PLAIN_DECIMALS = re.compile(_PLAIN_DECIMAL + rb"(?: " + _PLAIN_DECIMAL + rb")*+")
+_BLANK = ord(" ")
 _OBJECTIVE = re.compile(r"[a-z0-9_]+(?: [a-z_0-9]+(?::[-+0-9.eE]+)?)*")
 _WHAT_NEXT = "save the model again with Booster.save_model"
 _CATEGORICAL = 1
@@ -418,11 +424,19 @@ def _integer(lines: dict[str, bytes], name: str) -> int:
 
 def _integers(lines: dict[str, bytes], name: str, count: int, refuse: Callable[[str], NoReturn]) -> tuple[Array, bytes]:
     """The numbers, and as they are written: LightGBM reads the same digits in the same way."""
+    text = lines[name]
+    if _PLAIN_INTEGERS.fullmatch(text):
+        found = np.fromstring(text.decode(), np.int64, sep=" ")
+        if len(found) == count:
+            return found, text
     return _numbers(lines, name, count, np.dtype(np.int64), refuse)
 
 
 def _float_text(lines: dict[str, bytes], name: str, count: int, refuse: Callable[[str], NoReturn]) -> bytes:
     """The numbers as they are written, separated by one blank each. LightGBM aborts on what is no finite number."""
+    text = lines[name]
+    if _PLAIN_DECIMALS.fullmatch(text) and np.count_nonzero(np.frombuffer(text, np.uint8) == _BLANK) + 1 == count:
+        return text
     found, text = _numbers(lines, name, count, np.dtype(np.float64), refuse)
     if not np.isfinite(found).all():
         refuse(f"{name} holds a number that is not finite")
