@@ -15,6 +15,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -232,6 +233,27 @@ async def test_an_unchanged_object_is_not_transferred_again(place: Place, keys: 
         assert (await store.fetch(request_for(place, uri))).fetched_bytes == 0
     async with opened(tmp_path, storage=keys) as restarted:
         assert (await restarted.fetch(request_for(place, uri))).fetched_bytes == 0
+
+
+async def test_whoever_fetches_hears_a_file_as_it_comes_and_nothing_of_an_archive(
+    place: Place, keys: StorageKeys, tmp_path: Path
+) -> None:
+    heard: list[tuple[int, bytes]] = []
+
+    def hear(offset: int, piece: bytes) -> None:
+        heard.append((offset, piece))
+
+    request = request_for(place, place.put("m.bin", BODY))
+    async with opened(tmp_path, storage=keys) as store:
+        await store.fetch(request, hear)
+        assert b"".join(piece for _, piece in heard) == BODY
+        assert [offset for offset, _ in heard] == [0, *accumulate(len(piece) for _, piece in heard[:-1])]
+        heard.clear()
+        zipped = io.BytesIO()
+        with zipfile.ZipFile(zipped, "w") as archive:
+            archive.writestr("a.txt", "a")
+        await store.fetch(request_for(place, place.put("m.zip", zipped.getvalue())), hear)
+        assert heard == []
 
 
 async def test_a_changed_object_is_fetched_again(place: Place, keys: StorageKeys, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from mesh.staging import Staging
 from mesh.telemetry import Telemetry
 from placement.records import ModelRecord, ModelSpec
 from runtime_adapters.artifacts.fetch import ArtifactStore, FetchRequest
-from runtime_adapters.base import CPU, Trust
+from runtime_adapters.base import CPU, LoadOptions, Trust
 from runtime_adapters.errors import BadArtifact, UntrustedArtifact
 from runtime_adapters.fake import FakeAdapter, FakeSpec, write_fake_artifact
 from runtime_adapters.isolation_process import scratch_root
@@ -525,6 +525,32 @@ async def test_an_untrusted_artifact_is_named_without_the_signature_of_its_url(
         await pod.loading._staging._prepare(signed, artifact, "fake", None)
     assert "hunter2" not in str(refused.value)
     pod.artifacts.release(artifact)
+
+
+class Heard:
+    """A fake model's file that is read while it comes, and remembers what it was."""
+
+    def __init__(self) -> None:
+        self.content = b""
+        self.prepared = 0
+
+    def take(self, piece: bytes) -> None:
+        self.content += piece
+
+    def prepare(self, into: Path, options: LoadOptions) -> bool:
+        self.prepared += 1
+        return False
+
+
+async def test_a_file_that_was_read_while_it_came_is_not_read_again_to_be_prepared(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard()
+    monkeypatch.setattr(pod.adapter, "reading", lambda: heard, raising=False)
+    model = pod.register("m", FakeSpec(fetched_bytes=1000))
+    await pod.load(model)
+    assert len(heard.content) == (pod.directory / "m-1.json").stat().st_size
+    assert (heard.prepared, pod.adapter.count("prepare")) == (1, 0)
 
 
 async def test_content_that_has_loaded_before_is_tried_once_more_at_once(pod: Pod) -> None:

@@ -6,6 +6,7 @@ then sees of the other's module, is a matter of microseconds.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import pickle
 import sys
@@ -108,3 +109,24 @@ def test_what_is_imported_already_waits_for_no_other_import() -> None:
         with importing("json", "pickle"):
             done.set()
         slow.result(timeout=30)
+
+
+def test_what_an_import_brought_is_no_work_for_the_garbage_collector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "brought.py").write_text("things = [[] for _ in range(1000)]")
+    monkeypatch.syspath_prepend(tmp_path)
+    gc.unfreeze()
+    try:
+        with importing("brought"):
+            brought = importlib.import_module("brought")
+        assert gc.get_freeze_count() >= 1000
+        frozen = gc.get_freeze_count()
+        more = [[] for _ in range(1000)]
+        with importing("brought"):
+            importlib.import_module("brought")
+        assert gc.get_freeze_count() <= frozen, "again for nothing"
+        assert len(more) == len(brought.things)
+    finally:
+        gc.unfreeze()
+        sys.modules.pop("brought", None)
