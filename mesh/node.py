@@ -44,6 +44,8 @@ from mesh.endpoint.quick import QuickInference
 from mesh.endpoint.repository import RepositoryEndpoint
 from mesh.endpoint.rest.calls import HttpCalls
 from mesh.endpoint.revisions import catching_up
+from mesh.endpoint.server_settings import LOGGING_EXTENSION, TRACE_EXTENSION, ServerSettingsEndpoint
+from mesh.endpoint.shared_memory import SYSTEM_EXTENSION, SharedMemoryEndpoint
 from mesh.endpoint.statistics import StatisticsEndpoint
 from mesh.endpoint.status import code_name, guarded_stream, guarded_unary
 from mesh.endpoint.v2 import V2Endpoint
@@ -54,6 +56,7 @@ from mesh.known_sizes import Known, KnownSizes
 from mesh.large_requests import LargeRequests
 from mesh.loading.loading import Loading
 from mesh.loading.places import HOST_MEMORY, RAM
+from mesh.log_levels import LogSwitch
 from mesh.memory_watch import MemoryWatch
 from mesh.models import Models
 from mesh.node_settings import (
@@ -77,10 +80,12 @@ from mesh.routing.pool_side import Condition, PoolSide, address_to_advertise
 from mesh.running import Runner, Runs
 from mesh.serving import Serving
 from mesh.settings import Settings, box_limits
+from mesh.shared_memory import Regions
 from mesh.size_watch import SizeWatch
 from mesh.staging import Stages, Staging, never
 from mesh.status import StatusView
 from mesh.telemetry import Telemetry
+from mesh.tracing import Tracing
 from mesh.transport.base import Routes, TransportLimits
 from mesh.wire import messages
 from mesh.world import World
@@ -97,7 +102,14 @@ from runtime_adapters.artifacts.source_policy import SourcePolicy
 
 log = logging.getLogger("hexcomb.node")
 
-EXTENSIONS = (repository.EXTENSION, model_config.EXTENSION, statistics.EXTENSION)
+EXTENSIONS = (
+    repository.EXTENSION,
+    model_config.EXTENSION,
+    statistics.EXTENSION,
+    SYSTEM_EXTENSION,
+    TRACE_EXTENSION,
+    LOGGING_EXTENSION,
+)
 """Of Triton's, that a gRPC client finds here."""
 
 
@@ -350,11 +362,15 @@ class Node:
         router = None if self.pool is None else self.pool.router
         v2 = V2Endpoint(self.serving, access, self.unready_reason, router, EXTENSIONS)
         quick = QuickInference(self.serving, access, self.registry, self.unready_reason, router)
+        shared_memory = SharedMemoryEndpoint(Regions(), access, int(self._settings.bytes_in_flight_max))
         describer = Describer(self.registry, self.status, self.overview)
         aliases = AliasSetting(self.models, self.registry, describer)
         mmesh = ModelMeshEndpoint(self.models, self.registry, self.status, aliases, access)
         management = ManagementEndpoint(self.models, self.registry, describer, access)
         asking = Asking(self.overview, self._world.clock)
+        server_settings = ServerSettingsEndpoint(
+            Tracing(self._settings.data_dir, self._world.in_thread), LogSwitch(), self.overview, asking, access
+        )
         pods = PodsEndpoint(
             self.overview,
             asking,
@@ -369,6 +385,8 @@ class Node:
         explain = ExplainEndpoint(self.overview, explaining, asking, self.registry, self.loading, describer, access)
         unary = {
             **v2.routes(),
+            **shared_memory.routes(),
+            **server_settings.routes(),
             **ModelConfigEndpoint(
                 v2, self.serving, self.loading, self.overview, self._settings.batch_settings, access
             ).routes(),
@@ -388,6 +406,7 @@ class Node:
             **explain.routes(),
             **AliasesEndpoint(aliases, self.registry, describer, access).routes(),
         }
+        unary[messages.MODEL_INFER.path] = server_settings.traced(shared_memory.by_reference(v2.model_infer))
         unary = {path: catching_up(handler, self.registry) for path, handler in unary.items()}
         unary[messages.HEALTH_CHECK.path] = self.health.check
         if self.pool is not None:
@@ -405,7 +424,7 @@ class Node:
         return Routes(
             {path: guarded_unary(handler) for path, handler in unary.items()},
             {path: guarded_stream(handler) for path, handler in streaming.items()},
-            {messages.MODEL_INFER.path: quick.answer},
+            {messages.MODEL_INFER.path: server_settings.unless_traced(quick.answer)},
         )
 
     def unready_reason(self) -> str:

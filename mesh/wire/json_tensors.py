@@ -26,16 +26,26 @@ from typing import Any
 import numpy as np
 
 from mesh.wire.errors import InvalidMessage
-from mesh.wire.tensors import RANK_MAX, Buffer, decode_raw, decode_response, encode_request, encode_tensor
+from mesh.wire.generated.inference_pb2 import ModelInferRequest, ModelInferResponse
+from mesh.wire.peek import RAW_INPUTS, RAW_OUTPUTS, peek
+from mesh.wire.tensors import (
+    RANK_MAX,
+    Buffer,
+    decode_raw,
+    decode_response,
+    encode_tensor,
+    parsed_beside_raw,
+    with_raw,
+)
 from runtime_adapters.base import Array
 from runtime_adapters.datatypes import DTYPE_OF, datatype_of
 
 BINARY_SIZE = "binary_data_size"
+REGION = "shared_memory_region"
 REFUSED_PARAMETERS = {
-    "shared_memory_region": "shared memory is not supported here; send the tensor in the message",
     "classification": "the classification extension is not supported here; ask for the plain output",
 }
-"""Ignoring them would change what the answer means; others are ignored, as over gRPC."""
+"""Ignoring it would change what the answer means; others are ignored, as over gRPC."""
 _SIZE_MAX = 2**63 - 1
 """Of a dimension: the message has no larger ones."""
 
@@ -76,20 +86,29 @@ def infer_request_from_json(
     request = parse_object(view if json_length is None else view[:json_length])
     binary = view[len(view) if json_length is None else json_length :]
     refuse_parameters("request", _mapping(request, "parameters"))
-    arrays: dict[str, Array] = {}
+    message = ModelInferRequest()
+    raw: list[Buffer] = []
+    _set_parameters("the request", message.parameters, _mapping(request, "parameters"))
     for tensor in _objects(request, "inputs"):
         name, datatype, shape = _text(tensor, "name"), _text(tensor, "datatype"), _shape(tensor)
         parameters = _mapping(tensor, "parameters")
         refuse_parameters(f"input {name!r}", parameters)
-        if name in arrays:
+        if any(name == each.name for each in message.inputs):
             raise InvalidMessage(f"input {name!r} is sent twice; every input has its own name")
+        described = message.inputs.add(name=_encodable(name), datatype=datatype, shape=shape)
+        if parameters.get(REGION):
+            if datatype not in DTYPE_OF:
+                raise InvalidMessage(f"tensor {name!r}: unknown datatype {datatype!r}")
+            _set_parameters(f"input {name!r}", described.parameters, parameters)
+            continue
         size = parameters.get(BINARY_SIZE)
         if size is None:
-            arrays[name] = array_from_json(name, datatype, shape, tensor.get("data"))
+            raw.append(encode_tensor(name, array_from_json(name, datatype, shape, tensor.get("data")))[1])
             continue
         if type(size) is not int or not 0 <= size <= len(binary):
             raise InvalidMessage(f"input {name!r}: {BINARY_SIZE} is {size!r}, and {len(binary)} bytes are left for it")
-        arrays[name] = decode_raw(name, datatype, shape, binary[:size])
+        decode_raw(name, datatype, shape, binary[:size])  # refuses what does not fit, in the words of this form
+        raw.append(binary[:size])
         binary = binary[size:]
     if len(binary):
         raise InvalidMessage(f"{len(binary)} bytes of binary data are left over; no input claims them")
@@ -100,20 +119,24 @@ def infer_request_from_json(
         if name in forms:
             raise InvalidMessage(f"output {name!r} is asked for twice; ask for it once")
         forms[name] = parameters.get("binary_data") is True
+        wanted = message.outputs.add(name=_encodable(name))
+        if parameters.get(REGION):
+            _set_parameters(f"output {name!r}", wanted.parameters, parameters)
     others = _mapping(request, "parameters").get("binary_data_output") is True
     request_id = request.get("id", "")
     if not isinstance(request_id, str):
         raise InvalidMessage(f"id is {_kind(request_id)}; it must be text")
-    try:
-        return encode_request(model, arrays, tuple(forms), version, request_id), WantedForms(forms, others), request_id
-    except UnicodeEncodeError as error:
-        raise InvalidMessage("the request holds half of a surrogate pair, which is no character") from error
+    message.model_name, message.model_version = _encodable(model), _encodable(version)
+    message.id = _encodable(request_id)
+    return with_raw(message.SerializeToString(), RAW_INPUTS, raw), WantedForms(forms, others), request_id
 
 
 def infer_response_to_json(reply: bytes, forms: WantedForms) -> tuple[bytes, int | None]:
     """The body of the answer; and the length of its JSON, where binary data follows. Raises InvalidMessage."""
-    result = decode_response(reply)
     outputs: list[dict[str, Any]] = []
+    if REGION.encode() in reply:
+        reply, outputs = _beside_references(reply)
+    result = decode_response(reply)
     binary: list[Buffer] = []
     for name, array in result.outputs.items():
         described: dict[str, Any] = {"name": name, "datatype": datatype_of(array.dtype), "shape": list(array.shape)}
@@ -129,6 +152,50 @@ def infer_response_to_json(reply: bytes, forms: WantedForms) -> tuple[bytes, int
         answer["id"] = result.request_id
     text = to_json({**answer, "outputs": outputs})
     return (b"".join([text, *binary]), len(text)) if binary else (text, None)
+
+
+def _beside_references(reply: bytes) -> tuple[bytes, list[dict[str, Any]]]:
+    """The answer without the outputs that lie in shared memory, and those as JSON."""
+    envelope = peek(reply, RAW_OUTPUTS)
+    response = parsed_beside_raw(ModelInferResponse, reply, envelope)
+    raw: list[Buffer] = [reply[begin:end] for begin, end in envelope.raw]
+    outputs: list[dict[str, Any]] = []
+    for position in reversed(range(len(response.outputs))):
+        output = response.outputs[position]
+        if REGION not in output.parameters:
+            continue
+        described = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
+        values = {key: getattr(each, each.WhichOneof("parameter_choice")) for key, each in output.parameters.items()}
+        outputs.insert(0, {**described, "parameters": values})
+        del response.outputs[position], raw[position]
+    return with_raw(response.SerializeToString(), RAW_OUTPUTS, raw), outputs
+
+
+def _set_parameters(what: str, into: Any, parameters: Mapping[str, Any]) -> None:
+    """The scalars among the parameters; the others mean nothing to anybody. Raises InvalidMessage."""
+    for key, value in parameters.items():
+        if isinstance(value, bool):
+            into[_encodable(key)].bool_param = value
+        elif isinstance(value, int):
+            if not -(2**63) <= value < 2**64:
+                raise InvalidMessage(f"{what}, parameter {key!r}: {str(value)[:40]} has more than 64 bits")
+            if value < 2**63:
+                into[_encodable(key)].int64_param = value
+            else:
+                into[_encodable(key)].uint64_param = value
+        elif isinstance(value, float):
+            into[_encodable(key)].double_param = value
+        elif isinstance(value, str):
+            into[_encodable(key)].string_param = _encodable(value)
+
+
+def _encodable(text: str) -> str:
+    """Raises InvalidMessage for text that cannot be written."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidMessage("the request holds half of a surrogate pair, which is no character") from error
+    return text
 
 
 def to_json(value: Any) -> bytes:

@@ -80,6 +80,38 @@ REPOSITORY_UNLOAD = Method(
     inference_pb2.RepositoryModelUnloadRequest,
     inference_pb2.RepositoryModelUnloadResponse,
 )
+SYSTEM_SHM_STATUS = Method(
+    _V2 + "SystemSharedMemoryStatus",
+    inference_pb2.SystemSharedMemoryStatusRequest,
+    inference_pb2.SystemSharedMemoryStatusResponse,
+)
+SYSTEM_SHM_REGISTER = Method(
+    _V2 + "SystemSharedMemoryRegister",
+    inference_pb2.SystemSharedMemoryRegisterRequest,
+    inference_pb2.SystemSharedMemoryRegisterResponse,
+)
+SYSTEM_SHM_UNREGISTER = Method(
+    _V2 + "SystemSharedMemoryUnregister",
+    inference_pb2.SystemSharedMemoryUnregisterRequest,
+    inference_pb2.SystemSharedMemoryUnregisterResponse,
+)
+CUDA_SHM_STATUS = Method(
+    _V2 + "CudaSharedMemoryStatus",
+    inference_pb2.CudaSharedMemoryStatusRequest,
+    inference_pb2.CudaSharedMemoryStatusResponse,
+)
+CUDA_SHM_REGISTER = Method(
+    _V2 + "CudaSharedMemoryRegister",
+    inference_pb2.CudaSharedMemoryRegisterRequest,
+    inference_pb2.CudaSharedMemoryRegisterResponse,
+)
+CUDA_SHM_UNREGISTER = Method(
+    _V2 + "CudaSharedMemoryUnregister",
+    inference_pb2.CudaSharedMemoryUnregisterRequest,
+    inference_pb2.CudaSharedMemoryUnregisterResponse,
+)
+TRACE_SETTING = Method(_V2 + "TraceSetting", inference_pb2.TraceSettingRequest, inference_pb2.TraceSettingResponse)
+LOG_SETTINGS = Method(_V2 + "LogSettings", inference_pb2.LogSettingsRequest, inference_pb2.LogSettingsResponse)
 
 _MMESH = "/mmesh.ModelMesh/"
 REGISTER_MODEL = Method(_MMESH + "registerModel", mmesh_pb2.RegisterModelRequest, mmesh_pb2.ModelStatusInfo)

@@ -24,7 +24,7 @@ import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -35,9 +35,10 @@ from runtime_adapters.base import Array
 from runtime_adapters.datatypes import DTYPE_OF, datatype_of
 
 Buffer = bytes | memoryview
+M = TypeVar("M", ModelInferRequest, ModelInferResponse)
 
 _REFUSED_PARAMETERS = {
-    "shared_memory_region": "shared memory is not supported here; send the tensor in the message",
+    "shared_memory_region": "no shared memory region is registered with the pod that was called; register it there",
     "classification": "the classification extension is not supported here; ask for the plain output",
 }
 
@@ -94,11 +95,7 @@ def decode_request(body: Buffer, envelope: Envelope | None = None) -> InferReque
     """Read a ModelInferRequest. `envelope` is `peek(body)`, when the caller has it already. Raises InvalidMessage."""
     if envelope is None:
         envelope = peek(body, RAW_INPUTS)
-    try:
-        request = ModelInferRequest.FromString(_rest(body, envelope))
-    except Exception as error:
-        # protobuf's DecodeError; named by no import, because its home differs between protobuf's implementations.
-        raise InvalidMessage("the message is not a ModelInferRequest: protobuf cannot read it") from error
+    request = parsed_beside_raw(ModelInferRequest, body, envelope)
     if request.parameters:
         _refuse_parameters("request", request.id, request.parameters)
     tensors, datatypes = _decode_tensors("input", request.inputs, _views(body, envelope))
@@ -128,7 +125,7 @@ def encode_response(
         datatype, data = encode_tensor(name, array)
         response.outputs.add(name=name, datatype=datatype, shape=array.shape)
         raw.append(data)
-    return _with_raw(response.SerializeToString(), RAW_OUTPUTS, raw)
+    return with_raw(response.SerializeToString(), RAW_OUTPUTS, raw)
 
 
 def encode_request(
@@ -147,7 +144,7 @@ def encode_request(
         raw.append(data)
     for name in outputs:
         request.outputs.add(name=name)
-    return _with_raw(request.SerializeToString(), RAW_INPUTS, raw)
+    return with_raw(request.SerializeToString(), RAW_INPUTS, raw)
 
 
 def decode_response(body: Buffer) -> InferResult:
@@ -340,6 +337,15 @@ def _refuse_parameters(kind: str, name: str, parameters: Mapping[str, Any]) -> N
             raise InvalidMessage(f"{kind} {name!r}, parameter {key!r}: {reason}")
 
 
+def parsed_beside_raw(kind: type[M], body: Buffer, envelope: Envelope) -> M:
+    """A message but for its raw tensors. Raises InvalidMessage."""
+    try:
+        return kind.FromString(_rest(body, envelope))
+    except Exception as error:
+        # protobuf's DecodeError; named by no import, because its home differs between protobuf's implementations.
+        raise InvalidMessage(f"the message is not a {kind.__name__}: protobuf cannot read it") from error
+
+
 def _rest(body: Buffer, envelope: Envelope) -> bytes:
     """All of the message but its raw tensors, for the parser: fields may come in pieces, in any order."""
     if len(envelope.rest) == 1:
@@ -353,7 +359,7 @@ def _views(body: Buffer, envelope: Envelope) -> list[memoryview]:
     return [view[begin:end] for begin, end in envelope.raw]
 
 
-def _with_raw(rest: bytes, raw_field: int, raw: Sequence[Buffer]) -> bytes:
+def with_raw(rest: bytes, raw_field: int, raw: Sequence[Buffer]) -> bytes:
     """A serialised message with its raw-tensor field appended: protobuf fields may stand in any order."""
     parts: list[Buffer] = [rest]
     for data in raw:

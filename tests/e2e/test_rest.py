@@ -284,6 +284,20 @@ CALLS: list[tuple[str, str, Any]] = [
     ("/v2/models/stats", "/v2/models/stats", None),
     ("/v2/models/{model}/stats", "/v2/models/scale/stats", None),
     ("/v2/models/{model}/versions/{version}/stats", "/v2/models/scale/versions/1/stats", None),
+    ("/v2/logging", "/v2/logging", {"log_verbose_level": 0}),
+    ("/v2/trace/setting", "/v2/trace/setting", {"trace_level": ["OFF"]}),
+    ("/v2/models/{model}/trace/setting", "/v2/models/scale/trace/setting", {"trace_rate": "10"}),
+    *(
+        (f"/v2/{kind}sharedmemory{path}", f"/v2/{kind}sharedmemory{path.replace('{region}', 'r')}", body)
+        for kind in ("system", "cuda")
+        for path, body in (
+            ("/status", None),
+            ("/unregister", {}),
+            ("/region/{region}/status", None),
+            ("/region/{region}/register", {"key": "/nothing-here", "byte_size": 8}),
+            ("/region/{region}/unregister", {}),
+        )
+    ),
     ("/v2/repository/index", "/v2/repository/index", {}),
     ("/v2/repository/models/{model}/load", "/v2/repository/models/scale/load", {}),
     ("/v2/repository/models/{model}/unload", "/v2/repository/models/scale/unload", {}),

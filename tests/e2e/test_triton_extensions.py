@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.http as triton_http
+from tritonclient.utils import shared_memory as shm
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import ModelFiles, Pod, StartPod
@@ -91,6 +94,106 @@ def test_statistics_of_all_models_name_those_that_were_asked_for(user: Any, web:
     assert [each["name"] for each in web.get_inference_statistics()["model_stats"]] == names
     idle = user.get_inference_statistics("idle").model_stats
     assert [(each.name, each.inference_stats.success.count) for each in idle] == [("idle", 0)]
+
+
+@pytest.fixture
+def regions(user: Any) -> Any:
+    """Two regions of shared memory, for an input and an output, registered with the pod."""
+    made = {name: shm.create_shared_memory_region(name, f"/hexcomb-test-{name}", 64) for name in ("in", "out")}
+    yield made
+    user.unregister_system_shared_memory()
+    for region in made.values():
+        shm.destroy_shared_memory_region(region)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_tensors_lie_in_shared_memory(user: Any, web: Any, regions: Any, protocol: str) -> None:
+    client, library = (user, triton) if protocol == "grpc" else (web, triton_http)
+    for name in regions:
+        client.register_system_shared_memory(name, f"/hexcomb-test-{name}", 64)
+    shm.set_shared_memory_region(regions["in"], [X])
+    asked = library.InferInput("x", [1, 4], "FP32")
+    asked.set_shared_memory("in", 16)
+    wanted = library.InferRequestedOutput("y")
+    wanted.set_shared_memory("out", 32, 16)
+    for _ in range(2):
+        answer = client.infer("scale", [asked], outputs=[wanted])
+        np.testing.assert_array_equal(shm.get_contents_as_numpy(regions["out"], np.float32, [1, 4], 16), 2 * X)
+        assert answer.get_output("y") is not None
+        shm.set_shared_memory_region(regions["out"], [np.zeros(16, np.float32)])
+    plain = client.infer("scale", [asked])
+    np.testing.assert_array_equal(plain.as_numpy("y"), 2 * X)
+
+    wanted.set_shared_memory("out", 8)
+    with pytest.raises(triton.InferenceServerException, match="takes 16 bytes, and 8 were given"):
+        client.infer("scale", [asked], outputs=[wanted])
+    asked.set_shared_memory("in", 16, 60)
+    with pytest.raises(triton.InferenceServerException, match="not within it"):
+        client.infer("scale", [asked])
+    client.unregister_system_shared_memory("in")
+    with pytest.raises(triton.InferenceServerException, match="not registered"):
+        client.infer("scale", [asked])
+
+
+def test_regions_are_told_and_refused(user: Any, web: Any, regions: Any) -> None:
+    user.register_system_shared_memory("in", "/hexcomb-test-in", 32, offset=8)
+    region = user.get_system_shared_memory_status("in").regions["in"]
+    assert (region.name, region.key, region.offset, region.byte_size) == ("in", "/hexcomb-test-in", 8, 32)
+    described = {"name": "in", "key": "/hexcomb-test-in", "offset": 8, "byte_size": 32}
+    assert web.get_system_shared_memory_status() == [described]
+    for key, size, why in (
+        ("/hexcomb-test-in", 32, "registered already"),
+        ("/../etc/passwd", 8, "no name"),
+        ("/nothing-of-this-name", 8, "No such file"),
+    ):
+        with pytest.raises(triton.InferenceServerException, match=why):
+            user.register_system_shared_memory("in" if "already" in why else "other", key, size)
+    with pytest.raises(triton.InferenceServerException, match="not within"):
+        user.register_system_shared_memory("other", "/hexcomb-test-out", 1 << 30)
+    with pytest.raises(triton.InferenceServerException, match="not registered"):
+        user.get_system_shared_memory_status("nobody")
+
+
+def test_memory_of_gpus_is_refused_in_words(user: Any, web: Any) -> None:
+    assert not user.get_cuda_shared_memory_status().regions
+    assert web.get_cuda_shared_memory_status() == []
+    for client in (user, web):
+        with pytest.raises(triton.InferenceServerException, match="use system shared memory"):
+            client.register_cuda_shared_memory("r", b"aGFuZGxl", 0, 64)
+        client.unregister_cuda_shared_memory()
+
+
+def test_requests_are_traced_while_somebody_asks_for_it(user: Any, web: Any, pod: Pod) -> None:
+    assert web.get_trace_settings()["trace_level"] == ["OFF"]
+    settings = {"trace_level": ["TIMESTAMPS"], "trace_rate": "2", "trace_count": "2"}
+    told = user.update_trace_settings("scale", settings).settings
+    assert list(told["trace_level"].value) == ["TIMESTAMPS"]
+    traces = Path(web.get_trace_settings("scale")["trace_file"])
+    for number in range(8):
+        infer(user, request_id=str(number))
+        user.infer("idle", [tensor("x", X, "FP32")], request_id="another model's")
+    pod.wait_until(lambda: traces.exists() and traces.read_text().count("\n") == 2, "both traces are written")
+    written = [json.loads(line) for line in traces.read_text().splitlines()]
+    assert [(each["model_name"], each["request_id"]) for each in written] == [("scale", "1"), ("scale", "3")]
+    assert [stamp["name"] for stamp in written[0]["timestamps"]] == ["REQUEST_START", "REQUEST_END"]
+    assert web.update_trace_settings("scale", {"trace_level": None})["trace_level"] == ["OFF"]
+    for changed, why in (
+        ({"trace_level": ["TENSORS"]}, "not written"),
+        ({"trace_file": "/tmp/x"}, "cannot be changed"),
+    ):
+        with pytest.raises(triton.InferenceServerException, match=why):
+            web.update_trace_settings(settings=changed)
+
+
+def test_log_lines_for_debugging_come_when_asked_for(user: Any, web: Any, pod: Pod) -> None:
+    assert user.get_log_settings().settings["log_verbose_level"].uint32_param == 0
+    told = web.update_log_settings({"log_verbose_level": 1, "log_info": False})
+    assert (told["log_verbose_level"], told["log_info"], told["log_error"]) == (1, False, True)
+    assert not user.get_log_settings().settings["log_info"].bool_param
+    user.update_log_settings({"log_verbose_level": 0, "log_info": True})
+    assert web.get_log_settings()["log_info"] is True
+    with pytest.raises(triton.InferenceServerException, match="cannot be set"):
+        user.update_log_settings({"log_file": "/tmp/elsewhere"})
 
 
 def test_what_a_server_says_of_its_extensions_is_there(user: Any, web: Any) -> None:

@@ -33,6 +33,14 @@ def document(version: str) -> dict[str, Any]:
             },
             **_of_model("/v2/models/{model}", ""),
             **_of_model("/v2/models/{model}/versions/{version}", "Version"),
+            "/v2/logging": _settings("logging", "LogSettings", "Which log lines are written"),
+            "/v2/trace/setting": _settings("trace", "TraceSettings", "Which requests leave a trace"),
+            "/v2/models/{model}/trace/setting": {
+                "parameters": [_path("model")],
+                **_settings("traceOfModel", "TraceSettings", "Which requests for the model leave a trace"),
+            },
+            **_shared_memory("system"),
+            **_shared_memory("cuda"),
             "/v2/repository/index": {
                 "post": _operation("repositoryIndex", "Which models are there", "Index", body="IndexRequest")
             },
@@ -98,6 +106,32 @@ def _of_model(path: str, suffix: str) -> dict[str, Any]:
     }
 
 
+def _settings(name: str, schema: str, summary: str) -> dict[str, Any]:
+    return {
+        "get": _operation(f"{name}Settings", summary, schema),
+        "post": _operation(f"{name}Change", f"{summary}: change it, on every pod", schema, {413, 503}, schema),
+    }
+
+
+def _shared_memory(kind: str) -> dict[str, Any]:
+    path, region, name = f"/v2/{kind}sharedmemory", f"/v2/{kind}sharedmemory/region/{{region}}", f"{kind}SharedMemory"
+    parameters = [_path("region")]
+    register = _operation(f"{name}Register", "Share memory of this machine", "Done", {403, 409, 413, 501}, "Region")
+    return {
+        f"{path}/status": {"get": _operation(f"{name}Status", "Regions of shared memory", "Regions")},
+        f"{path}/unregister": {"post": _operation(f"{name}UnregisterAll", "Let go of every region", "Done", {413})},
+        f"{region}/status": {
+            "parameters": parameters,
+            "get": _operation(f"{name}StatusOfRegion", "One region of shared memory", "Regions", {404}),
+        },
+        f"{region}/register": {"parameters": parameters, "post": register},
+        f"{region}/unregister": {
+            "parameters": parameters,
+            "post": _operation(f"{name}Unregister", "Let go of a region", "Done", {413}),
+        },
+    }
+
+
 def _operation(
     name: str, summary: str, answer: str | None, errors: frozenset[int] | set[int] = frozenset(), body: str = ""
 ) -> dict[str, Any]:
@@ -124,7 +158,9 @@ def _path(name: str) -> dict[str, Any]:
 
 _ERRORS = {
     400: "The request is not right",
+    403: "Not for this caller",
     404: "No such model, or not this version of it",
+    409: "It is there already",
     413: "The body is too large",
     429: "Too much at once; Retry-After says when to try again",
     500: "The model or the server failed",
@@ -214,6 +250,27 @@ _SCHEMAS: Schema = {
                 "reason": _TEXT,
             }
         ),
+    },
+    "LogSettings": _object(
+        {},
+        {
+            **{key: {"type": "boolean"} for key in ("log_info", "log_warning", "log_error")},
+            "log_verbose_level": _COUNT,
+            **dict.fromkeys(("log_file", "log_format"), _TEXT),
+        },
+    ),
+    "TraceSettings": _object(
+        {},
+        {
+            "trace_level": _TEXTS,
+            **dict.fromkeys(("trace_rate", "trace_count", "log_frequency", "trace_mode", "trace_file"), _TEXT),
+        },
+    ),
+    "Done": {"type": "object"},
+    "Region": _object({"byte_size": _COUNT}, {"key": _TEXT, "offset": _COUNT, "device_id": _COUNT}),
+    "Regions": {
+        "type": "array",
+        "items": _object({"name": _TEXT, "byte_size": _COUNT}, {"key": _TEXT, "offset": _COUNT, "device_id": _COUNT}),
     },
     "Loaded": _object({"name": _TEXT, "load": {"type": "boolean"}}),
     "Unloaded": _object({"name": _TEXT, "unload": {"type": "boolean"}}),

@@ -81,7 +81,6 @@ def test_elements_come_flat_or_nested_in_row_major_order() -> None:
         ({"name": "", "data": [1, 2]}, "name of a tensor"),
         ({"data": [1, 2], "parameters": 3}, "parameters is a whole number"),
         ({"parameters": {"binary_data_size": 8}}, "binary_data_size is 8, and 0 bytes are left"),
-        ({"data": [1, 2], "parameters": {"shared_memory_region": "r"}}, "shared memory is not supported"),
     ],
 )
 def test_a_tensor_that_is_not_what_it_says_is_refused_with_its_name_and_what_was_found(

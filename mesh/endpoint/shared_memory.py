@@ -1,0 +1,241 @@
+"""Triton's shared memory extensions: inputs and outputs that lie in memory which the client shares with this pod.
+
+The pod that is called reads the inputs into an ordinary request and writes the outputs of its answer back; in between,
+the request is like any other, and may be answered by another pod. So regions are registered with the pod that is
+called, and a client of a pool calls that one.
+
+Only callers on this machine may register, read or write: the object is opened by this process, with its rights. What
+one request reads is bounded by what all requests together may hold (`bytes_in_flight_max`).
+
+Memory of GPUs is refused: this pod does not open CUDA's handles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import unquote
+
+from mesh.endpoint.access import Access
+from mesh.shared_memory import NoRegion, Region, RegionError, RegionExists, Regions
+from mesh.transport.base import Call, Reply, ReplyWithTrailers, StatusCode, TransportError, UnaryHandler
+from mesh.wire import messages
+from mesh.wire.errors import InvalidMessage
+from mesh.wire.generated import inference_pb2
+from mesh.wire.peek import RAW_INPUTS, RAW_OUTPUTS, peek
+from mesh.wire.tensors import Buffer, parsed_beside_raw, with_raw
+
+SYSTEM_EXTENSION = "system_shared_memory"
+REGION, SIZE, OFFSET = "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"
+_MARK = REGION.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A part of a region."""
+
+    region: Region
+    offset: int
+    size_bytes: int
+
+
+class SharedMemoryEndpoint:
+    """Handlers of the extensions, and what stands before `ModelInfer`."""
+
+    def __init__(self, regions: Regions, access: Access, read_bytes_max: int) -> None:
+        """`read_bytes_max`: by one request."""
+        self._regions = regions
+        self._access = access
+        self._read_bytes_max = read_bytes_max
+
+    def routes(self) -> dict[str, UnaryHandler]:
+        """Handlers by method."""
+        return {
+            messages.SYSTEM_SHM_STATUS.path: self.status,
+            messages.SYSTEM_SHM_REGISTER.path: self.register,
+            messages.SYSTEM_SHM_UNREGISTER.path: self.unregister,
+            messages.CUDA_SHM_STATUS.path: self.cuda_status,
+            messages.CUDA_SHM_REGISTER.path: self.cuda_register,
+            messages.CUDA_SHM_UNREGISTER.path: self.cuda_unregister,
+        }
+
+    async def status(self, call: Call) -> Reply:
+        """Regions of the tenant."""
+        tenant = self._access.caller(call).tenant
+        request = messages.parse(messages.SYSTEM_SHM_STATUS, call.body)
+        response = inference_pb2.SystemSharedMemoryStatusResponse()
+        try:
+            found = self._regions.status(tenant, request.name)
+        except RegionError as error:
+            raise _told(error) from error
+        for region in found:
+            described = response.regions[region.name]
+            described.name, described.key = region.name, region.key
+            described.offset, described.byte_size = region.offset, region.size_bytes
+        return response.SerializeToString()
+
+    async def register(self, call: Call) -> Reply:
+        """Open an object of this machine."""
+        tenant = self._access.caller(call).tenant
+        _check_here(call)
+        request = messages.parse(messages.SYSTEM_SHM_REGISTER, call.body)
+        try:
+            self._regions.register(tenant, request.name, request.key, request.offset, request.byte_size)
+        except RegionError as error:
+            raise _told(error) from error
+        return inference_pb2.SystemSharedMemoryRegisterResponse().SerializeToString()
+
+    async def unregister(self, call: Call) -> Reply:
+        """Let go of a region, or of all."""
+        tenant = self._access.caller(call).tenant
+        self._regions.unregister(tenant, messages.parse(messages.SYSTEM_SHM_UNREGISTER, call.body).name)
+        return inference_pb2.SystemSharedMemoryUnregisterResponse().SerializeToString()
+
+    async def cuda_status(self, call: Call) -> Reply:
+        """None are here."""
+        self._access.caller(call)
+        name = messages.parse(messages.CUDA_SHM_STATUS, call.body).name
+        if name:
+            raise TransportError(StatusCode.NOT_FOUND, f"CUDA shared memory region {name[:200]!r} is not registered")
+        return inference_pb2.CudaSharedMemoryStatusResponse().SerializeToString()
+
+    async def cuda_register(self, call: Call) -> Reply:
+        """Refused."""
+        self._access.caller(call)
+        messages.parse(messages.CUDA_SHM_REGISTER, call.body)
+        raise TransportError(
+            StatusCode.UNIMPLEMENTED,
+            "CUDA shared memory is not supported by this pod; use system shared memory, or send the tensors",
+        )
+
+    async def cuda_unregister(self, call: Call) -> Reply:
+        """Nothing is there to let go of."""
+        self._access.caller(call)
+        messages.parse(messages.CUDA_SHM_UNREGISTER, call.body)
+        return inference_pb2.CudaSharedMemoryUnregisterResponse().SerializeToString()
+
+    # Requests -----------------------------------------------------------------------------------------------
+
+    def by_reference(self, handler: UnaryHandler) -> UnaryHandler:
+        """The handler of ModelInfer, for requests that name regions as well. A look, where no region is registered."""
+
+        async def infer(call: Call) -> Reply:
+            if not self._regions or _MARK not in bytes(call.body):
+                return await handler(call)
+            tenant = self._access.caller(call).tenant
+            try:
+                plain, places = await asyncio.to_thread(self._read, tenant, call)
+                reply = await handler(replace(call, body=plain))
+                return await asyncio.to_thread(_delivered, reply, places) if places else reply
+            except RegionError as error:
+                raise _told(error) from error
+
+        return infer
+
+    def _read(self, tenant: str, call: Call) -> tuple[bytes, Mapping[str, _Place]]:
+        """The request with its tensors in it, and where its outputs go, by name."""
+        envelope = peek(call.body, RAW_INPUTS)
+        request = parsed_beside_raw(inference_pb2.ModelInferRequest, call.body, envelope)
+        view = memoryview(call.body)
+        sent = iter([view[begin:end] for begin, end in envelope.raw])
+        raw: list[Buffer] = []
+        left_bytes = self._read_bytes_max
+        for tensor in request.inputs:
+            place = self._place(tenant, call, tensor.parameters)
+            if place is None:
+                contents = next(sent, None)
+                if contents is None:
+                    raise InvalidMessage(
+                        f"input {tensor.name!r} is neither in shared memory nor among the raw contents; send it raw"
+                    )
+                raw.append(contents)
+                continue
+            left_bytes -= place.size_bytes
+            if left_bytes < 0:
+                raise InvalidMessage(f"the inputs in shared memory have more than {self._read_bytes_max} bytes")
+            raw.append(place.region.read(place.offset, place.size_bytes))
+        raw.extend(sent)  # one too many is the decoder's to refuse
+        places: dict[str, _Place] = {}
+        for output in request.outputs:
+            place = self._place(tenant, call, output.parameters)
+            if place is not None:
+                places[output.name] = place
+        return with_raw(request.SerializeToString(), RAW_INPUTS, raw), places
+
+    def _place(self, tenant: str, call: Call, parameters: Any) -> _Place | None:
+        """What a tensor's parameters say; they are taken away."""
+        if REGION not in parameters:
+            return None
+        _check_here(call)
+        region = self._regions.find(tenant, parameters.pop(REGION).string_param)
+        offset = _whole(parameters.pop(OFFSET)) if OFFSET in parameters else 0
+        if SIZE not in parameters:
+            raise InvalidMessage(f"a tensor in shared memory needs the parameter {SIZE}")
+        return _Place(region, offset, _whole(parameters.pop(SIZE)))
+
+
+def _delivered(reply: Reply, places: Mapping[str, _Place]) -> Reply:
+    """The answer, without the outputs that were put into shared memory."""
+    body = reply.body if isinstance(reply, ReplyWithTrailers) else reply
+    envelope = peek(body, RAW_OUTPUTS)
+    response = parsed_beside_raw(inference_pb2.ModelInferResponse, body, envelope)
+    view = memoryview(body)
+    raw: list[Buffer] = []
+    for output, (begin, end) in zip(response.outputs, envelope.raw, strict=True):
+        place = places.get(output.name)
+        if place is None:
+            raw.append(view[begin:end])
+            continue
+        if end - begin > place.size_bytes:
+            raise RegionError(
+                f"output {output.name!r} takes {end - begin} bytes, and {place.size_bytes} were given to it in shared "
+                f"memory region {place.region.name!r}"
+            )
+        place.region.write(place.offset, view[begin:end])
+        raw.append(b"")
+        output.parameters[REGION].string_param = place.region.name
+        output.parameters[SIZE].int64_param = end - begin
+        if place.offset:
+            output.parameters[OFFSET].int64_param = place.offset
+    plain = with_raw(response.SerializeToString(), RAW_OUTPUTS, raw)
+    return ReplyWithTrailers(plain, reply.trailers) if isinstance(reply, ReplyWithTrailers) else plain
+
+
+def _whole(parameter: inference_pb2.InferParameter) -> int:
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind not in ("int64_param", "uint64_param"):
+        raise InvalidMessage(f"{SIZE} and {OFFSET} must be whole numbers")
+    return int(getattr(parameter, kind))
+
+
+def _check_here(call: Call) -> None:
+    """Raises TransportError for callers on another machine."""
+    if not is_on_this_machine(call.peer):
+        raise TransportError(
+            StatusCode.PERMISSION_DENIED,
+            "shared memory is for callers on the pod's own machine, by a loopback address or a unix socket; send the "
+            "tensors in the message",
+        )
+
+
+def is_on_this_machine(peer: str) -> bool:
+    """Whether a caller's address, as any of the transports write it, is one that only this machine has."""
+    kind, _, rest = peer.partition(":")
+    if kind == "unix":
+        return True
+    host = unquote(rest if kind in ("ipv4", "ipv6") else peer).rpartition(":")[0].strip("[]")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _told(error: RegionError) -> TransportError:
+    if isinstance(error, NoRegion):
+        return TransportError(StatusCode.NOT_FOUND, str(error))
+    if isinstance(error, RegionExists):
+        return TransportError(StatusCode.ALREADY_EXISTS, str(error))
+    return TransportError(StatusCode.INVALID_ARGUMENT, str(error))

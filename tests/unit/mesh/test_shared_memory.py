@@ -1,0 +1,91 @@
+"""Regions of shared memory, in a directory that stands for /dev/shm."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mesh.endpoint.shared_memory import is_on_this_machine
+from mesh.shared_memory import REGIONS_MAX, NoRegion, RegionError, RegionExists, Regions
+
+
+@pytest.fixture
+def regions(tmp_path: Path) -> Regions:
+    (tmp_path / "object").write_bytes(bytes(range(64)))
+    return Regions(tmp_path)
+
+
+def test_a_region_is_a_part_of_an_object(regions: Regions, tmp_path: Path) -> None:
+    regions.register("t", "r", "/object", 8, 16)
+    region = regions.find("t", "r")
+    assert region.read(4, 4) == bytes(range(12, 16))
+    region.write(0, b"new")
+    assert (tmp_path / "object").read_bytes()[8:11] == b"new"
+    for offset, size in ((0, 17), (-1, 2), (16, 1)):
+        with pytest.raises(RegionError, match="not within"):
+            region.read(offset, size)
+
+
+def test_tenants_do_not_see_each_other_s_regions(regions: Regions) -> None:
+    regions.register("t", "r", "object", 0, 8)
+    with pytest.raises(NoRegion):
+        regions.find("u", "r")
+    regions.unregister("u", "")
+    assert [each.name for each in regions.status("t")] == ["r"]
+    assert regions.status("u") == []
+    with pytest.raises(RegionExists):
+        regions.register("t", "r", "object", 0, 8)
+
+
+def test_an_object_that_was_made_shorter_is_an_error_and_no_signal(regions: Regions, tmp_path: Path) -> None:
+    regions.register("t", "r", "object", 0, 64)
+    os.truncate(tmp_path / "object", 8)
+    with pytest.raises(RegionError, match="made shorter"):
+        regions.find("t", "r").read(0, 64)
+    with pytest.raises(RegionError, match="made shorter"):
+        regions.find("t", "r").write(0, bytes(64))
+
+
+@pytest.mark.parametrize("key", ["", "/", ".", "..", "/..", "a/b", "/a/b", "//a", "a\0"])
+def test_what_is_no_name_of_an_object_is_refused(regions: Regions, key: str) -> None:
+    with pytest.raises(RegionError, match="is no name"):
+        regions.register("t", "r", key, 0, 8)
+
+
+def test_links_and_directories_are_no_objects(regions: Regions, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "object")
+    (tmp_path / "directory").mkdir()
+    for key in ("link", "directory"):
+        with pytest.raises(RegionError):
+            regions.register("t", "r", key, 0, 8)
+
+
+def test_regions_have_a_limit_and_a_region_outlives_its_name_while_it_is_read(regions: Regions) -> None:
+    for number in range(REGIONS_MAX):
+        regions.register("t", str(number), "object", 0, 8)
+    with pytest.raises(RegionError, match="its limit"):
+        regions.register("t", "one more", "object", 0, 8)
+    held = regions.find("t", "0")
+    regions.unregister("t", "")
+    assert not regions
+    assert held.read(0, 2) == b"\0\1"
+
+
+@pytest.mark.parametrize(
+    ("peer", "here"),
+    [
+        ("ipv4:127.0.0.1:5000", True),
+        ("ipv6:%5B::1%5D:5000", True),
+        ("127.0.0.1:5000", True),
+        ("::1:5000", True),
+        ("[::1]:5000", True),
+        ("unix:", True),
+        ("ipv4:10.0.0.7:5000", False),
+        ("10.0.0.7:5000", False),
+        ("", False),
+    ],
+)
+def test_a_caller_on_this_machine_is_known_by_its_address(peer: str, here: bool) -> None:
+    assert is_on_this_machine(peer) is here
