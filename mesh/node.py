@@ -68,6 +68,7 @@ from mesh.node_settings import (
     installed_formats,
     listen_addresses,
     own_host,
+    peer_address,
     read_constraints,
 )
 from mesh.overview import Alone, InPool, Overview
@@ -76,7 +77,7 @@ from mesh.pod import PodView, default_pod_name
 from mesh.promoting import Promotions
 from mesh.promotion import PromotionLimits
 from mesh.renewing import Renewals
-from mesh.routing.pool_side import Condition, PoolSide, address_to_advertise
+from mesh.routing.pool_side import Condition, PoolSide, ways_to_advertise
 from mesh.running import Runner, Runs
 from mesh.serving import Serving
 from mesh.settings import Settings, box_limits
@@ -86,7 +87,7 @@ from mesh.staging import Stages, Staging, never
 from mesh.status import StatusView
 from mesh.telemetry import Telemetry
 from mesh.tracing import Tracing
-from mesh.transport.base import Routes, TransportLimits
+from mesh.transport.base import PeerDoor, Routes, TransportLimits
 from mesh.wire import messages
 from mesh.world import World
 from placement.policy.snapshot import ModelName
@@ -286,7 +287,10 @@ class Node:
             calls_max=settings.calls_concurrent_max,
             bytes_in_flight_max=int(settings.bytes_in_flight_max),
         )
-        self.transport = world.listen(self.transport_choice, routes, listen_addresses(settings), limits)
+        door = None
+        if self.pool is not None:
+            door = PeerDoor(peer_address(settings), access.check_peer)
+        self.transport = world.listen(self.transport_choice, routes, listen_addresses(settings), limits, door)
         self.http_calls = HttpCalls(routes.unary, limits)
         self.pod = PodView(
             self.overview,
@@ -483,8 +487,8 @@ class Node:
             http_port = await self.http.start()
             self.pod.addresses = (*self.pod.addresses, f"http://{self._settings.host}:{http_port}")
         if self.pool is not None:
-            address = address_to_advertise(self._settings, grpc[0], own_host)
-            await self.pool.start(address, version("hexcomb"), installed_formats(), self._last_flight)
+            ways = ways_to_advertise(self._settings, grpc[0], self.transport.peer_ways, own_host)
+            await self.pool.start(ways, version("hexcomb"), installed_formats(), self._last_flight)
             assert self.recorder is not None
             self.recorder.forget_last()
             await self._wait_fit()

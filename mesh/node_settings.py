@@ -18,6 +18,7 @@ from mesh.settings import Settings
 from mesh.tenant_shares import tenant_shares
 from mesh.transport.base import ListenAddress
 from mesh.transport.choosing import Choice, TransportMissing, choose_transport, why_no_native
+from mesh.transport.listening import with_port
 from placement.constraints import NO_CONSTRAINTS, Constraints, parse_constraints
 from runtime_adapters.base import CPU, Device
 from runtime_adapters.devices import cuda_devices
@@ -140,6 +141,11 @@ def read_file(path: Path, setting: str) -> str:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise CannotStart(f"{setting}: {path} cannot be read: {error}") from error
+
+
+def peer_address(settings: Settings) -> str:
+    """Where other pods' batches are taken: on the address of everything else, at a port of their own."""
+    return with_port(listen_addresses(settings)[0].address, settings.peer_port)
 
 
 def own_host() -> str:

@@ -100,6 +100,18 @@ class Settings(BaseSettings):
         description="HOST:PORT where other pods reach this one. Empty: the address it listens on, or this host's own "
         "when it listens on all.",
     )
+    peer_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port on which other pods of the pool forward requests in batches, which costs them and this pod a "
+        "fraction of a call each. 0: any free one. Where it cannot be reached, they call the gRPC port instead.",
+    )
+    advertise_peer_address: str = Field(
+        "",
+        description="HOST:PORT where other pods reach `peer_port`. Empty: the host of the advertised address, and on "
+        "the same machine a unix socket.",
+    )
     zone: str = Field("", description="Failure zone of this pod: further copies of a model go to other zones first.")
     labels: Words = Field(
         (), description="Labels of this pod (comma separated), which models may require or prefer: `gpu`, `disk=ssd`."
@@ -440,7 +452,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{error}; or `embedded` for one pod") from None
         return value
 
-    @field_validator("advertise_address")
+    @field_validator("advertise_address", "advertise_peer_address")
     @classmethod
     def _check_advertise_address(cls, value: str) -> str:
         host, _, port = value.rpartition(":")

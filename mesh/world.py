@@ -18,25 +18,42 @@ from mesh.running import Runs
 from mesh.settings import Settings
 from mesh.staging import Stages
 from mesh.threads import InThread, in_thread
-from mesh.transport.base import Dial, Line, ListenAddress, Routes, Transport, TransportLimits
+from mesh.transport.admission import Admission
+from mesh.transport.base import (
+    Dial,
+    Line,
+    ListenAddress,
+    PeerDoor,
+    PeerWays,
+    Routes,
+    Transport,
+    TransportLimits,
+)
+from mesh.transport.batched_line import BatchedLine
 from mesh.transport.choosing import Choice
+from mesh.transport.pooled_transport import PooledTransport
 from runtime_adapters.memory_reading import MemoryReading, read_memory
 
 
-def _listen(choice: Choice, routes: Routes, addresses: Sequence[ListenAddress], limits: TransportLimits) -> Transport:
-    if choice.name == "native":
-        from mesh.transport.native_transport import NativeTransport
+def _listen(
+    choice: Choice, routes: Routes, addresses: Sequence[ListenAddress], limits: TransportLimits, door: PeerDoor | None
+) -> Transport:
+    def within(admission: Admission | None = None) -> Transport:
+        if choice.name == "native":
+            from mesh.transport.native_transport import NativeTransport
 
-        return NativeTransport(routes, addresses, limits)
-    from mesh.transport.grpcio_transport import GrpcioTransport
+            return NativeTransport(routes, addresses, limits, admission)
+        from mesh.transport.grpcio_transport import GrpcioTransport
 
-    return GrpcioTransport(routes, addresses, limits)
+        return GrpcioTransport(routes, addresses, limits, admission=admission)
+
+    return within() if door is None else PooledTransport(within, routes, limits, door)
 
 
-def _dial(address: str) -> Line:
+def _dial(ways: PeerWays) -> Line:
     from mesh.transport.grpcio_line import GrpcioLine
 
-    return GrpcioLine(address)
+    return BatchedLine(GrpcioLine(ways.address), ways)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +65,7 @@ class World:
     wall_clock: Callable[[], float] = time.time
     in_thread: InThread = in_thread
     """Runs what blocks."""
-    listen: Callable[[Choice, Routes, Sequence[ListenAddress], TransportLimits], Transport] = _listen
+    listen: Callable[[Choice, Routes, Sequence[ListenAddress], TransportLimits, PeerDoor | None], Transport] = _listen
     dial: Dial = _dial
     staging: Callable[[Callable[[ModelKey], bool], DiskListener], Stages] | None = None
     """Made with what says which models must run apart, and with who hears what is on the disk. None: artifacts are

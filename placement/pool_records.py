@@ -273,7 +273,7 @@ def hot_from_json(value: bytes) -> tuple[HotModel, ...]:
     )
 
 
-_POD_TEXTS = ("version", "zone", "why_unready", "peer_key")
+_POD_TEXTS = ("version", "zone", "why_unready", "peer_key", "peer_address", "peer_socket")
 _POD_COUNTS = (
     "capacity_bytes",
     "free_bytes",

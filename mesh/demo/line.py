@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Literal
 
 _PIECE_BYTES = 65_536
@@ -63,27 +64,32 @@ class _Connection:
 
 
 class Line:
-    """One way to one port; made by `Lines.open`."""
+    """One way to one machine: to one port of it, or to several; made by `Lines.open`."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, target_port: int, identify: Identify | None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, identify: Identify | None) -> None:
         self.delay_s = 0.0
         self.stall_share = 0.0
         """Of the pieces, that are held up."""
         self.stall_s = 0.0
-        self.port = 0
+        self.ports: list[int] = []
+        """Where it listens, in the order of its targets."""
         self._loop = loop
-        self._target_port = target_port
         self._identify = identify
         self._state = _State.OPEN
         self._whose: Container[str] = EVERYBODY
         self._connections: dict[_Connection, asyncio.Task[None]] = {}
-        self._chance = random.Random(target_port)
-        self._server: asyncio.Server
+        self._chance = random.Random(0)
+        self._servers: list[asyncio.Server] = []
 
     @property
     def endpoint(self) -> str:
-        """HOST:PORT to call in place of the target's."""
-        return f"127.0.0.1:{self.port}"
+        """HOST:PORT to call in place of the (first) target's."""
+        return self.endpoints[0]
+
+    @property
+    def endpoints(self) -> list[str]:
+        """HOST:PORT to call in place of each target's."""
+        return [f"127.0.0.1:{port}" for port in self.ports]
 
     def freeze(self, callers: Container[str] = EVERYBODY) -> None:
         """No byte passes any more; connections stay."""
@@ -125,20 +131,22 @@ class Line:
 
     # On the lines' own loop -------------------------------------------------------------------------------------
 
-    async def listen(self, port: int = 0) -> None:
-        """Take connections from now on."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", port)
-        self.port = self._server.sockets[0].getsockname()[1]
+    async def listen(self, target_port: int, port: int = 0) -> None:
+        """Take connections for this target from now on."""
+        server = await asyncio.start_server(partial(self._accept, target_port), "127.0.0.1", port)
+        self._servers.append(server)
+        self.ports.append(server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
         """End it, and every connection."""
-        self._server.close()
+        for server in self._servers:
+            server.close()
         tasks = list(self._connections.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(self, target_port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         connection = _Connection("", [writer])
@@ -150,7 +158,7 @@ class Line:
             state = self._state_for(connection.caller)
             connection.take(state)
             if state is not _State.CUT:
-                await self._carry(connection, reader, writer)
+                await self._carry(connection, target_port, reader, writer)
         except (OSError, asyncio.CancelledError):  # nobody listens there; or the line is closed
             pass
         finally:
@@ -158,8 +166,10 @@ class Line:
                 each.transport.abort()
             del self._connections[connection]
 
-    async def _carry(self, connection: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        target_reader, target_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+    async def _carry(
+        self, connection: _Connection, target_port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        target_reader, target_writer = await asyncio.open_connection("127.0.0.1", target_port)
         connection.writers.append(target_writer)
         ways = [
             asyncio.ensure_future(self._forward(reader, target_writer, connection.flows)),
@@ -208,10 +218,12 @@ class Lines:
         self._thread.start()
         self._lines: list[Line] = []
 
-    def open(self, target_port: int, identify: Identify | None = None, port: int = 0) -> Line:
-        """A new line to a port of this machine, on `port` or one that the system picks."""
-        line = Line(self._loop, target_port, identify)
-        asyncio.run_coroutine_threadsafe(line.listen(port), self._loop).result(_CLOSE_TIMEOUT_S)
+    def open(self, *target_ports: int, identify: Identify | None = None, port: int = 0) -> Line:
+        """A new line to ports of this machine, the first on `port` or all on those that the system picks."""
+        line = Line(self._loop, identify)
+        for target_port in target_ports:
+            listening = line.listen(target_port, 0 if line.ports else port)
+            asyncio.run_coroutine_threadsafe(listening, self._loop).result(_CLOSE_TIMEOUT_S)
         self._lines.append(line)
         return line
 

@@ -48,7 +48,7 @@ class LocalPod:
         self.directory = directory
         self.settings = dict(settings)
         """By the names of `mesh.settings.Settings`; what is changed here holds from the next start on."""
-        self.grpc_port, self.http_port = free_ports(2)
+        self.grpc_port, self.http_port, self.peer_port = free_ports(3)
         self.peer_line: Line | None = None
         """The way of other pods to this one."""
         self.store_lines: list[Line] = []
@@ -86,13 +86,15 @@ class LocalPod:
             "pod_name": self.name,
             "grpc_port": self.grpc_port,
             "http_port": self.http_port,
+            "peer_port": self.peer_port,
             "data_dir": self.directory / "data",
             "ready_file": self._ready_file,
             "device": "cpu",
             **self.settings,
         }
         if self.peer_line is not None:
-            given = {"advertise_address": self.peer_line.endpoint, **given}
+            address, peer_address = self.peer_line.endpoints
+            given = {"advertise_address": address, "advertise_peer_address": peer_address, **given}
         options = [f"--{key.replace('_', '-')}" + ("" if on is True else f"={on}") for key, on in given.items()]
         # A pool says what it means: settings of the user's own pods do not leak in.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HEXCOMB_")}
@@ -239,7 +241,7 @@ class LocalPool:
         pod = LocalPod(name, self.directory / name, {**self._settings, **settings}, self._guardian, self._lines)
         store = self._cluster.endpoints
         if self._lines is not None:
-            pod.peer_line = self._lines.open(pod.grpc_port, self._pod_at)
+            pod.peer_line = self._lines.open(pod.grpc_port, pod.peer_port, identify=self._pod_at)
             pod.store_lines = [self._lines.open(member.client_port) for member in self._cluster.members]
             store = ",".join(line.endpoint for line in pod.store_lines)
         pod.settings.setdefault("store", f"etcd://{store}/{PREFIX}")

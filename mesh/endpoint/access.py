@@ -119,12 +119,7 @@ class Access:
             caller = self._admit(tenant)
         role = ROLE_OF_METHOD[call.method]
         if role is Role.PEER:
-            if not self.is_peer(call):
-                raise TransportError(
-                    StatusCode.PERMISSION_DENIED,
-                    f"{call.method} is for pods of this pool, and this caller does not show the key that pods find in "
-                    "their store",
-                )
+            self.check_peer(call)
         elif role not in caller.roles:
             raise TransportError(
                 StatusCode.PERMISSION_DENIED, f"{call.method} needs the role {role.name}, which this caller lacks"
@@ -135,6 +130,15 @@ class Access:
         """Whether a pod of this pool is calling: only then is what it says of itself and of the call believed."""
         shown = call.metadata_value(messages.PEER_KEY_METADATA) if call.metadata else None
         return shown is not None and self._peer_key != b"" and compare_digest(shown.encode(), self._peer_key)
+
+    def check_peer(self, call: Call) -> None:
+        """Raises TransportError unless a pod of this pool is calling."""
+        if not self.is_peer(call):
+            raise TransportError(
+                StatusCode.PERMISSION_DENIED,
+                f"{call.method} is for pods of this pool, and this caller does not show the key that pods find in "
+                "their store",
+            )
 
     def _admit(self, tenant: str) -> Caller:
         try:

@@ -14,6 +14,7 @@ from mesh.transport.base import (
     Call,
     Dial,
     LineBroken,
+    PeerWays,
     Reply,
     ReplyWithTrailers,
     StatusCode,
@@ -88,7 +89,7 @@ class PoolEndpoint:
         """Whether the pod that asks answers where it says that it does."""
         self._access.caller(call)
         request = messages.parse(messages.DIAL_BACK, call.body)
-        line = self._dial(request.address)
+        line = self._dial(PeerWays(request.address))
         probe = hexcomb_pb2.ProbeRequest(from_pod=self._own_pod).SerializeToString()
         response = hexcomb_pb2.DialBackResponse()
         try:

@@ -17,14 +17,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mesh.transport.base import Dial, Line, LineBroken, Metadata, Reply, StatusCode, TransportError
+from mesh.transport.base import Dial, Line, LineBroken, Metadata, PeerWays, Reply, StatusCode, TransportError
 from mesh.wire import messages
 from placement.policy.snapshot import Pod
 
 
 @dataclass(slots=True)
 class _Link:
-    address: str
+    ways: PeerWays
     peer_key: str
     line: Line
     in_flight: int = 0
@@ -53,11 +53,12 @@ class Links:
         """These are the pods now: new ones are dialled, those that left or moved are hung up."""
         present = {pod.id: pod for pod in pods if pod.id != self._own_pod and pod.address}
         for pod_id, link in list(self._links.items()):
-            if pod_id not in present or present[pod_id].address != link.address:
+            if pod_id not in present or _ways_to(present[pod_id]) != link.ways:
                 self._hang_up(pod_id)
         for pod_id, pod in present.items():
             if pod_id not in self._links:
-                self._links[pod_id] = _Link(pod.address, pod.peer_key, self._dial(pod.address))
+                ways = _ways_to(pod)
+                self._links[pod_id] = _Link(ways, pod.peer_key, self._dial(ways))
                 self._in_flight[pod_id] = 0
             else:
                 self._links[pod_id].peer_key = pod.peer_key
@@ -94,7 +95,7 @@ class Links:
         except asyncio.CancelledError:
             if link.calls[task] and task.uncancel() == 0:
                 raise LineBroken(
-                    f"pod {pod_id!r} at {link.address} does not answer any more", sent=True, cut=True
+                    f"pod {pod_id!r} at {link.ways.address} does not answer any more", sent=True, cut=True
                 ) from None
             raise
         finally:
@@ -119,3 +120,7 @@ class Links:
             self._hang_up(pod_id)
         if self._closing:
             await asyncio.gather(*self._closing, return_exceptions=True)
+
+
+def _ways_to(pod: Pod) -> PeerWays:
+    return PeerWays(pod.address, pod.peer_address, pod.peer_socket)

@@ -41,6 +41,7 @@ from mesh.routing.router import Router
 from mesh.serving import wanted
 from mesh.settings import Settings
 from mesh.telemetry import Sample
+from mesh.transport.base import PeerWays
 from mesh.world import World
 from placement.constraints import Constraints
 from placement.membership import Membership
@@ -172,18 +173,20 @@ class PoolSide:
 
     # Life -----------------------------------------------------------------------------------------------------
 
-    async def start(self, address: str, version: str, formats: frozenset[str], last: LastFlight | None) -> None:
+    async def start(self, ways: PeerWays, version: str, formats: frozenset[str], last: LastFlight | None) -> None:
         """Join the pool: be seen by all, take no requests yet. Raises PlacementError."""
         pod = Pod(
             self.name,
             self._world.incarnation,
-            address,
+            ways.address,
             version,
             self._settings.zone,
             frozenset(self._settings.labels),
             formats,
             started_at_s=self._world.wall_clock(),
             peer_key=self._world.peer_key,
+            peer_address=ways.line,
+            peer_socket=ways.socket,
         )
         self._pod = self._measured(pod)
         self.membership.on_change(self._pool_changed)
@@ -498,9 +501,18 @@ class PoolSide:
         return any(p is not None and p.id != self.name and p.id in healthy and not p.draining for p in others)
 
 
-def address_to_advertise(settings: Settings, bound: str, own_host: Callable[[], str]) -> str:
-    """Where other pods reach this one: as told, else as bound, else this host's own address."""
-    if settings.advertise_address:
-        return settings.advertise_address
+def ways_to_advertise(
+    settings: Settings, bound: str, bound_besides: PeerWays | None, own_host: Callable[[], str]
+) -> PeerWays:
+    """Where other pods reach this one: as told, else as bound, else this host's own address.
+
+    Who is told where calls in batches are taken is told of no socket: the way may lead through something.
+    """
     host, _, port = bound.rpartition(":")
-    return f"{own_host()}:{port}" if host.strip("[]") in ("0.0.0.0", "::") else bound
+    if host.strip("[]") in ("0.0.0.0", "::"):
+        host = own_host()
+    address = settings.advertise_address or f"{host}:{port}"
+    if bound_besides is None or settings.advertise_peer_address:
+        return PeerWays(address, settings.advertise_peer_address)
+    line_port = bound_besides.line.rpartition(":")[2]
+    return PeerWays(address, f"{address.rpartition(':')[0]}:{line_port}", bound_besides.socket)

@@ -15,7 +15,7 @@ from mesh.client.errors import HexcombError
 from mesh.client.operations import Operation
 from mesh.simulation.machine import Machine
 from mesh.simulation.network import CLIENTS, Network, SimulatedLine
-from mesh.transport.base import LineBroken, Reply, ReplyWithTrailers, StatusCode, TransportError
+from mesh.transport.base import LineBroken, PeerWays, Reply, ReplyWithTrailers, StatusCode, TransportError
 from mesh.wire import messages
 from mesh.wire.generated import inference_pb2
 from placement.policy.snapshot import ModelName
@@ -93,7 +93,7 @@ class Clients:
     ) -> Reply | Failed:
         line = self._lines.get(machine.address)
         if line is None:
-            line = self._lines[machine.address] = SimulatedLine(self._network, CLIENTS, machine.address)
+            line = self._lines[machine.address] = SimulatedLine(self._network, CLIENTS, PeerWays(machine.address))
         try:
             return await line.call(path, body, ((messages.TENANT_METADATA, tenant),), deadline_s)
         except LineBroken as broken:

@@ -25,6 +25,7 @@ from mesh.transport.base import (
     LineBroken,
     ListenAddress,
     Metadata,
+    PeerWays,
     Reply,
     Routes,
     StatusCode,
@@ -204,10 +205,10 @@ class _Exchange:
 class SimulatedLine:
     """The calling side: `mesh.transport.base.Line`."""
 
-    def __init__(self, network: Network, machine: str, address: str) -> None:
+    def __init__(self, network: Network, machine: str, ways: PeerWays) -> None:
         self._network = network
         self._machine = machine
-        self._address = address
+        self._address = ways.address
 
     async def call(self, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None) -> Reply:
         """See `Line`."""
@@ -260,6 +261,11 @@ class SimulatedTransport:
     def addresses(self) -> Sequence[ListenAddress]:
         """See `Transport`."""
         return (ListenAddress(self.address),)
+
+    @property
+    def peer_ways(self) -> PeerWays | None:
+        """See `Transport`."""
+        return None
 
     @property
     def calls_in_flight(self) -> int:

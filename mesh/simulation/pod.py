@@ -28,7 +28,7 @@ from mesh.simulation.scenario import Scenario
 from mesh.simulation.store import StoreServer
 from mesh.simulation.virtual_loop import Process, VirtualLoop
 from mesh.staging import Stages
-from mesh.transport.base import ListenAddress, Routes, Transport, TransportLimits
+from mesh.transport.base import ListenAddress, PeerDoor, Routes, Transport, TransportLimits
 from mesh.transport.choosing import Choice
 from mesh.world import World
 from placement.errors import PlacementError
@@ -149,7 +149,12 @@ class SimulatedPod:
         return Node(settings, self.client, world)
 
     def _listen(
-        self, choice: Choice, routes: Routes, addresses: Sequence[ListenAddress], limits: TransportLimits
+        self,
+        choice: Choice,
+        routes: Routes,
+        addresses: Sequence[ListenAddress],
+        limits: TransportLimits,
+        door: PeerDoor | None,
     ) -> Transport:
         self.transport = SimulatedTransport(
             self._around.network, self.process, self.machine.name, self.machine.address, routes, limits

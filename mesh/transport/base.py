@@ -230,8 +230,30 @@ class Line(Protocol):
     async def close(self) -> None: ...
 
 
-Dial = Callable[[str], Line]
-"""HOST:PORT -> a line; connects when it is first used."""
+@dataclass(frozen=True, slots=True)
+class PeerWays:
+    """How another pod is reached."""
+
+    address: str
+    """HOST:PORT of its gRPC."""
+    line: str = ""
+    """HOST:PORT where it takes calls in batches; empty: nowhere."""
+    socket: str = ""
+    """The same as the path of a unix socket, which is there for pods on its own machine; empty: nowhere."""
+
+
+Dial = Callable[[PeerWays], Line]
+"""A line to a pod; connects when it is first used."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDoor:
+    """Where a pod is to take calls in batches from others, and from whom."""
+
+    address: str
+    """HOST:PORT; port 0: any free one."""
+    admit: Callable[[Call], object]
+    """Raises TransportError for a caller that is no pod of this pool."""
 
 
 class Transport(Protocol):
@@ -247,6 +269,10 @@ class Transport(Protocol):
     @property
     def addresses(self) -> Sequence[ListenAddress]:
         """Once started: with the ports that were bound in place of 0."""
+
+    @property
+    def peer_ways(self) -> PeerWays | None:
+        """Once started: where pods of the pool reach it besides its addresses, as bound; None: nowhere."""
 
     @property
     def calls_in_flight(self) -> int: ...

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Sequence
 
 from mesh.transport.admission import Admission
-from mesh.transport.base import CannotListen, ListenAddress, Routes, TransportLimits
+from mesh.transport.base import CannotListen, ListenAddress, PeerWays, Routes, TransportLimits
 
 _PORT_MAX = 65535
 
@@ -41,6 +41,10 @@ class Listening:
     @property
     def addresses(self) -> Sequence[ListenAddress]:
         return self._addresses
+
+    @property
+    def peer_ways(self) -> PeerWays | None:
+        return None
 
     @property
     def calls_in_flight(self) -> int:

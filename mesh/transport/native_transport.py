@@ -21,35 +21,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
+from mesh.transport.admission import Admission
 from mesh.transport.base import (
     ANSWERED_METADATA,
     Call,
     ListenAddress,
     Metadata,
-    QuickHandler,
     Reply,
     ReplyWithTrailers,
     Routes,
     StatusCode,
     TransportError,
     TransportLimits,
-    UnaryHandler,
 )
+from mesh.transport.dispatch import Dispatch, Method, methods_of
 from mesh.transport.grpcio_transport import GrpcioTransport
 from mesh.transport.listening import Listening, check_free, taken, with_port
-from mesh.transport.refusals import as_transport_error, gave_up, response_too_large, sendable, trailers_of
+from mesh.transport.refusals import as_transport_error, response_too_large, sendable, trailers_of
+from mesh.transport.socket_directory import make_socket_directory
 
 if TYPE_CHECKING:
     from pygrpc_native import NativeGrpcFront
@@ -73,7 +71,6 @@ _METADATA_KNOWN_BYTES_MAX = 1024
 long the longest of them."""
 _UNSENT_LOOK_S = 0.01
 """How often `stop` looks whether all answers have been sent; the library does not say when."""
-_SOCKETS_PREFIX = "hexcomb-streams-"
 _LAST_ANSWERS_S = 0.5
 """How long it looks at least, whatever the grace."""
 
@@ -84,30 +81,25 @@ class _Port:
 
     front: NativeGrpcFront
     address: ListenAddress
+    dispatch: Dispatch
     none_left: threading.Lock = field(default_factory=threading.Lock)
     """Released by the loop when it has taken every call: the watcher's turn to wait for more."""
     watcher: threading.Thread | None = None
-    tasks: dict[int, asyncio.Task[None]] = field(default_factory=dict)
-    """Calls that are being answered, by the library's number for them."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Method:
-    path: str
-    handler: UnaryHandler
-    quick: QuickHandler | None
 
 
 class NativeTransport(Listening):
     """`mesh.transport.base.Transport` on pygrpc-native."""
 
     def __init__(
-        self, routes: Routes, addresses: Sequence[ListenAddress], limits: TransportLimits | None = None
+        self,
+        routes: Routes,
+        addresses: Sequence[ListenAddress],
+        limits: TransportLimits | None = None,
+        admission: Admission | None = None,
     ) -> None:
-        super().__init__(routes, addresses, limits)
-        self._methods = [
-            _Method(path, handler, routes.quick.get(path)) for path, handler in routes.unary.items()
-        ]  # the library's number of a method is its place here
+        """`admission`: of the transport that this one is a part of."""
+        super().__init__(routes, addresses, limits, admission)
+        self._methods = methods_of(routes)  # the library's number of a method is its place here
         self._ports: list[_Port] = []
         self._streams: GrpcioTransport | None = None
         self._sockets: Path | None = None
@@ -157,14 +149,14 @@ class NativeTransport(Listening):
             )
         except OSError as error:
             raise taken(wanted.address) from error
+        dispatch = Dispatch(self._admission, limits, partial(self._answer, front), partial(self._fail, front))
         if wanted.is_unix_socket:
-            return _Port(front, wanted)
-        return _Port(front, replace(wanted, address=with_port(wanted.address, front.bound_port)))
+            return _Port(front, wanted, dispatch)
+        return _Port(front, replace(wanted, address=with_port(wanted.address, front.bound_port)), dispatch)
 
     async def _start_streams(self) -> None:
         """grpcio, on a socket for each port, so that a port's tenant is known there, too."""
-        _clear_up_after_the_dead()
-        self._sockets = Path(tempfile.mkdtemp(prefix=f"{_SOCKETS_PREFIX}{os.getpid()}-"))
+        self._sockets = make_socket_directory()
         paths = [self._sockets / str(number) for number in range(len(self._ports))]
         self._streams = GrpcioTransport(
             Routes({}, self._routes.streaming),
@@ -219,8 +211,8 @@ class NativeTransport(Listening):
         except Exception as defect:  # ours: it must cost neither these calls their answers nor the port its next ones
             error = as_transport_error("a batch of calls", defect)
             for _, call_id, *_ in events:
-                if call_id not in port.tasks:
-                    self._fail(port, call_id, error)  # without effect on those that were answered
+                if call_id not in port.dispatch:
+                    self._fail(port.front, call_id, error)  # without effect on those that were answered
         more = port.front.recv_batch_details(_EVENTS_MAX, 0)
         if more:
             asyncio.get_running_loop().call_soon(self._take, port, more)
@@ -229,116 +221,62 @@ class NativeTransport(Listening):
 
     def _handle(self, port: _Port, events: list[Any]) -> None:
         tenant = port.address.tenant
-        together: dict[int, list[tuple[int, Call]]] = {}
+        arrived: list[tuple[int, Method, Call]] = []
         cancelled: list[int] = []
         for _, call_id, number, body, _, details in events:
             if details is None:
                 cancelled.append(call_id)
                 continue
             metadata, peer, remaining_s = details
-            error = self._refusal(len(body), metadata)
+            error = self._metadata_refusal(metadata) or port.dispatch.refusal(len(body))
             if error is not None:
-                self._fail(port, call_id, error)
+                self._fail(port.front, call_id, error)
                 continue
             deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
             method = self._methods[number]
-            call = Call(method.path, body, metadata, deadline_s, peer, tenant)
-            if method.quick is None:
-                self._begin(port, call_id, method, call)
-            else:
-                together.setdefault(number, []).append((call_id, call))
-        for number, calls in together.items():
-            method = self._methods[number]
-            assert method.quick is not None
-            for (call_id, call), reply in zip(calls, method.quick([call for _, call in calls]), strict=True):
-                if reply is None:
-                    self._begin(port, call_id, method, call)
-                elif isinstance(reply, Exception):
-                    self._fail(port, call_id, as_transport_error(method.path, reply))
-                else:
-                    self._answer(port, call_id, reply)
+            arrived.append((call_id, method, Call(method.path, body, metadata, deadline_s, peer, tenant)))
+        port.dispatch.take(arrived)
         for call_id in cancelled:
-            task = port.tasks.get(call_id)
-            if task is not None:
-                task.cancel()
+            port.dispatch.cancel(call_id)
 
-    def _refusal(self, body_bytes: int, metadata: Metadata) -> TransportError | None:
+    def _metadata_refusal(self, metadata: Metadata) -> TransportError | None:
+        if metadata in self._metadata_known:
+            return None
         limits = self._limits
-        if body_bytes > limits.message_bytes_max:
+        size_bytes = sum(len(key) + len(value) + _METADATA_ENTRY_BYTES for key, value in metadata)
+        if size_bytes > limits.metadata_bytes_max:
             return TransportError(
                 StatusCode.RESOURCE_EXHAUSTED,
-                f"the request has {body_bytes} bytes, above the limit of {limits.message_bytes_max}; send less at once",
+                f"the metadata has {size_bytes} bytes, above the limit of {limits.metadata_bytes_max}; send less",
             )
-        if metadata not in self._metadata_known:
-            size_bytes = sum(len(key) + len(value) + _METADATA_ENTRY_BYTES for key, value in metadata)
-            if size_bytes > limits.metadata_bytes_max:
-                return TransportError(
-                    StatusCode.RESOURCE_EXHAUSTED,
-                    f"the metadata has {size_bytes} bytes, above the limit of {limits.metadata_bytes_max}; send less",
-                )
-            if size_bytes <= _METADATA_KNOWN_BYTES_MAX:
-                if len(self._metadata_known) >= _METADATA_KNOWN_MAX:
-                    self._metadata_known.clear()
-                self._metadata_known.add(metadata)
-        return self._admission.refusal(body_bytes)
+        if size_bytes <= _METADATA_KNOWN_BYTES_MAX:
+            if len(self._metadata_known) >= _METADATA_KNOWN_MAX:
+                self._metadata_known.clear()
+            self._metadata_known.add(metadata)
+        return None
 
-    def _begin(self, port: _Port, call_id: int, method: _Method, call: Call) -> None:
-        error = self._admission.refusal(len(call.body))  # the calls before it in this batch may have taken the room
-        if error is not None:
-            self._fail(port, call_id, error)
-            return
-        size_bytes = len(call.body)
-        task = asyncio.get_running_loop().create_task(self._serve(port, call_id, method, call))
-        call.abandoned = lambda: task.cancelling() > 0 or task.done()
-        port.tasks[call_id] = task
-        self._admission.enter(task, size_bytes)
-
-        def ended(_: asyncio.Task[None]) -> None:
-            del port.tasks[call_id]
-            self._admission.leave(task, size_bytes)
-            if task.cancelled() and self._admission.ending:
-                self._fail(port, call_id, self._admission.stopped())
-            elif task.cancelled() and not task.cancelling():  # else it is the client that has gone
-                self._fail(port, call_id, gave_up(method.path))
-
-        task.add_done_callback(ended)
-
-    async def _serve(self, port: _Port, call_id: int, method: _Method, call: Call) -> None:
-        try:
-            self._answer(port, call_id, await method.handler(call))
-        except Exception as failure:
-            self._fail(port, call_id, as_transport_error(method.path, failure))
-
-    def _answer(self, port: _Port, call_id: int, reply: Reply) -> None:
+    def _answer(self, front: NativeGrpcFront, call_id: int, reply: Reply) -> None:
         if isinstance(reply, ReplyWithTrailers):
             body, trailers = reply.body, reply.trailers
         else:
             body, trailers = reply, None
         if len(body) > self._limits.response_bytes_max:
-            self._fail(port, call_id, response_too_large(len(body), self._limits.response_bytes_max))
+            self._fail(front, call_id, response_too_large(len(body), self._limits.response_bytes_max))
             return
         try:
-            port.front.respond(call_id, body, None, trailers)
+            front.respond(call_id, body, None, trailers)
         except ValueError as error:  # what the handler gave is no metadata
-            self._fail(port, call_id, as_transport_error("trailing metadata", error))
+            self._fail(front, call_id, as_transport_error("trailing metadata", error))
 
-    def _fail(self, port: _Port, call_id: int, error: TransportError) -> None:
+    def _fail(self, front: NativeGrpcFront, call_id: int, error: TransportError) -> None:
         status, message = int(error.status), sendable(error.message)
         # What begins with `grpc-` the library keeps for itself: clients get our spelling of a retry hint alone.
         trailers = [(key, value) for key, value in trailers_of(error) if not key.startswith("grpc-")]
         try:
-            port.front.fail(call_id, status, message, trailers)
+            front.fail(call_id, status, message, trailers)
         except ValueError:
             _log.warning("the trailing metadata of an error cannot be sent: %.200r", trailers)
-            port.front.fail(call_id, status, message, ((ANSWERED_METADATA, "1"),))
-
-
-def _clear_up_after_the_dead() -> None:
-    """Directories of processes that were killed before they could remove them."""
-    for directory in Path(tempfile.gettempdir()).glob(f"{_SOCKETS_PREFIX}*-*"):
-        pid_text = directory.name.removeprefix(_SOCKETS_PREFIX).partition("-")[0]
-        if pid_text.isdecimal() and not psutil.pid_exists(int(pid_text)):
-            shutil.rmtree(directory, ignore_errors=True)
+            front.fail(call_id, status, message, ((ANSWERED_METADATA, "1"),))
 
 
 def _has_unsent(front: NativeGrpcFront) -> bool:

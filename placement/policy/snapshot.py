@@ -101,6 +101,10 @@ class Pod:
     """Since the start."""
     peer_key: str = field(default="", repr=False)
     """Drawn at each start: what another pod shows when it calls this one. Who can read the store is in the pool."""
+    peer_address: str = ""
+    """HOST:PORT where it takes forwarded calls in batches; empty: nowhere."""
+    peer_socket: str = ""
+    """The same for pods on its own machine: the path of a unix socket."""
 
 
 @dataclass(frozen=True, slots=True)

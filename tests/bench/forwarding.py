@@ -1,78 +1,238 @@
-"""What a forwarded request costs more than one that is answered where it comes in.
+"""What a request costs that another pod has to answer: processor time of all pods together, and a client's wait.
 
-Two pods, one model with one copy. One client asks the pod that has it, another asks the other pod, in turn, one
-request at a time, so that both see the same machine at the same moment. What a client sees of a hop is one more
-request and answer over loopback, and the work of one more event loop.
+Processor time per request is the figure, not requests per second: it is the same on a busy machine, nearly. Pods are
+real processes with etcd, on the native transport unless a line says otherwise; requests come from `peers/load.py` and
+are compared with the first answer, byte by byte.
+
+* **One pod against two**: one model with one copy; in turns the pod that has it is asked, and the other one.
+* **Four pods, any of them**: models with one copy each, spread as the pool spreads them; every connection goes to the
+  next pod, so three requests of four are for another one. Each round makes new connections, as clients behind a load
+  balancer do every minute.
+* **One to two pods**: the same model with a copy on one pod, asked there, and with one on each of two, asked on both.
+* **To the owner**: clients that heed what an answer says of where the model is, against those that do not.
+* What a client sees of a hop, one request at a time, in pairs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
+from statistics import median
 
 import numpy as np
 
 from mesh.client.client import Client
-from mesh.client.operations import registration
+from mesh.client.operations import infer, registration
 from mesh.client.retries import RetryPolicy
 from mesh.demo.etcd_server import EtcdMissing
-from mesh.demo.local_pool import LocalPool
+from mesh.demo.local_pool import LocalPod, LocalPool
+from mesh.wire import messages
+from mesh.wire.generated import hexcomb_pb2
 from tests.bench.figures import Reporter
-from tests.bench.models import read_models, sample_inputs
+from tests.bench.models import BenchModel, read_models, sample_inputs
+from tests.bench.peers.answers import LoadFailed
+from tests.bench.peers.load import Load, LoadResult, run_load
+from tests.bench.transport import ask_once
 
-_MODELS = ("onnx-tiny", "xgboost-100x6")
-_WARM_UP = 200
+FORWARDED_64_MAX, FORWARDED_1_MAX = 2.5, 4.0
+"""Processor time of a forwarded request against a local one: issue 5's bars."""
+PER_CORE_MIN = 13_000
+"""Requests per second of pods' processor time where three of four are forwarded: issue 5's bar."""
+TWO_PODS_MIN = 0.9
+"""Requests per second of processor time on two pods against one: issue 5's bar."""
+_MODEL = "onnx-tiny"
+_SPREAD_MODELS = 16
+_CONNECTIONS = 8
+_WARM_UP_S = 1.0
+_WARM_UP_PAIRS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A message that is sent, and its right answer."""
+
+    message: bytes
+    answer: bytes
 
 
 def run(bench: Reporter) -> None:
-    """Pairs of requests, for each of two models."""
-    models = read_models(bench.cache_dir)
-    pairs = bench.choose(4000, 600)
-    with tempfile.TemporaryDirectory(prefix="pool-", dir=bench.cache_dir) as directory:
-        try:
-            pool = LocalPool(Path(directory), 2, settings={"capacity": "1GiB", "log_level": "error"})
-        except EtcdMissing as error:
-            bench.skip("forwarded requests", str(error))
-            return
-        with pool:
-            pool.start()
-            for name in _MODELS:
-                model = models[name]
-                loaded = model.load()
-                inputs = sample_inputs(loaded.metadata)
-                loaded.unload()
-                with Client(pool.endpoints) as client:
-                    client.register_many(
-                        [registration(name, uri=model.artifact.as_uri(), format=model.format, copies_max=1)]
-                    )
-                    client.infer(name, inputs)
-                    holder = client.describe(name).copies[0].pod
-                _measure(bench, pool, name, inputs, holder, pairs)
+    """All of it, on the native transport, then the ratios on grpcio."""
+    try:
+        for number, transport in enumerate(("native", "grpcio")):
+            bench.progress(number, 3, transport)
+            _two_pods(bench, transport)
+        bench.progress(2, 3, "four pods")
+        _four_pods(bench)
+    except EtcdMissing as error:
+        bench.skip("forwarded requests", str(error))
+    bench.progress(3, 3)
 
 
-def _measure(
-    bench: Reporter, pool: LocalPool, name: str, inputs: dict[str, np.ndarray], holder: str, pairs: int
-) -> None:
+def _two_pods(bench: Reporter, transport: str) -> None:
+    model = read_models(bench.cache_dir)[_MODEL]
+    with _pool(bench, 2, transport) as pool, Client(pool.endpoints, timeout_s=120.0) as client:
+        there = _register(client, pool, model, ["one"])["one"]
+        elsewhere = next(pod for pod in pool.pods if pod is not there)
+        asked = _asked("one", model, there)
+        for in_flight, bar in ((64, FORWARDED_64_MAX), (1, FORWARDED_1_MAX)):
+            local, forwarded = _in_turns(
+                bench, [([there], [there], [asked]), ([elsewhere], [elsewhere, there], [asked])], in_flight
+            )
+            name = f"{transport}, {in_flight} in flight"
+            _report(bench, f"{name}, local", local)
+            _report(bench, f"{name}, forwarded, both pods", forwarded)
+            ratio = _cost_us(forwarded) / _cost_us(local)
+            bench.figure(f"{name}, forwarded / local", ratio, "times", bar=bar)
+        if transport == "native":
+            _pairs(bench, model, there, elsewhere)
+            client.register_many([_registration("both", model, copies=2)])
+            for pod in pool.pods:
+                ask_once(pod.grpc_port, _message("both", model))
+            both = _asked("both", model, there)
+            pods = pool.pods
+            one, two = _in_turns(bench, [([there], [there], [asked]), (pods, pods, [both])], 64)
+            _report(bench, "a copy on each of two pods", two)
+            share = _cost_us(one) / _cost_us(two)
+            bench.figure(
+                "two pods against one, requests per processor second", share, "times", bar=TWO_PODS_MIN, at_least=True
+            )
+
+
+def _four_pods(bench: Reporter) -> None:
+    model = read_models(bench.cache_dir)[_MODEL]
+    with _pool(bench, 4, "native") as pool, Client(pool.endpoints, timeout_s=120.0) as client:
+        owners = _register(client, pool, model, [f"model-{number}" for number in range(_SPREAD_MODELS)])
+        asked = [_asked(name, model, owner) for name, owner in owners.items()]
+        counts = [sum(owner is pod for owner in owners.values()) for pod in pool.pods]
+        (anywhere,) = _in_turns(bench, [(pool.pods, pool.pods, asked)], 64)
+        rate = _report(
+            bench,
+            "4 pods, any of them asked",
+            anywhere,
+            note=f"copies on each pod: {', '.join(map(str, counts))}; no TLS between clients and pods",
+        )
+        bench.figure("4 pods, requests per processor second", rate, "1/s", bar=PER_CORE_MIN, at_least=True)
+
+
+@contextlib.contextmanager
+def _pool(bench: Reporter, pods: int, transport: str) -> Iterator[LocalPool]:
+    settings = {"capacity": "1GiB", "log_level": "error", "transport": transport}
+    with (
+        tempfile.TemporaryDirectory(prefix="pool-", dir=bench.cache_dir) as directory,
+        LocalPool(Path(directory), pods, settings=settings) as pool,
+    ):
+        yield pool.start()
+
+
+def _registration(name: str, model: BenchModel, copies: int = 1) -> hexcomb_pb2.Registration:
+    return registration(name, uri=model.artifact.as_uri(), format=model.format, copies_min=copies, copies_max=copies)
+
+
+def _register(client: Client, pool: LocalPool, model: BenchModel, names: Sequence[str]) -> dict[str, LocalPod]:
+    """Register, load, and say who has which."""
+    client.register_many([_registration(name, model) for name in names])
+    owners = {}
+    for name in names:
+        client.infer(name, _inputs(model))
+        holder = client.describe(name).copies[0].pod
+        owners[name] = next(pod for pod in pool.pods if pod.name == holder)
+    return owners
+
+
+def _inputs(model: BenchModel) -> dict[str, np.ndarray]:
+    loaded = model.load()
+    inputs = sample_inputs(loaded.metadata)
+    loaded.unload()
+    return inputs
+
+
+def _message(name: str, model: BenchModel) -> bytes:
+    return infer(name, _inputs(model), (), "", "").body
+
+
+def _asked(name: str, model: BenchModel, there: LocalPod) -> _Asked:
+    message = _message(name, model)
+    return _Asked(message, ask_once(there.grpc_port, message))
+
+
+def _in_turns(
+    bench: Reporter, contestants: Sequence[tuple[Sequence[LocalPod], Sequence[LocalPod], Sequence[_Asked]]], many: int
+) -> list[list[LoadResult]]:
+    """Per contestant (who is asked, whose time counts, what is asked) its rounds."""
+    rounds, seconds = bench.choose(5, 2), bench.choose(3.0, 1.0)
+    results: list[list[LoadResult]] = [[] for _ in contestants]
+    for _ in range(rounds):
+        for found, (asked_pods, counted, asked) in zip(results, contestants, strict=True):
+            found.append(_load(asked_pods, counted, asked, many, seconds))
+    return results
+
+
+def _load(
+    asked_pods: Sequence[LocalPod], counted: Sequence[LocalPod], asked: Sequence[_Asked], many: int, seconds: float
+) -> LoadResult:
+    order = list(range(len(asked))) * 64
+    Random(1).shuffle(order)
+    addresses = [("127.0.0.1", pod.grpc_port) for pod in asked_pods]
+    result = run_load(
+        Load(
+            address=addresses[0],
+            more_addresses=tuple(addresses[1:]),
+            grpc_path=messages.MODEL_INFER.path,
+            requests=tuple(each.message for each in asked),
+            expected=tuple(each.answer for each in asked),
+            order=tuple(order),
+            in_flight=many,
+            rate_per_s=0.0,
+            warm_up_s=_WARM_UP_S,
+            duration_s=seconds,
+            server_pids=tuple(pod.pid for pod in counted),
+            connections_max=_CONNECTIONS,
+        )
+    )
+    if result.wrong:
+        raise LoadFailed(f"{result.wrong} answers differ from the first one")
+    return result
+
+
+def _cost_us(rounds: Sequence[LoadResult]) -> float:
+    return 1e6 / median(result.per_server_core_s for result in rounds)
+
+
+def _report(bench: Reporter, name: str, rounds: Sequence[LoadResult], note: str = "") -> float:
+    """Print; the median rate per second of processor time."""
+    said = (
+        f"{_cost_us(rounds):.1f} µs each; p50 {median(result.latencies_ms[0] for result in rounds):.2f}, "
+        f"p99 {median(result.latencies_ms[1] for result in rounds):.2f} ms; "
+        f"{median(result.answered / result.duration_s for result in rounds):,.0f}/s answered"
+    )
+    rates = [result.per_server_core_s for result in rounds]
+    bench.samples(name, rates, "1/s per core", note=f"{said}; {note}" if note else said)
+    return median(rates)
+
+
+def _pairs(bench: Reporter, model: BenchModel, there: LocalPod, elsewhere: LocalPod) -> None:
+    """One request at a time, to the one and to the other."""
     once = RetryPolicy(attempts_max=1)
-    there = next(pod for pod in pool.pods if pod.name == holder)
-    elsewhere = next(pod for pod in pool.pods if pod.name != holder)
+    pairs = bench.choose(4000, 600)
+    inputs = _inputs(model)
     local_ms, forwarded_ms = [], []
     with Client(there.grpc_endpoint, retry=once) as direct, Client(elsewhere.grpc_endpoint, retry=once) as through:
-        for number in range(_WARM_UP + pairs):
+        for number in range(_WARM_UP_PAIRS + pairs):
             began = time.perf_counter()
-            direct.infer(name, inputs)
+            direct.infer("one", inputs)
             between = time.perf_counter()
-            through.infer(name, inputs)
+            through.infer("one", inputs)
             ended = time.perf_counter()
-            if number >= _WARM_UP:
+            if number >= _WARM_UP_PAIRS:
                 local_ms.append((between - began) * 1e3)
                 forwarded_ms.append((ended - between) * 1e3)
-            if number % 100 == 0:
-                bench.progress(number, _WARM_UP + pairs, name)
-    local = bench.samples(f"{name}, answered where it came in", local_ms, "ms")
-    beside = {"baseline": local.value, "baseline_name": "answered where it came in"}
-    bench.samples(f"{name}, forwarded", forwarded_ms, "ms", **beside)
+    local = bench.samples("answered where it came in", local_ms, "ms")
+    bench.samples("forwarded", forwarded_ms, "ms", baseline=local.value, baseline_name="answered where it came in")
     for percent in (50, 99):
         added_ms = float(np.percentile(forwarded_ms, percent) - np.percentile(local_ms, percent))
-        bench.figure(f"{name}, added by a hop, p{percent}", added_ms, "ms", note=f"{pairs} pairs, one at a time")
+        bench.figure(f"added by a hop, p{percent}", added_ms, "ms", note=f"{pairs} pairs, one at a time")

@@ -612,7 +612,7 @@ async def test_grpcio_serves_a_channel_whose_target_is_a_list(dial, server):
 
 async def test_what_a_killed_process_left_of_its_sockets_is_removed_by_the_next(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    left, alive = tmp_path / "hexcomb-streams-999999999-x", tmp_path / f"hexcomb-streams-{os.getppid()}-x"
+    left, alive = tmp_path / "hexcomb-sockets-999999999-x", tmp_path / f"hexcomb-sockets-{os.getppid()}-x"
     for directory in (left, alive):
         directory.mkdir()
     transport = NativeTransport(Routes({}), [ListenAddress("127.0.0.1:0")])

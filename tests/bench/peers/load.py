@@ -14,6 +14,7 @@ The server's CPU time is read at the same two moments as the clock.
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import select
 import time
@@ -59,6 +60,8 @@ class Load:
     """At least; a closed load goes on until as many ended as are in flight, a paced one until one did."""
     server_pids: tuple[int, ...]
     connections_max: int = HTTP2_CONNECTIONS_MAX
+    more_addresses: tuple[tuple[str, int], ...] = ()
+    """Of further servers that the same requests may go to: over gRPC, connections are shared out among all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,8 @@ def _connections(load: Load) -> list[_Connection]:
         return [Http1Connection(load.address, load.requests) for _ in range(streams)]
     count = min(load.connections_max, load.in_flight)
     shares = [streams // count + (number < streams % count) for number in range(count)]
-    return [Http2Connection(load.address, load.grpc_path, load.requests, share) for share in shares]
+    addresses = itertools.cycle((load.address, *load.more_addresses))
+    return [Http2Connection(next(addresses), load.grpc_path, load.requests, share) for share in shares]
 
 
 class _Run:

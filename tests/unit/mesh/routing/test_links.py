@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mesh.routing.links import Links
-from mesh.transport.base import LineBroken, Metadata, Reply, StatusCode, TransportError
+from mesh.transport.base import LineBroken, Metadata, PeerWays, Reply, StatusCode, TransportError
 from mesh.wire.messages import PEER_KEY_METADATA
 from placement.policy.snapshot import Pod
 
@@ -18,8 +18,8 @@ POD = Pod("p1", "one", "h:1", peer_key="key")
 class Wire:
     """A line whose calls wait until the test answers."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, ways: PeerWays) -> None:
+        self.ways = ways
         self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.cancelled = 0
         self.shown: list[Metadata] = []
@@ -44,8 +44,8 @@ def wires() -> list[Wire]:
 
 @pytest.fixture
 async def links(wires: list[Wire]) -> Links:
-    def dial(address: str) -> Wire:
-        wires.append(Wire(address))
+    def dial(ways: PeerWays) -> Wire:
+        wires.append(Wire(ways))
         return wires[-1]
 
     links = Links(dial, "me", calls_per_pod_max=2)
@@ -132,5 +132,5 @@ async def test_a_pod_that_moved_is_dialled_anew_and_its_old_calls_end(links: Lin
     links.follow([replace(POD, address="h:2")])
     with pytest.raises(LineBroken):
         await task
-    assert [wire.address for wire in wires] == ["h:1", "h:2"]
+    assert [wire.ways for wire in wires] == [PeerWays("h:1"), PeerWays("h:2")]
     assert links.in_flight == {"p1": 0}

@@ -10,7 +10,7 @@ import pytest
 from mesh.simulation.chance import stream
 from mesh.simulation.network import CLIENTS, Network, NetworkConditions, SimulatedLine, SimulatedTransport
 from mesh.simulation.virtual_loop import Process, VirtualLoop
-from mesh.transport.base import Call, LineBroken, Reply, Routes, StatusCode, TransportError, TransportLimits
+from mesh.transport.base import Call, LineBroken, PeerWays, Reply, Routes, StatusCode, TransportError, TransportLimits
 
 CONDITIONS = NetworkConditions(slow_share=0.0)
 PATH = "/test/Echo"
@@ -47,7 +47,7 @@ def play() -> Iterator[Play]:
 
     def run(story: Story) -> None:
         async def main() -> None:
-            await story(network, Server(network), SimulatedLine(network, "caller", "server:1"))
+            await story(network, Server(network), SimulatedLine(network, "caller", PeerWays("server:1")))
 
         loop.run(main())
 
@@ -66,7 +66,7 @@ def test_a_call_is_answered_after_its_way_there_and_back(play: Play) -> None:
 def test_nobody_there_is_refused_at_once(play: Play) -> None:
     async def story(network: Network, server: Server, line: SimulatedLine) -> None:
         with pytest.raises(LineBroken) as broken:
-            await SimulatedLine(network, "caller", "nowhere:1").call(PATH, b"1", (), None)
+            await SimulatedLine(network, "caller", PeerWays("nowhere:1")).call(PATH, b"1", (), None)
         assert not broken.value.sent
         assert network.loop.time() < 0.1
 
@@ -151,7 +151,7 @@ def test_a_transport_that_stops_finishes_what_runs_and_refuses_what_comes(play: 
         stopping = server.process.start(server.transport.stop(10))
         await asyncio.sleep(0.1)
         with pytest.raises(TransportError) as error:
-            await SimulatedLine(network, CLIENTS, "server:1").call(PATH, b"0", (), None)
+            await SimulatedLine(network, CLIENTS, PeerWays("server:1")).call(PATH, b"0", (), None)
         assert error.value.status is StatusCode.UNAVAILABLE
         assert await calling == b"done"
         await asyncio.sleep(0.1)
