@@ -24,6 +24,7 @@ class BucketSource(StoredObjects):
 
     def __init__(self, location: Location, client: ObjectClient, files_max: int) -> None:
         self._files_max = files_max
+        self._client = client
         super().__init__(location, client)
 
     def look(self, known: RemoteObject | None = None) -> Listing:
@@ -43,7 +44,7 @@ class BucketSource(StoredObjects):
         import obstore
 
         found: list[RemoteObject] = []
-        for page in obstore.list(self._store, prefix or None, chunk_size=1000):
+        for page in obstore.list(self._client, prefix or None, chunk_size=1000):
             for meta in page:
                 name = meta["path"][len(prefix) :].lstrip("/")
                 # Consoles mark a directory by an empty object named like it.

@@ -157,7 +157,7 @@ def _download_object(
     if offset:
         _hash_into(digest, path, stop)
         if offset == item.size_bytes:
-            return digest.hexdigest(), 0
+            return _checked(digest, item, path), 0
     try:
         written = _transfer(source, item, path, offset, digest, stop, create, hear)
     except RangeIgnored:
@@ -168,7 +168,18 @@ def _download_object(
         path.unlink()
         what = f"object {shown(item.name)}" if item.name else "the object"
         raise ArtifactChanged(f"{what} has {offset + written} bytes, and {item.size_bytes} were announced")
-    return digest.hexdigest(), written
+    return _checked(digest, item, path), written
+
+
+def _checked(digest: Digest, item: RemoteObject, path: Path) -> str:
+    found: str = digest.hexdigest()
+    if item.sha256 and found != item.sha256:
+        path.unlink()
+        raise FetchFailed(
+            f"object {shown(item.name)} came with sha256:{found}, and its store names it by sha256:{item.sha256}; "
+            "it is read again"
+        )
+    return found
 
 
 def _transfer(

@@ -41,6 +41,7 @@ from runtime_adapters.artifacts.errand import (
     with_bucket,
 )
 from runtime_adapters.artifacts.errors import ArtifactTooLarge, BadStorageConfig, FetchFailed
+from runtime_adapters.artifacts.layers import place_layers, plan_layers
 from runtime_adapters.artifacts.ledger import Reservation, disk_bytes
 from runtime_adapters.artifacts.listing import Listing
 from runtime_adapters.artifacts.single_flight import in_thread
@@ -171,7 +172,7 @@ class Fetching:
             self._policy.check(location)
             return Seen(None, None, known.server, trusted)
         timeouts = Timeouts(self._limits.timeout_s, self._limits.stall_timeout_s, self._limits.connect_timeout_s)
-        source = open_source(location, key, self._policy, timeouts, self._limits.files_max)
+        source = open_source(location, key, self._policy, timeouts, self._limits.files_max, self._limits.bytes_max)
         listing = source.look(known_object(known) if known and known.server == server else None)
         return Seen(source, listing, server, trusted and (location.scheme not in _OF_THIS_MACHINE or listing.trusted))
 
@@ -236,11 +237,13 @@ class Fetching:
         stop: Stop,
     ) -> tuple[ContentRecord, str]:
         """Turn what was downloaded into the files of a content entry: the record, and the suffix to show it under."""
+        if any(item.archive for item in listing.objects):
+            return await self._place_layers(listing, downloaded, directory, staged, reservation, stop), ""
         kind = None if listing.is_directory else errand.location.archive_kind
         if kind is None:
             suffix = "" if listing.is_directory else errand.location.suffix
             return await in_thread(self._workers, stop, place_as_is, listing, downloaded, directory, staged), suffix
-        limits = UnpackLimits(self._limits.bytes_max, self._limits.files_max, self._limits.unpack_ratio_max)
+        limits = self._unpack_limits
         archive = directory / "0"
         plan = await in_thread(self._workers, stop, plan_unpack, archive, kind, limits, stop.check)
         room_bytes = disk_bytes([listing.total_bytes]) + disk_bytes([file.size_bytes for file in plan.files])
@@ -248,6 +251,30 @@ class Fetching:
         return await in_thread(
             self._workers, stop, place_unpacked, archive, kind, plan, limits, staged, stop.check, self._create_file
         )
+
+    async def _place_layers(
+        self,
+        listing: Listing,
+        downloaded: Downloaded,
+        directory: Path,
+        staged: Path,
+        reservation: Reservation,
+        stop: Stop,
+    ) -> ContentRecord:
+        limits = self._unpack_limits
+        plan = await in_thread(self._workers, stop, plan_layers, listing, directory, limits, stop.check)
+        layers_bytes = disk_bytes([item.size_bytes for item in listing.objects])
+        await self._disk.grow(reservation, layers_bytes + disk_bytes(list(plan.size_bytes)))
+        return await in_thread(
+            self._workers,
+            stop,
+            place_layers,
+            *(listing, downloaded, directory, plan, limits, staged, stop.check, self._create_file),
+        )
+
+    @property
+    def _unpack_limits(self) -> UnpackLimits:
+        return UnpackLimits(self._limits.bytes_max, self._limits.files_max, self._limits.unpack_ratio_max)
 
     def _check_size(self, errand: Errand, listing: Listing) -> None:
         total_bytes = listing.total_bytes

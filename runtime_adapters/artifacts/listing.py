@@ -32,6 +32,10 @@ class RemoteObject:
     """The strong ETag, if there is one: with it, an interrupted download goes on where it stopped."""
     sha256: str = ""
     """What its bytes must hash to, where the store says so; empty: it does not."""
+    archive: str = ""
+    """`tar` or `tar.gz`: it is a layer, and what is in it belongs to the artifact, not the object itself (`layers`)."""
+    below: str = ""
+    """Of a layer, the directory that counts; empty: all of it."""
 
 
 @dataclass(frozen=True, slots=True)

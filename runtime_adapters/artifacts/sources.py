@@ -6,14 +6,20 @@ from runtime_adapters.artifacts.bucket_source import BucketSource
 from runtime_adapters.artifacts.clients import Timeouts, azure_client, gcs_client, s3_client
 from runtime_adapters.artifacts.errors import ArtifactDenied, BadLocation
 from runtime_adapters.artifacts.file_source import FileSource
+from runtime_adapters.artifacts.git_source import GitSource
 from runtime_adapters.artifacts.http_source import HttpSource
+from runtime_adapters.artifacts.hub_source import HubSource
+from runtime_adapters.artifacts.image_source import ImageSource
 from runtime_adapters.artifacts.listing import Source
 from runtime_adapters.artifacts.locations import Location
 from runtime_adapters.artifacts.source_policy import SourcePolicy
 from runtime_adapters.artifacts.storage_keys import (
     AzureKey,
     GcsKey,
+    GitKey,
+    HfKey,
     HttpKey,
+    OciKey,
     PvcKey,
     S3Key,
     StorageKey,
@@ -22,7 +28,7 @@ from runtime_adapters.artifacts.storage_keys import (
 
 
 def open_source(
-    location: Location, key: StorageKey | None, policy: SourcePolicy, timeouts: Timeouts, files_max: int
+    location: Location, key: StorageKey | None, policy: SourcePolicy, timeouts: Timeouts, files_max: int, bytes_max: int
 ) -> Source:
     """The source for a location, after the operator's rules. Raises BadLocation, ArtifactDenied."""
     policy.check(location)
@@ -46,6 +52,12 @@ def open_source(
             )
         case "azure":
             return _azure(location, key if isinstance(key, AzureKey) else AzureKey(), timeouts, files_max)
+        case "hf":
+            return HubSource(location, key if isinstance(key, HfKey) else HfKey(), timeouts, files_max)
+        case "oci":
+            return ImageSource(location, key if isinstance(key, OciKey) else OciKey(), policy, timeouts, files_max)
+        case "git":
+            return GitSource(location, key if isinstance(key, GitKey) else None, timeouts, files_max, bytes_max)
         case _:
             return HttpSource(location, key if isinstance(key, HttpKey) else None, timeouts)
 

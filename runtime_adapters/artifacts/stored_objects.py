@@ -46,7 +46,8 @@ _HTTP_GRAIN_S = 60.0
 class StoredObjects:
     """What all of them share: conditional GETs through obstore, and one opened body kept from look to read."""
 
-    def __init__(self, location: Location, store: ObjectClient) -> None:
+    def __init__(self, location: Location, store: ObjectClient | None) -> None:
+        """`store`: None where a look must come first, which finds it."""
         self._location = location
         self._store = store
         self._opened: tuple[RemoteObject, GetResult] | None = None
@@ -60,8 +61,7 @@ class StoredObjects:
             result = self._take_opened(item, offset)
             if result is None:
                 result = self._get(item.key, if_match=item.etag, offset=offset)
-                found = self._object(item.name, item.key, result)
-                if found.version != item.version or (offset and result.range[0] != offset):
+                if not self._is_still(item, result) or (offset and result.range[0] != offset):
                     raise ArtifactChanged(
                         f"uri {self._location.shown!r}: the object changed while it was read; it is read again"
                     )
@@ -106,8 +106,7 @@ class StoredObjects:
         part = bytearray()
         try:
             result = whole or self._get(item.key, if_match=item.etag, offset=begin, end=end)
-            found = self._object(item.name, item.key, result)
-            if found.version != item.version or result.range[0] != begin:
+            if not self._is_still(item, result) or result.range[0] != begin:
                 raise ArtifactChanged(
                     f"uri {self._location.shown!r}: the object changed while it was read; it is read again"
                 )
@@ -135,6 +134,9 @@ class StoredObjects:
         self._opened = (found, result)
         return found
 
+    def _is_still(self, item: RemoteObject, result: GetResult) -> bool:
+        return self._object(item.name, item.key, result).version == item.version
+
     def _get(
         self,
         key: str,
@@ -155,11 +157,30 @@ class StoredObjects:
             options["range"] = (offset, end)
         elif offset:
             options["range"] = {"offset": offset}
+        assert self._store is not None, "look comes before read"
         return obstore.get(self._store, key, options=options or None)
 
     def _object(self, name: str, key: str, result: GetResult) -> RemoteObject:
         meta = result.meta
         return remote_object(name, key, meta["size"], meta["e_tag"], meta["last_modified"])
+
+
+class ContentObjects(StoredObjects):
+    """Objects whose keys name their content, so that a key never means other bytes; their ETags may say anything."""
+
+    def _is_still(self, item: RemoteObject, result: GetResult) -> bool:
+        return result.meta["size"] == item.size_bytes
+
+    def _get(
+        self,
+        key: str,
+        *,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+        offset: int = 0,
+        end: int | None = None,
+    ) -> GetResult:
+        return super()._get(key, offset=offset, end=end)
 
 
 def _parts(offset: int, size_bytes: int) -> Iterator[tuple[int, int]]:

@@ -39,6 +39,10 @@ from runtime_adapters.errors import BadArtifact
 _CHUNK_BYTES = 1024 * 1024
 _HEADER_READ_BYTES_MAX = 4 * 1024 * 1024
 """A zip directory of 4 MiB names tens of thousands of members; a tar header of that size is an attack."""
+WHITEOUT = ".wh."
+"""Before a name in a layer of an image: that name is gone."""
+OPAQUE = ".wh..wh..opq"
+"""In a directory of a layer: what earlier layers put there is gone."""
 _ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 """The others need memory that the archive chooses (LZMA) or are rare (bzip2)."""
 
@@ -99,8 +103,14 @@ def open_new(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "wb", buffering=0)
 
 
-def plan_unpack(archive: Path, kind: str, limits: UnpackLimits, check: Callable[[], None] = lambda: None) -> UnpackPlan:
-    """Read every header and accept the archive as a whole, or raise UnsafeArchive, ArtifactTooLarge or BadArtifact."""
+def plan_unpack(
+    archive: Path, kind: str, limits: UnpackLimits, check: Callable[[], None] = lambda: None, below: str | None = None
+) -> UnpackPlan:
+    """Read every header and accept the archive as a whole, or raise UnsafeArchive, ArtifactTooLarge or BadArtifact.
+
+    `below`: it is a layer. Names are kept as they are, and of a directory that is named only what lies below it is
+    looked at; that may be nothing.
+    """
     output_max = limits.output_bytes_max(archive.stat().st_size)
     files: list[PlannedFile] = []
     directories: list[Parts] = []
@@ -110,7 +120,10 @@ def plan_unpack(archive: Path, kind: str, limits: UnpackLimits, check: Callable[
             check()
             if position >= limits.files_max:
                 raise ArtifactTooLarge(f"archive has more than {limits.files_max} members; pack fewer, larger files")
-            parts = safe_parts(member.name)
+            name = member.name if below is None else _name_below(member.name, below)
+            if name is None:
+                continue
+            parts = safe_parts(name)
             if member.refused is not None:
                 raise UnsafeArchive(
                     f"member {shown(member.name)} is {member.refused}; pack plain files and directories"
@@ -128,6 +141,8 @@ def plan_unpack(archive: Path, kind: str, limits: UnpackLimits, check: Callable[
                 )
             files.append(PlannedFile(position, parts, member.size_bytes))
     check_distinct((file.parts for file in files), directories)
+    if below is not None:
+        return UnpackPlan(tuple(files))
     if not files:
         raise BadArtifact("archive holds no file; pack the model again")
     return UnpackPlan(_without_common_root(files))
@@ -177,6 +192,16 @@ def write_all(sink: BinaryIO, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[sink.write(view) :]
+
+
+def _name_below(name: str, directory: str) -> str | None:
+    """The name as seen from the directory; None for what lies elsewhere, and for the directory itself."""
+    plain = name.removeprefix("./") if directory else name
+    if not directory:
+        return None if plain in (".", "./") else plain
+    if plain in (f"{WHITEOUT}{directory}", OPAQUE):
+        return OPAQUE
+    return plain.removeprefix(f"{directory}/") or None if plain.startswith(f"{directory}/") else None
 
 
 def _without_common_root(files: list[PlannedFile]) -> tuple[PlannedFile, ...]:

@@ -30,11 +30,15 @@ class Seen:
 
 @dataclass
 class FaultyServer:
-    """Serves `files`; `faults[path]` is a list of behaviours, one taken per request, then it behaves."""
+    """Serves `files`; `faults[path]` is a list of behaviours, one taken per request, then it behaves.
+
+    `guards`: below a path, only requests with that Authorization are answered; the others get the challenge.
+    """
 
     port: int = 0
     files: dict[str, Served] = field(default_factory=dict)
     faults: dict[str, list[str]] = field(default_factory=dict)
+    guards: dict[str, tuple[str, str]] = field(default_factory=dict)
     seen: list[Seen] = field(default_factory=list)
     hold: threading.Event = field(default_factory=threading.Event)
     at_hold: threading.Event = field(default_factory=threading.Event)
@@ -63,6 +67,13 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.world.seen.append(Seen(self.command, self.path, headers))
+        for guarded, (authorization, challenge) in self.world.guards.items():
+            if path.startswith(guarded) and headers.get("authorization") != authorization:
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", challenge)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
         queued = self.world.faults.get(path, [])
         fault = queued.pop(0) if queued else ""
         try:

@@ -120,6 +120,17 @@ def send(method: str, url: str, body: bytes = b"", **headers: str) -> bytes:
         return found
 
 
+# Registries and repositories ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def registry(directory: Path) -> Iterator[str]:
+    """An OCI registry, go-containerregistry's, in memory."""
+    (port,) = free_ports(1)
+    with running([str(go_program(REGISTRY)), f"-port={port}"], port, directory) as base:
+        yield base
+
+
 # Buckets ------------------------------------------------------------------------------------------------------------
 
 
