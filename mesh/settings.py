@@ -205,8 +205,8 @@ class Settings(BaseSettings):
     )
     answer_as_fetched: bool = Field(
         True,
-        description="Load an ONNX model as it was fetched for its first answers, in free memory, and change to its "
-        "prepared form while it serves. Without it the first request waits until the model is prepared.",
+        description="Load an ONNX or XGBoost model as it was fetched for its first answers, in free memory, and change "
+        "to its prepared form while it serves. Without it the first request waits until the model is prepared.",
     )
     promotion: bool = Field(
         True,
