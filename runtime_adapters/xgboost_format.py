@@ -290,21 +290,23 @@ def _check_trees(trees: list[dict[str, Any]], features: int) -> tuple[int, int]:
                 raise BadArtifact(f"xgboost: tree {number}: {name} does not fit {count:,} nodes; {_WHAT_NEXT}")
     _require(bool((np.sort(ids) == np.arange(len(trees))).all()), "the trees' ids are not 0 to n - 1, once each")
 
-    starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
-    start, end = np.repeat(starts, counts), np.repeat(starts + counts, counts)
+    # Half the memory traffic of 64 bits. An index is held against its tree's node count before anything is added to it.
+    kind = np.int32 if int(counts.sum()) <= np.iinfo(np.int32).max else np.int64
+    starts = np.concatenate(([0], np.cumsum(counts)[:-1])).astype(kind)
+    start, count_of = np.repeat(starts, counts), np.repeat(counts.astype(kind), counts)
     left, right = _joined(trees, "left_children"), _joined(trees, "right_children")
-    splits = left != -1
-    # An index is made absolute (tree start + index), so that one comparison does for all trees.
-    index = np.arange(len(left))
-    parent = _joined(trees, "parents") + start
-    not_root = index != start
-    _require(bool(((parent >= start) & (parent < end))[not_root].all()), "a parent index is out of range")
-    split_at, split_start, split_end = index[splits], start[splits], end[splits]
-    for side, children in (("left", left), ("right", right)):
-        child = children[splits] + split_start
-        _require(bool(((child > split_start) & (child < split_end)).all()), f"a {side} child index is out of range")
-        _require(bool((parent[child] == split_at).all()), f"a {side} child does not name its parent")
-    _require(bool((left[splits] != right[splits]).all()), "a node has one child twice")
+    parent = _joined(trees, "parents")
+    within = (parent >= 0) & (parent < count_of)
+    within[starts] = True  # a root has none
+    _require(bool(within.all()), "a parent index is out of range")
+    splits = np.flatnonzero(left != -1).astype(kind)
+    split_start, split_count = start[splits], count_of[splits]
+    own_index = splits - split_start
+    left, right = left[splits], right[splits]
+    for side, child in (("left", left), ("right", right)):
+        _require(bool(((child > 0) & (child < split_count)).all()), f"a {side} child index is out of range")
+        _require(bool((parent[child + split_start] == own_index).all()), f"a {side} child does not name its parent")
+    _require(bool((left != right).all()), "a node has one child twice")
     _require(_all_within(_joined(trees, "split_indices")[splits], 0, features), f"a feature index is beyond {features}")
     split_type = _joined(trees, "split_type")
     _require(_all_within(split_type, 0, 2), "a split type is neither 0 (numerical) nor 1 (categorical)")
@@ -337,7 +339,9 @@ def _check_categories(number: int, tree: dict[str, Any]) -> int:
 
 
 def _joined(trees: list[dict[str, Any]], name: str) -> Array:
-    return np.concatenate([tree[name] for tree in trees]).astype(np.int64)
+    """In the byte order of this machine."""
+    joined = np.concatenate([tree[name] for tree in trees])
+    return joined.astype(joined.dtype.newbyteorder("="), copy=False)
 
 
 def _all_within(values: Array, low: int, high: int) -> bool:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 _PIECE_BYTES = 128 * 1024
 _BUFFERED_S = 0.002
@@ -37,9 +36,9 @@ class SlowStore:
         """Where it is."""
         return f"http://127.0.0.1:{self.port}"
 
-    def put(self, name: str, path: Path) -> str:
-        """Serve this file; its URI."""
-        self.files[f"/{name}"] = path.read_bytes()
+    def put(self, name: str, content: bytes) -> str:
+        """Serve this; its URI."""
+        self.files[f"/{name}"] = content
         return f"{self.base}/{name}"
 
     def limit_s(self, size_bytes: int) -> float:
