@@ -365,7 +365,9 @@ class Node:
     def _routes(self, access: Access, name: str) -> Routes:
         router = None if self.pool is None else self.pool.router
         v2 = V2Endpoint(self.serving, access, self.unready_reason, router, EXTENSIONS)
-        quick = QuickInference(self.serving, access, self.registry, self.unready_reason, router)
+        quick = QuickInference(
+            self.serving, access, self.registry, self.unready_reason, guarded_unary(v2.model_infer), router
+        )
         shared_memory = SharedMemoryEndpoint(Regions(), access, int(self._settings.bytes_in_flight_max))
         describer = Describer(self.registry, self.status, self.overview)
         aliases = AliasSetting(self.models, self.registry, describer)

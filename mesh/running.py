@@ -24,7 +24,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import inf
 from typing import Protocol
@@ -41,11 +40,13 @@ from mesh.batching.trial import try_model
 from mesh.batching.turns import Turns
 from mesh.known_sizes import NOTHING, Loadable
 from mesh.resident import Resident
+from mesh.threads import Workers
 from runtime_adapters.base import Array, Device, Tensors
 from runtime_adapters.errors import ModelCrashed
 
-INLINE_BYTES_MAX = 4096
-"""Requests larger than this always go to a thread: what a run costs was learned on small ones."""
+INLINE_BYTES_MAX = 8192
+"""Requests larger than this always go to a thread: what a run costs was learned on small ones. A row of 1,024 numbers
+and what describes it is small."""
 REMEMBERED_MAX = 10_000
 """Contents of which it is remembered whether, and in what sizes, they run together; about 1 KB each."""
 
@@ -93,13 +94,17 @@ _Answer = asyncio.Future[dict[str, Array]]
 class _Group:
     """Threads, and the copies that wait for them."""
 
-    pool: ThreadPoolExecutor
+    workers: Workers
     free: int
     by_cpu: bool
     """What a run costs is its thread's processor time, not how long it lasts."""
     turns: Turns[_CopyLane] = field(default_factory=Turns)
     is_due: bool = False
     """Its threads are given out at the end of this turn of the loop."""
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """On a thread that was taken from `free` before."""
+        self.workers.submit(work, self.workers.count - self.free)
 
 
 @dataclass(slots=True, eq=False)
@@ -218,7 +223,7 @@ class Runner:
         """Stop taking work; threads end when their runs do."""
         self._closed = True
         for group in (self._here, self._isolated, *self._devices.values()):
-            group.pool.shutdown(wait=False)
+            group.workers.close()
 
     def _lane(self, resident: Resident) -> _CopyLane:
         lane, loadable = resident.lane, resident.loadable
@@ -323,7 +328,7 @@ class Runner:
             self._leave(lane)
 
         self._enter(lane)
-        lane.group.pool.submit(run)
+        lane.group.submit(run)
 
     def _try(self, lane: _CopyLane) -> None:
         """Find out on a thread, if one is free, whether the model's rows may share a run."""
@@ -346,7 +351,7 @@ class Runner:
 
         lane.is_trying = True
         self._enter(lane)
-        lane.group.pool.submit(run)
+        lane.group.submit(run)
 
     def _enter(self, lane: _CopyLane) -> None:
         lane.resident.hold()
@@ -378,7 +383,7 @@ class Runner:
 
 
 def _group(threads: int, name: str, *, by_cpu: bool = False) -> _Group:
-    return _Group(ThreadPoolExecutor(threads, name), threads, by_cpu)
+    return _Group(Workers(threads, name), threads, by_cpu)
 
 
 def _settle(caller: _Answer, answer: Answer) -> None:

@@ -1,18 +1,26 @@
-"""Slow work beside the event loop, on a thread of its own.
+"""Work beside the event loop.
 
-Not a pool: a framework that hangs in a load would keep a pool's thread for ever, and after a few of those nothing would
-load. A thread costs a tenth of a millisecond to start, which no load notices.
+Slow work gets a thread of its own (`in_thread`). Not a pool: a framework that hangs in a load would keep a pool's
+thread for ever, and after a few of those nothing would load. A thread costs a tenth of a millisecond to start, which no
+load notices.
+
+Runs of models get `Workers`: threads that stay. `ThreadPoolExecutor` does more than is needed for each piece of work (a
+future with a lock of its own, two semaphores), since it does not know who counts them; here the caller does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+
+_log = logging.getLogger("hexcomb.threads")
 
 
 class InThread(Protocol):
@@ -46,3 +54,45 @@ def in_thread(name: str, work: Callable[..., T], *arguments: Any) -> asyncio.Fut
 
     threading.Thread(target=run, name=f"hexcomb-{name}", daemon=True).start()
     return future
+
+
+class Workers:
+    """At most `count` threads, each of which starts when it is first needed. One thread hands them their work."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self.count = count
+        self._name = name
+        self._work: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def submit(self, work: Callable[[], object], busy: int) -> None:
+        """Have one of them do it; what it raises is logged. `busy`: how many are at work then, this one's included: at
+        most `count`."""
+        if len(self._threads) < busy:
+            name = f"{self._name}-{len(self._threads)}"
+            thread = threading.Thread(target=_work_through, args=(self._work,), name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._work.put(work)
+
+    def close(self) -> None:
+        """Each ends when it has no more work. Python waits for that at its end, since frameworks crash when their
+        libraries are unloaded under a run."""
+        for _ in self._threads:
+            self._work.put(None)
+        if self._threads:
+            threading.Thread(target=_join, args=(self._threads,), name=f"{self._name}-last").start()
+
+
+def _work_through(queue: SimpleQueue[Callable[[], object] | None]) -> None:
+    while (work := queue.get()) is not None:
+        try:
+            work()
+        except BaseException:
+            _log.exception("work on %s failed", threading.current_thread().name)
+        del work  # or it would keep what the work was about until there is more
+
+
+def _join(threads: list[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join()

@@ -26,8 +26,10 @@ from __future__ import annotations
 
 from array import array
 
-HANDOVER_S = 60e-6
-"""Loop -> thread -> loop: 30 to 62 µs at the median of several runs on two cores (`make bench`, request_cost)."""
+HANDOVER_S = 120e-6
+"""Loop -> thread -> loop. With nothing to do and nothing else to wait for it takes 30 to 62 µs (`make bench`,
+request_cost); of a request that runs on a thread the pod's processor time was 60 µs more than on the loop where 32 in
+flight shared runs, 260 where they did not, and 400 for one in flight (XGBoost, two cores, load average 3.5)."""
 RETURN_S = HANDOVER_S
 LEAVE_S = 2 * HANDOVER_S
 COUNTED_MAX_S = 16 * HANDOVER_S

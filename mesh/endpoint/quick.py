@@ -7,17 +7,20 @@ serves here and runs in less time than a hand-over to a thread. Such a request t
 nothing has happened. Requests that arrived together for one copy share its run, where the model allows that
 (`mesh.batching`).
 
-What is out of the ordinary: a model that is unknown, not here, busier than its other copies, or slow; a message that is
-large or has no pattern; ModelMesh's headers; a view that is behind what the client has seen; a pod that drains; a run
-that found no memory or lost its process.
+A request for a copy that does not run on the loop, or that is large, is read here all the same, and then answered by a
+task that has little left to do: V2 would read the message field by field.
 
-Belongs to the event loop; nothing here awaits, so nothing changes between the look and the run.
+What is out of the ordinary: a model that is unknown, not here, or busier than its other copies; a message that has no
+pattern; ModelMesh's headers; a view that is behind what the client has seen; a pod that drains.
+
+Belongs to the event loop; nothing awaits between the look and a run there, so nothing changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from mesh.batching.joining import Request
@@ -28,10 +31,10 @@ from mesh.plans import Plan, plan_request
 from mesh.resident import Resident
 from mesh.routing.hop import Hop, hop_of
 from mesh.routing.router import Router
-from mesh.running import INLINE_BYTES_MAX
-from mesh.serving import Serving, UnknownModel
-from mesh.transport.base import Call, Metadata, Reply, TransportError
+from mesh.serving import Serving, Tensors, UnknownModel
+from mesh.transport.base import Call, Metadata, QuickReply, Reply, TransportError, UnaryHandler
 from mesh.wire import messages
+from mesh.wire.patterns import PATTERN_BYTES_MAX
 from placement.errors import PlacementError
 from placement.records import ModelRecord
 from placement.registry import Registry
@@ -85,19 +88,22 @@ class QuickInference:
         access: Access,
         registry: Registry,
         unready: Callable[[], str],
+        otherwise: UnaryHandler,
         router: Router | None = None,
     ) -> None:
+        """`otherwise`: V2's handler."""
         self._serving = serving
         self._access = access
         self._registry = registry
         self._unready = unready
+        self._otherwise = otherwise
         self._router = router
         self._askers: dict[tuple[Metadata, str | None], _Asker | None] = {}
 
-    def answer(self, calls: Sequence[Call]) -> Sequence[Reply | Exception | None]:
-        """For each call its answer, its error, or None: `V2Endpoint.model_infer` is to answer it."""
+    def answer(self, calls: Sequence[Call]) -> Sequence[QuickReply]:
+        """For each call its answer, its error, or who answers it: None is `V2Endpoint.model_infer`."""
         draining = bool(self._unready())
-        replies: list[Reply | Exception | None] = [None] * len(calls)
+        replies: list[QuickReply] = [None] * len(calls)
         of_copies: dict[int, list[tuple[int, _Asked]]] = {}
         try:
             for at, call in enumerate(calls):
@@ -124,7 +130,7 @@ class QuickInference:
         """What a call asks of which copy, which is pinned for it then; None: it is left to V2. `of_copies`: those that
         arrived with it, of which no copy is any busier."""
         body = call.body
-        if len(body) > INLINE_BYTES_MAX or not isinstance(body, bytes):
+        if len(body) > PATTERN_BYTES_MAX or not isinstance(body, bytes):
             return None
         known = (call.metadata, call.listener_tenant)
         asker = self._askers[known] if known in self._askers else self._meet(call)
@@ -158,24 +164,53 @@ class QuickInference:
             return None
         return _Asked(record, resident, plan, plan.inputs(body), request_id, len(body))
 
-    def _run(self, those: Sequence[_Asked]) -> list[Reply | Exception | None]:
+    def _run(self, those: Sequence[_Asked]) -> list[QuickReply]:
         """Requests for one copy, in their order."""
         first = those[0]
-        if len(those) < TOGETHER_MIN or not self._serving.gathers(first.resident):
+        if (
+            len(those) < TOGETHER_MIN
+            or not self._serving.gathers(first.resident)
+            or not self._serving.runs_now(first.resident, max(asked.size_bytes for asked in those))
+        ):
             return [self._run_alone(asked) for asked in those]
-        if not self._serving.runs_now(first.resident, INLINE_BYTES_MAX):
-            return [None] * len(those)
         requests = [Request(asked.inputs, asked.plan.outputs, asked.size_bytes) for asked in those]
         answers = self._serving.infer_together_now(first.record, first.resident, requests)
-        return [_reply(asked, answer) for asked, answer in zip(those, answers, strict=True)]
+        return [self._reply(asked, answer) for asked, answer in zip(those, answers, strict=True)]
 
-    def _run_alone(self, asked: _Asked) -> Reply | Exception | None:
+    def _run_alone(self, asked: _Asked) -> QuickReply:
         try:
             inputs, outputs = asked.inputs, asked.plan.outputs
             answer = self._serving.infer_now(asked.record, asked.resident, inputs, outputs, asked.size_bytes)
         except Exception as error:
             return as_transport_error(error) or error
-        return _reply(asked, answer)
+        return self._reply(asked, answer)
+
+    def _reply(self, asked: _Asked, answer: dict[str, Array] | Exception | None) -> QuickReply:
+        if answer is None:
+            return partial(self._answer_later, asked)
+        if isinstance(answer, dict):
+            try:
+                return asked.plan.answer(answer, asked.request_id)
+            except Exception as error:
+                answer = error
+        return as_transport_error(answer) or answer
+
+    async def _answer_later(self, asked: _Asked, call: Call) -> Reply:
+        """In a task, which begins when the copy is not pinned for it any more: it may have left."""
+        if self._unready() or (resident := self._serving.hit(asked.record)) is None:
+            return await self._otherwise(call)
+        if resident is not asked.resident:
+            resident.let_go()
+            return await self._otherwise(call)
+        tensors = Tensors(asked.inputs, {}, asked.plan.outputs, asked.size_bytes, checked=True)
+        try:
+            outputs = await self._serving.infer_here(asked.record, resident, tensors, call.deadline_s)
+            return asked.plan.answer(outputs, asked.request_id)
+        except Exception as error:
+            known = as_transport_error(error)
+            if known is None:
+                raise
+            raise known from error
 
     def _find(self, asker: _Asker, name: str) -> ModelRecord | None:
         """The generation that answers here; None when that is not plain."""
@@ -219,15 +254,6 @@ class QuickInference:
             return _Asker(tenant, hop, revision_seen(call))
         except TransportError:
             return None
-
-
-def _reply(asked: _Asked, answer: dict[str, Array] | Exception | None) -> Reply | Exception | None:
-    if isinstance(answer, dict):
-        try:
-            return asked.plan.answer(answer, asked.request_id)
-        except Exception as error:
-            answer = error
-    return answer if answer is None else as_transport_error(answer) or answer
 
 
 def _first_name(body: bytes) -> str | None:

@@ -13,7 +13,7 @@ from mesh.endpoint.access import Access
 from mesh.log_levels import LogSwitch
 from mesh.overview import Overview
 from mesh.tracing import BadTraceSetting, Tracing, now_ns
-from mesh.transport.base import Call, QuickHandler, Reply, StatusCode, TransportError, UnaryHandler
+from mesh.transport.base import Call, QuickHandler, QuickReply, Reply, StatusCode, TransportError, UnaryHandler
 from mesh.wire import messages
 from mesh.wire.errors import InvalidMessage
 from mesh.wire.generated import inference_pb2
@@ -127,7 +127,7 @@ class ServerSettingsEndpoint:
     def unless_traced(self, quick: QuickHandler) -> QuickHandler:
         """The quick handler, which leaves all calls to the other one while any may be traced."""
 
-        def answer(calls: Sequence[Call]) -> Sequence[Reply | Exception | None]:
+        def answer(calls: Sequence[Call]) -> Sequence[QuickReply]:
             return [None] * len(calls) if self._tracing.on else quick(calls)
 
         return answer

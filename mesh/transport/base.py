@@ -20,8 +20,9 @@ What every transport promises (tests/contract/test_transport.py is this list as 
   UNAVAILABLE.
 
 A method may have a quick handler beside its handler: it is given calls that arrived together, and answers those that
-it can at once, without waiting for anything; the rest go to the handler, each in a task of its own. It is how a call
-that takes less than a task costs no task.
+it can at once, without waiting for anything; the rest go to the handler, each in a task of its own, or to one that the
+quick handler gives for it, which need not read again what was read. It is how a call that takes less than a task costs
+no task.
 
 Streaming methods have one kind of handler, for client, server and two-way streams alike: an async generator over an
 async iterator. A server stream's iterator yields one message.
@@ -139,8 +140,10 @@ class ReplyWithTrailers:
 Reply = bytes | ReplyWithTrailers
 
 UnaryHandler = Callable[[Call], Awaitable[Reply]]
-QuickHandler = Callable[[Sequence[Call]], Sequence[Reply | Exception | None]]
-"""For each call its answer, its error, or None: the method's handler is to answer it. Raises nothing."""
+QuickReply = Reply | Exception | UnaryHandler | None
+"""A call's answer, or its error; else who is to answer it: this handler, or, for None, the method's."""
+QuickHandler = Callable[[Sequence[Call]], Sequence[QuickReply]]
+"""For each call what becomes of it. Raises nothing."""
 StreamHandler = Callable[[Call, AsyncIterator[bytes]], AsyncIterator[bytes]]
 """The call's `body` is empty; the messages come through the iterator."""
 

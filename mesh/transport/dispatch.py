@@ -17,6 +17,7 @@ from mesh.transport.base import (
     Call,
     QuickHandler,
     Reply,
+    ReplyWithTrailers,
     Routes,
     StatusCode,
     TransportError,
@@ -75,18 +76,18 @@ class Dispatch:
         together: dict[Method, list[tuple[int, Call]]] = {}
         for call_id, method, call in arrived:
             if method.quick is None:
-                self._begin(call_id, method, call)
+                self._begin(call_id, method.path, method.handler, call)
             else:
                 together.setdefault(method, []).append((call_id, call))
         for method, calls in together.items():
             assert method.quick is not None
             for (call_id, call), reply in zip(calls, method.quick([call for _, call in calls]), strict=True):
-                if reply is None:
-                    self._begin(call_id, method, call)
+                if isinstance(reply, bytes | ReplyWithTrailers):
+                    self._answer(call_id, reply)
                 elif isinstance(reply, Exception):
                     self._fail(call_id, as_transport_error(method.path, reply))
                 else:
-                    self._answer(call_id, reply)
+                    self._begin(call_id, method.path, reply or method.handler, call)
 
     def cancel(self, call_id: int) -> None:
         """The client has gone, or its deadline has passed."""
@@ -99,13 +100,13 @@ class Dispatch:
         for task in list(self._tasks.values()):
             task.cancel()
 
-    def _begin(self, call_id: int, method: Method, call: Call) -> None:
+    def _begin(self, call_id: int, path: str, handler: UnaryHandler, call: Call) -> None:
         size_bytes = len(call.body)
         error = self._admission.refusal(size_bytes)  # the calls before it in this batch may have taken the room
         if error is not None:
             self._fail(call_id, error)
             return
-        task = asyncio.get_running_loop().create_task(self._serve(call_id, method, call))
+        task = asyncio.get_running_loop().create_task(self._serve(call_id, path, handler, call))
         call.abandoned = lambda: task.cancelling() > 0 or task.done()
         self._tasks[call_id] = task
         self._admission.enter(task, size_bytes)
@@ -116,12 +117,12 @@ class Dispatch:
             if task.cancelled() and self._admission.ending:
                 self._fail(call_id, self._admission.stopped())
             elif task.cancelled() and not task.cancelling():  # else it is the client that has gone
-                self._fail(call_id, gave_up(method.path))
+                self._fail(call_id, gave_up(path))
 
         task.add_done_callback(ended)
 
-    async def _serve(self, call_id: int, method: Method, call: Call) -> None:
+    async def _serve(self, call_id: int, path: str, handler: UnaryHandler, call: Call) -> None:
         try:
-            self._answer(call_id, await method.handler(call))
+            self._answer(call_id, await handler(call))
         except Exception as failure:
-            self._fail(call_id, as_transport_error(method.path, failure))
+            self._fail(call_id, as_transport_error(path, failure))

@@ -137,9 +137,9 @@ class GrpcioTransport(Listening):
             admission.enter(task, len(body))
             try:
                 call = _call(path, body, context, tenant, task)
-                reply = None if quick is None else _quick_reply(quick, call)
-                if reply is None:
-                    reply = await handler(call)
+                reply = handler if quick is None else _quick_reply(quick, call) or handler
+                if not isinstance(reply, bytes | ReplyWithTrailers):
+                    reply = await reply(call)
                 if isinstance(reply, ReplyWithTrailers):
                     context.set_trailing_metadata(reply.trailers)
                     reply = reply.body
@@ -192,8 +192,8 @@ def _current_task() -> asyncio.Task[Any]:
     return task
 
 
-def _quick_reply(quick: QuickHandler, call: Call) -> Reply | None:
-    """The answer to one call, if there is one at once. Raises what the handler gives as its error."""
+def _quick_reply(quick: QuickHandler, call: Call) -> Reply | UnaryHandler | None:
+    """The answer to one call, if there is one at once, or who gives it. Raises what the handler gives as its error."""
     (reply,) = quick((call,))
     if isinstance(reply, Exception):
         raise reply

@@ -20,7 +20,7 @@ from mesh.transport.base import (
     Call,
     CannotListen,
     ListenAddress,
-    Reply,
+    QuickReply,
     ReplyWithTrailers,
     Routes,
     ServerTls,
@@ -83,15 +83,16 @@ class EchoServer:
         self.entered.release()
         return bytes(int(call.body))
 
-    def quick(self, calls: Sequence[Call]) -> Sequence[Reply | Exception | None]:
+    def quick(self, calls: Sequence[Call]) -> Sequence[QuickReply]:
         if any(call.body == b"defect" for call in calls):
             raise RuntimeError("password=hunter2")
-        answers: dict[bytes, Reply | Exception] = {
+        answers: dict[bytes, QuickReply] = {
             b"plain": b"at once",
             b"trailing": ReplyWithTrailers(b"at once", (("hexcomb-cold", "1"),)),
             b"refused": TransportError(StatusCode.NOT_FOUND, "none of that name"),
             b"broken": RuntimeError("password=hunter2"),
             b"large": bytes(2000),
+            b"later": self.trail,
         }
         return [answers.get(bytes(call.body)) for call in calls]
 
@@ -290,7 +291,7 @@ async def test_a_handler_that_something_else_than_its_client_cancelled_is_answer
     assert ("hexcomb-answered", "1") in tuple(failure.value.trailing_metadata())
 
 
-async def test_a_quick_handler_answers_what_it_can_and_leaves_the_rest_to_the_handler(start, dial, server):
+async def test_a_quick_handler_answers_what_it_can_and_leaves_the_rest_to_a_handler(start, dial, server):
     transport = await start(limits=TransportLimits(response_bytes_max=1000))
     hold = dial(transport.addresses[0].address).unary_unary("/test.Echo/hold")
     left = hold(b"left")
@@ -310,6 +311,9 @@ async def test_a_quick_handler_answers_what_it_can_and_leaves_the_rest_to_the_ha
         assert details in failure.value.details()
         assert ("hexcomb-answered", "1") in tuple(failure.value.trailing_metadata())
     assert [call.body for call in server.calls] == [b"left"]
+    later = hold(b"later")
+    assert await later == b"later"
+    assert ("hexcomb-cold", "1") in tuple(await later.trailing_metadata())
     server.release.set()
     assert await left == b"left"
     stopping = asyncio.create_task(transport.stop(30))
