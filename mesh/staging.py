@@ -343,6 +343,7 @@ class Staging:
                 if reading is not None:
                     make = partial(reading.prepare, options=options)
                 path = await self._prepared(artifact, variant, make) or artifact.path
+                estimate = None if reading is None else reading.size()
             self._telemetry.load_stage(format_name, "prepare", self._clock() - began)
         staged = self._staged(record, artifact, path, variant, adapter, options, isolated=isolated)
         return staged if estimate is None else replace(staged, estimate=estimate)

@@ -271,6 +271,9 @@ class Reading(Protocol):
     def prepare(self, into: Path, options: LoadOptions) -> bool:
         """What `RuntimeAdapter.prepare` would do with the file, all of which was taken. May be called again."""
 
+    def size(self) -> Size:
+        """What `RuntimeAdapter.estimate` would say of what `prepare` has written, or of the file."""
+
 
 @runtime_checkable
 class ReadsWhileFetched(Protocol):

@@ -200,7 +200,7 @@ class ModelReader:
         number = len(self._trees)
         tree = _check_tree(number, section, self._header.features)
         self._trees.append(tree)
-        self._as_is = self._as_is and section == b"%d\n%s\n" % (number, tree.text)
+        self._as_is = self._as_is and tree.text == b"Tree=%s\n" % section
 
 
 _TREE_MARK, _END_MARK = b"\nTree=", b"\nend of trees\n"
@@ -263,7 +263,6 @@ def _check(header: _Header, trees: list[_Tree]) -> CheckedModel:
         _refuse(f"{len(trees):,} trees cannot be divided among {groups:,} outputs")
     if header.trees != len(trees):
         _refuse(f"the header promises {header.trees:,} trees, the file has {len(trees):,}")
-    sections = [b"Tree=%d\n%s\n\n" % (number, tree.text) for number, tree in enumerate(trees)]
     lines = [
         b"tree",
         b"version=v4",
@@ -276,9 +275,10 @@ def _check(header: _Header, trees: list[_Tree]) -> CheckedModel:
         # Names and ranges are of no use to prediction, but LightGBM wants one per feature.
         b"feature_names=" + b" ".join(b"f%d" % number for number in range(features)),
         b"feature_infos=" + b" ".join([b"none"] * features),
-        b"tree_sizes=" + b" ".join(b"%d" % len(section) for section in sections),
+        b"tree_sizes=" + b" ".join(b"%d" % len(tree.text) for tree in trees),
+        b"\n",
     ]
-    text = b"\n".join(lines) + b"\n\n" + b"".join(sections) + b"end of trees\n"
+    text = b"".join((b"\n".join(lines), *(tree.text for tree in trees), b"end of trees\n"))
     facts = LightgbmFacts(
         objective=objective.partition(" ")[0],
         features=features,
@@ -335,7 +335,7 @@ def _check_tree(number: int, text: bytes, features: int) -> _Tree:
         kept += terms
     if "shrinkage" in lines:
         kept.append(b"shrinkage=" + _float_text(lines, "shrinkage", 1, refuse))
-    return _Tree(leaves, category_words, linear_terms, b"\n".join(kept))
+    return _Tree(leaves, category_words, linear_terms, b"\n".join((b"Tree=%d" % number, *kept, b"\n")))
 
 
 def _check_nodes(

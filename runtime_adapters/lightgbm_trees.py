@@ -129,11 +129,17 @@ class LightgbmReading:
 
     def prepare(self, into: Path, options: LoadOptions) -> bool:
         _output_of(options)
+        return _write(self._whole(), into)
+
+    def size(self) -> Size:
+        return Size(host_bytes=self._whole().facts.resident_bytes)
+
+    def _whole(self) -> CheckedModel:
         if self._bad is not None:
             raise self._bad
         if self._checked is None:
             self._checked = self._reader.finish()
-        return _write(self._checked, into)
+        return self._checked
 
 
 class LightgbmModel:

@@ -33,7 +33,7 @@ from mesh.staging import Staging
 from mesh.telemetry import Telemetry
 from placement.records import ModelRecord, ModelSpec
 from runtime_adapters.artifacts.fetch import ArtifactStore, FetchRequest
-from runtime_adapters.base import CPU, LoadOptions, Trust
+from runtime_adapters.base import CPU, LoadOptions, Size, Trust
 from runtime_adapters.errors import BadArtifact, UntrustedArtifact
 from runtime_adapters.fake import FakeAdapter, FakeSpec, write_fake_artifact
 from runtime_adapters.isolation_process import scratch_root
@@ -540,6 +540,9 @@ class Heard:
     def prepare(self, into: Path, options: LoadOptions) -> bool:
         self.prepared += 1
         return False
+
+    def size(self) -> Size:
+        return Size(host_bytes=1000)
 
 
 async def test_a_file_that_was_read_while_it_came_is_not_read_again_to_be_prepared(

@@ -9,7 +9,7 @@ import pytest
 from mesh import reading_ahead
 from mesh.reading_ahead import ReadingAhead
 from runtime_adapters.artifacts.fetch import Artifact
-from runtime_adapters.base import LoadOptions
+from runtime_adapters.base import LoadOptions, Size
 
 
 class Heard:
@@ -22,6 +22,9 @@ class Heard:
         self.content += piece
 
     def prepare(self, into: Path, options: LoadOptions) -> bool:
+        raise NotImplementedError
+
+    def size(self) -> Size:
         raise NotImplementedError
 
 

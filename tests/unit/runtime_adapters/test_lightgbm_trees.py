@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,18 @@ def test_a_file_that_comes_in_pieces_is_read_as_a_whole_one_is(text: str, data: 
     else:
         assert in_pieces() == whole
         assert reader.finish() == whole, "asked again"
+
+
+def test_what_was_read_while_it_came_is_prepared_and_measured_as_the_file_is(tmp_path: Path, text: str) -> None:
+    options, forms = LoadOptions("m"), (tmp_path / "read", tmp_path / "whole")
+    (tmp_path / "model.txt").write_text(text)
+    reading = ADAPTER.reading()
+    reading.take(text.encode())
+    for form, prepare in zip(forms, (reading.prepare, partial(ADAPTER.prepare, tmp_path / "model.txt")), strict=True):
+        form.mkdir()
+        assert prepare(into=form, options=options)
+    assert (forms[0] / "model.txt").read_bytes() == (forms[1] / "model.txt").read_bytes()
+    assert reading.size() == ADAPTER.estimate(forms[0], options)
 
 
 def test_what_is_wrong_with_a_file_that_comes_in_pieces_is_told_when_it_is_prepared(tmp_path: Path, text: str) -> None:
