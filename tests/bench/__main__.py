@@ -32,8 +32,9 @@ from tests.bench.worker import SETUP
 
 BENCHES = (
     "load_time", "density", "churn", "sizes", "admission", "idle", "stampede", "request_cost", "batching",
-    "registration", "transport", "etcd_store", "placement_decisions", "large_pool", "pool_memory", "forwarding",
-    "cold_path", "thrash", "fine_tunes", "hot_copies", "gpu_return", "plan_fidelity", "eviction_policies", "demo",
+    "registration", "transport", "loads_beside", "etcd_store", "placement_decisions", "large_pool", "pool_memory",
+    "forwarding", "cold_path", "thrash", "fine_tunes", "hot_copies", "gpu_return", "plan_fidelity", "eviction_policies",
+    "demo",
 )  # fmt: skip
 ROOT = Path(__file__).parents[2]
 CACHE_DIR = ROOT / ".cache" / "bench"

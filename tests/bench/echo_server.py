@@ -29,7 +29,7 @@ async def _serve(name: str, port: int) -> None:
     path = messages.MODEL_INFER.path
     routes = Routes({path: _echo}, quick={path: _echo_at_once})
     choice = Choice("native" if name == "native" else "grpcio", "as was asked for")
-    transport = World().listen(choice, routes, [ListenAddress(f"127.0.0.1:{port}")], TransportLimits())
+    transport = World().listen(choice, routes, [ListenAddress(f"127.0.0.1:{port}")], TransportLimits(), None)
     port = await transport.start()
     print(port, flush=True)
     await asyncio.Event().wait()

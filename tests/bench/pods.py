@@ -48,6 +48,13 @@ def wait_prepared(client: Client, name: str) -> float:
     raise AssertionError("unreachable: the loop returns or raises")
 
 
+def pin_process(pid: int, core: int) -> None:
+    """All threads of a process; those that it starts later go where their makers are."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread.name), {core})
+
+
 def private_dirty_bytes_of(pid: int) -> int:
     """Pages that only this process holds and that the kernel cannot drop."""
     return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Private_Dirty")

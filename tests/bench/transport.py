@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import median
 
 import grpc
@@ -29,7 +28,7 @@ from tests.bench.figures import Reporter
 from tests.bench.models import read_models
 from tests.bench.peers.answers import LoadFailed
 from tests.bench.peers.load import Load, LoadResult, pin_to, run_load
-from tests.bench.pods import running_pod
+from tests.bench.pods import pin_process, running_pod
 
 ECHO_SHARE_MIN = 0.5
 """Of the bare transport's requests per core: issue 5's bar."""
@@ -52,7 +51,7 @@ def run(bench: Reporter) -> None:
             contestants = {"echo": (echo_pid, echo_port), "pod": (pod.pid, int(pod.grpc_endpoint.rpartition(":")[2]))}
             loads: dict[str, list[LoadResult]] = {"echo": [], "pod": []}
             for pid, _ in contestants.values():
-                _pin(pid, server_core)
+                pin_process(pid, server_core)
             pin_to((load_core,))
             for _ in range(rounds):
                 for who, (pid, port) in contestants.items():
@@ -102,13 +101,6 @@ def ask_once(port: int, message: bytes) -> bytes:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         answer: bytes = channel.unary_unary(messages.MODEL_INFER.path)(message, timeout=60, wait_for_ready=True)
         return answer
-
-
-def _pin(pid: int, core: int) -> None:
-    """All threads of a process; those that it starts later go where their makers are."""
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(ProcessLookupError):
-            os.sched_setaffinity(int(thread.name), {core})
 
 
 @contextlib.contextmanager
