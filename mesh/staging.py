@@ -45,6 +45,7 @@ from runtime_adapters.base import (
 )
 from runtime_adapters.errors import BadArtifact, NoRoom, OutOfMemory, UntrustedArtifact
 from runtime_adapters.isolation import estimate_isolated
+from runtime_adapters.layouts import find_model
 from runtime_adapters.registry import adapter_for, detect_format
 
 log = logging.getLogger("hexcomb.staging")
@@ -183,7 +184,9 @@ class Staging:
                 self._artifacts.release(artifact)
                 artifact = await self._artifacts.fetch(replace(request, original=True))
             self._telemetry.load_stage(format_name or "unknown", "fetch", self._clock() - began)
-            format_name = format_name or await in_thread("detect", detect_format, artifact.path)
+            if not artifact.form:
+                inner, format_name = await in_thread("detect", _understand, artifact.path, format_name)
+                artifact = artifact.within(inner) if inner else artifact
             self._formats[key] = format_name
             reading = None if ahead is None else ahead.all_of(artifact)
             staged = await self._made_ready(record, artifact, format_name, reading)
@@ -433,6 +436,13 @@ class Staging:
         if staged.isolated:
             estimate = estimate_isolated(staged.adapter.format, estimate)
         return _with_known(staged, await self._known_sizes.expected(staged.loadable, estimate), measured=False)
+
+
+def _understand(path: Path, declared: str) -> tuple[str, str]:
+    """Where in what was fetched the model is, and its format. Raises BadArtifact."""
+    found = find_model(path, declared)
+    format_name = found.formats[0] if found.formats else detect_format(path / found.inner if found.inner else path)
+    return found.inner, format_name
 
 
 def _estimate_as_fetched(adapter: RuntimeAdapter, artifact: Path, options: LoadOptions) -> Size | None:

@@ -79,6 +79,12 @@ class Artifact:
     trusted: bool
     lease: int
     form: str = ""
+    inner: str = ""
+    """The model's place in a directory, where that is not the whole of it."""
+
+    def within(self, inner: str) -> Artifact:
+        """The same, whose model lies there. Not for a form, which is the model."""
+        return replace(self, path=self.path / inner, inner=inner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +205,7 @@ class ArtifactStore:
             return None
         lease = self._leases.open(record.key)
         if form is None:
-            path = self._disk.content_path(record, suffix)
+            path = self._disk.content_path(record, suffix) / artifact.inner
         else:
             path = self._disk.prepared_path(form)
             self._leases.add(lease, form)
