@@ -44,7 +44,7 @@ def test_each_layout_serves_and_comes_back_after_an_eviction(
                 answer = client.infer(directory.name, example.inputs)
                 for output in answer.outputs:
                     np.testing.assert_array_equal(answer.outputs[output], example.expected[output])
-                unload = f"http://{pod.http}/v2/repository/models/{directory.name}/unload"
+                unload = f"{pod.http}/v2/repository/models/{directory.name}/unload"
                 urllib.request.urlopen(urllib.request.Request(unload, b"{}"), timeout=20).close()
         client.register("keras", uri=str(tmp_path / "keras"))
         with pytest.raises(HexcombError, match="a Keras model"):
