@@ -34,9 +34,18 @@ Tensors = Mapping[str, Array]
 
 DYNAMIC = -1
 """A dimension of any size, as in the V2 protocol's metadata."""
+EXPLANATION = "explanation"
+"""The optional output by which a model explains itself; further ones are called `explanation.<name>`. V1's `:explain`
+asks for these. Of a tree model: what each feature contributed to the row's value before the objective's
+transformation, by TreeSHAP, exactly, and the value that all rows begin with in the last column."""
 SHARED_FORM = "shared"
 """The directory of a prepared form whose files are named by the SHA-256 of their bytes. Whoever keeps prepared forms
 may store equal ones once; such a file is never written to again."""
+
+
+def is_explanation(name: str) -> bool:
+    """Whether an output explains another one."""
+    return name == EXPLANATION or name.startswith(f"{EXPLANATION}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,8 @@ class ModelMetadata:
     any_input_name: bool = False
     batch_dimension: bool = False
     batch_rows_max: int | None = None
+    unchecked: bool = False
+    """What it takes is known to the server that runs it alone, which checks its requests itself."""
 
 
 class Trust(Enum):
@@ -286,6 +297,7 @@ class ReadsWhileFetched(Protocol):
 __all__ = [
     "CPU",
     "DYNAMIC",
+    "EXPLANATION",
     "SHARED_FORM",
     "Array",
     "Device",
@@ -304,4 +316,5 @@ __all__ = [
     "TensorSpec",
     "Tensors",
     "Trust",
+    "is_explanation",
 ]

@@ -68,6 +68,11 @@ class Model:
         """
         raise NotImplementedError(f"{type(self).__name__} has no predict method")
 
+    def explain(self, inputs: dict[str, Array]) -> Mapping[str, Array] | Array:
+        """Explain what `predict` would answer: the optional outputs `explanation` and `explanation.<name>`, asked for
+        by V1's `:explain` or by name. With one such output, the array alone will do."""
+        raise NotImplementedError(f"{type(self).__name__} has no explain method")
+
     def unload(self) -> None:
         """Let go of what the end of the process would not."""
 

@@ -15,7 +15,11 @@ network is checked on its way (`LightgbmReading`).
 
 Memory: `lightgbm_format` holds the constants; `size` counts LightGBM's own vectors, exact to about 3 %.
 
-Deliberately absent: `pred_leaf`, `pred_contrib`, early stopping of predictions, GPU (LightGBM predicts on the CPU).
+The optional output `explanation` is `pred_contrib`: exact TreeSHAP contributions, [-1, features + 1] or with several
+outputs per row [-1, groups, features + 1]. Not for linear trees, for files without row counts, and for trees so deep
+that LightGBM's recursion would be a danger.
+
+Deliberately absent: `pred_leaf`, early stopping of predictions, GPU (LightGBM predicts on the CPU).
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ import numpy as np
 
 from runtime_adapters.base import (
     DYNAMIC,
+    EXPLANATION,
     Array,
     LoadedModel,
     LoadOptions,
@@ -45,6 +50,7 @@ from runtime_adapters.lightgbm_format import (
     CheckedModel,
     LightgbmFacts,
     ModelReader,
+    depth_of,
     looks_like_lightgbm,
     read_model,
 )
@@ -56,6 +62,8 @@ from runtime_adapters.validation import choice_parameter, refuse_unknown_paramet
 PREPARED_NAME = "model.txt"
 _SUFFIXES = (".txt", ".model", ".lgb", ".lightgbm")
 _DETECT_BYTES = 256
+EXPLAINED_DEPTH_MAX = 512
+"""Of trees whose contributions are computed: LightGBM walks them by recursion, with room for the depth squared."""
 _CLASSIFYING = ("binary", "multiclass", "multiclassova")
 
 _passed: PassedChecks[LightgbmFacts] = PassedChecks()
@@ -152,6 +160,7 @@ class LightgbmModel:
         self._booster = booster
         self._facts = facts
         self._threads = options.threads
+        self._depth: int | None = None
         self._classifies = facts.objective in _CLASSIFYING
         self._labels = self._classifies if output is None else output == "labels"
         if self._labels and not self._classifies:
@@ -172,6 +181,10 @@ class LightgbmModel:
             outputs = [TensorSpec("predict", "FP64", (DYNAMIC, *self._value_shape))]
         if self._classifies:
             outputs.append(TensorSpec("predict_proba", "FP64", (DYNAMIC, max(2, facts.groups)), optional=True))
+        if facts.counted:
+            outputs.append(
+                TensorSpec(EXPLANATION, "FP64", (DYNAMIC, *self._value_shape, facts.features + 1), optional=True)
+            )
         return ModelMetadata(
             platform="lightgbm",
             inputs=(TensorSpec("input", "FP64", (DYNAMIC, facts.features)),),
@@ -184,10 +197,13 @@ class LightgbmModel:
         """The constructor has run the model once."""
 
     def infer(self, inputs: Tensors, outputs: Sequence[str] = ()) -> dict[str, Array]:
-        values = self._values(inputs["input"])
+        wanted = outputs or ("predict",)
+        values = self._values(inputs["input"]) if any(name != EXPLANATION for name in wanted) else np.zeros(0)
         answer: dict[str, Array] = {}
-        for name in outputs or ("predict",):
-            if name == "predict_proba":
+        for name in wanted:
+            if name == EXPLANATION:
+                answer[name] = self._contributions(inputs["input"])
+            elif name == "predict_proba":
                 answer[name] = self._to_probabilities(values)
             elif self._labels:
                 answer[name] = np.argmax(self._to_probabilities(values), axis=1).astype(np.int64)
@@ -203,12 +219,25 @@ class LightgbmModel:
             self._booster = None
             heap_freed(self._facts.resident_bytes)
 
+    def _contributions(self, rows: Array) -> Array:
+        """What each feature contributed to each value."""
+        if self._depth is None:
+            self._depth = depth_of(self._booster.model_to_string().encode())
+        if self._depth > EXPLAINED_DEPTH_MAX:
+            raise BadInput(
+                f"explanation: a tree is {self._depth} levels deep; up to {EXPLAINED_DEPTH_MAX} are explained: limit "
+                "max_depth in training"
+            )
+        found = self._predict(rows, pred_contrib=True) if len(rows) else np.zeros(0)
+        return found.reshape((len(rows), *self._value_shape, self._facts.features + 1))
+
     def _values(self, rows: Array) -> Array:
         """What Booster.predict answers."""
-        if not len(rows):
-            return np.zeros((0, *self._value_shape))
+        return self._predict(rows) if len(rows) else np.zeros((0, *self._value_shape))
+
+    def _predict(self, rows: Array, **how: bool) -> Array:
         try:
-            values = self._booster.predict(np.ascontiguousarray(rows), num_threads=self._threads)
+            values = self._booster.predict(np.ascontiguousarray(rows), num_threads=self._threads, **how)
         except (self._lightgbm.basic.LightGBMError, MemoryError) as error:
             if ran_out(error):
                 raise OutOfMemory("lightgbm found no memory for this request; send fewer rows") from error

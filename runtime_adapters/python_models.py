@@ -33,6 +33,7 @@ from runtime_adapters.base import (
     Tensors,
     TensorSpec,
     Trust,
+    is_explanation,
 )
 from runtime_adapters.custom import Model
 from runtime_adapters.datatypes import DTYPE_OF, datatype_of
@@ -123,19 +124,31 @@ class LocalPythonModel:
 
     def infer(self, inputs: Tensors, outputs: Sequence[str] = ()) -> dict[str, Array]:
         assert self._model is not None
+        wanted = outputs or [spec.name for spec in self._metadata.outputs if not spec.optional]
+        found: dict[str, Array] = {}
+        for method, names in (
+            ("predict", [name for name in wanted if not is_explanation(name)]),
+            ("explain", [name for name in wanted if is_explanation(name)]),
+        ):
+            if names:
+                found |= self._asked(method, inputs, names)
+        return {name: found[name] for name in wanted}
+
+    def _asked(self, method: str, inputs: Tensors, wanted: Sequence[str]) -> dict[str, Array]:
+        """Call `predict` or `explain`, and hold it to what was declared."""
         try:
             # Copies: what lies in shared memory is overwritten by the next request, and a model may keep its inputs.
-            returned = self._model.predict({name: array.copy() for name, array in inputs.items()})
+            returned = getattr(self._model, method)({name: array.copy() for name, array in inputs.items()})
         except BadInput:
             raise
         except (Exception, SystemExit) as error:
-            raise ModelRaised(f"predict raised {summary_of(error)}") from error
-        answer = self._by_name(returned)
-        wanted = outputs or [spec.name for spec in self._metadata.outputs if not spec.optional]
+            raise ModelRaised(f"{method} raised {summary_of(error)}") from error
+        own = [name for name in self._outputs if is_explanation(name) == (method == "explain")]
+        answer = self._by_name(method, returned, own)
         missing = [name for name in wanted if name not in answer]
         if missing:
-            raise ModelRaised(f"predict returned {_names(answer)}, without the output {_names(missing)}")
-        return {name: _checked_output(self._outputs[name], answer[name]) for name in wanted}
+            raise ModelRaised(f"{method} returned {_names(answer)}, without the output {_names(missing)}")
+        return {name: _checked_output(method, self._outputs[name], answer[name]) for name in wanted}
 
     def size(self) -> Size:
         return Size(host_bytes=0)  # the pod measures the whole process
@@ -145,17 +158,18 @@ class LocalPythonModel:
         if model is not None:
             model.unload()
 
-    def _by_name(self, returned: object) -> Mapping[str, object]:
+    def _by_name(self, method: str, returned: object, own: list[str]) -> Mapping[str, object]:
+        """`own`: the outputs that are this method's."""
         if isinstance(returned, Mapping):
-            strangers = [name for name in returned if name not in self._outputs]
+            strangers = [name for name in returned if name not in own]
             if strangers:
-                raise ModelRaised(f"predict returned {_names(strangers)}; its outputs are {_names(self._outputs)}")
+                raise ModelRaised(f"{method} returned {_names(strangers)}; its outputs are {_names(own)}")
             return returned
         if isinstance(returned, np.ndarray | np.generic):
-            if len(self._outputs) == 1:
-                return {next(iter(self._outputs)): returned}
-            raise ModelRaised(f"predict returned one array; return a dict with {_names(self._outputs)}")
-        raise ModelRaised(f"predict returned a {type(returned).__name__}; return a dict of arrays, or one array")
+            if len(own) == 1:
+                return {own[0]: returned}
+            raise ModelRaised(f"{method} returned one array; return a dict with {_names(own)}")
+        raise ModelRaised(f"{method} returned a {type(returned).__name__}; return a dict of arrays, or one array")
 
 
 def _read_source(artifact: Path) -> str:
@@ -258,6 +272,8 @@ def _metadata_of(model: Model) -> ModelMetadata:
                     f"{type(model).__name__}.{side}: {spec.name} has datatype {spec.datatype!r}; "
                     f"allowed are {', '.join(DTYPE_OF)}"
                 )
+            if is_explanation(spec.name) and not spec.optional:
+                raise BadArtifact(f"{type(model).__name__}.{side}: {spec.name} must be optional: who wants it, asks")
     if not model.outputs:
         raise BadArtifact(f"{type(model).__name__}.outputs is empty; declare what predict returns")
     return ModelMetadata(
@@ -281,29 +297,29 @@ def _with_tuple_shape(spec: TensorSpec) -> TensorSpec:
     return TensorSpec(spec.name, spec.datatype, tuple(int(size) for size in spec.shape), spec.optional)
 
 
-def _checked_output(spec: TensorSpec, value: object) -> Array:
-    """What predict returned, if it is what the model declared. Nothing is cast. Raises ModelRaised."""
+def _checked_output(method: str, spec: TensorSpec, value: object) -> Array:
+    """What predict or explain returned, if it is what the model declared. Nothing is cast. Raises ModelRaised."""
     if not isinstance(value, np.ndarray | np.generic):
-        raise ModelRaised(f"predict returned a {type(value).__name__} for {spec.name}; return a NumPy array")
+        raise ModelRaised(f"{method} returned a {type(value).__name__} for {spec.name}; return a NumPy array")
     array: Array = np.asarray(value)
     found = datatype_of(array.dtype) or str(array.dtype)
     if found != spec.datatype:
-        raise ModelRaised(f"predict returned {spec.name} as {found}; it declared {spec.datatype}")
+        raise ModelRaised(f"{method} returned {spec.name} as {found}; it declared {spec.datatype}")
     fits = len(array.shape) == len(spec.shape) and all(
         declared in (DYNAMIC, size) for declared, size in zip(spec.shape, array.shape, strict=True)
     )
     if not fits:
         raise ModelRaised(
-            f"predict returned {spec.name} with shape {list(array.shape)}; it declared {list(spec.shape)}"
+            f"{method} returned {spec.name} with shape {list(array.shape)}; it declared {list(spec.shape)}"
         )
-    return _as_bytes(spec.name, array) if spec.datatype == "BYTES" else array
+    return _as_bytes(method, spec.name, array) if spec.datatype == "BYTES" else array
 
 
-def _as_bytes(name: str, array: Array) -> Array:
+def _as_bytes(method: str, name: str, array: Array) -> Array:
     converted = np.empty(array.size, dtype=np.object_)
     for index, item in enumerate(array.ravel().tolist()):
         if not isinstance(item, bytes | str):
-            raise ModelRaised(f"predict returned a {type(item).__name__} in {name}; BYTES holds bytes or str")
+            raise ModelRaised(f"{method} returned a {type(item).__name__} in {name}; BYTES holds bytes or str")
         converted[index] = item.encode() if isinstance(item, str) else item
     return converted.reshape(array.shape)
 

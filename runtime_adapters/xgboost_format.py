@@ -314,6 +314,19 @@ def _check_trees(trees: list[dict[str, Any]], features: int) -> tuple[int, int]:
     return int(counts.sum()), category_bytes
 
 
+def depth_of(document: dict[str, Any]) -> int:
+    """Nodes on the longest way to a leaf, over all trees of a document that was checked."""
+    deepest = 0
+    for tree in model_of(document)["trees"]:
+        left, right = np.asarray(tree["left_children"], np.int64), np.asarray(tree["right_children"], np.int64)
+        level, depth = np.zeros(1, np.int64), 0
+        while level.size:
+            below = np.concatenate((left[level], right[level]))
+            level, depth = below[below >= 0], depth + 1
+        deepest = max(deepest, depth)
+    return deepest
+
+
 def _check_categories(number: int, tree: dict[str, Any]) -> int:
     """Bytes of this tree's category sets."""
     nodes = tree["categories_nodes"]

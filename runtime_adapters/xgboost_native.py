@@ -16,13 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from runtime_adapters import ubjson
 from runtime_adapters.base import CPU, Array, Device, LoadOptions, Size
 from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelRaised, OutOfMemory
 from runtime_adapters.frameworks import importing, missing_runtime
 from runtime_adapters.heap_churn import heap_freed
 from runtime_adapters.out_of_memory import ran_out
-from runtime_adapters.xgboost_format import XgboostFacts
+from runtime_adapters.xgboost_format import XgboostFacts, depth_of
 
+EXPLAINED_DEPTH_MAX = 512
+"""Of trees whose contributions are computed: XGBoost walks them by recursion, with room for the depth squared."""
 _DEVICE_NODE_BYTES = 53
 """Trees are copied to the device as they lie on the host; not measured on a device."""
 
@@ -59,6 +62,7 @@ class NativeTrees:
         self._device = options.device
         self._threads = options.threads
         self._rounds = (0, facts.rounds_used)
+        self._depth: int | None = None
         self._resting: Any = None
         """The Booster while it is parked."""
         try:
@@ -84,6 +88,31 @@ class NativeTrees:
     def sums(self, rows: Array, margin: Array | None) -> Array:
         """The same before the objective's transformation."""
         return self._answer(rows, margin, raw=True)
+
+    def contributions(self, rows: Array, margin: Array | None) -> Array:
+        """What each feature contributed to the sums, and what they began with: exact TreeSHAP, FP32 [-1, features + 1],
+        or [-1, groups, features + 1]. Raises BadInput where a tree is too deep for XGBoost's recursion."""
+        if self._booster is None:
+            raise ModelRaised("the copy was unloaded or parked before this run; ask for the model again")
+        if self._depth is None:
+            self._depth = depth_of(ubjson.read(bytes(self._booster.save_raw("ubj"))))
+        if self._depth > EXPLAINED_DEPTH_MAX:
+            raise BadInput(
+                f"explanation: a tree is {self._depth} levels deep; up to {EXPLAINED_DEPTH_MAX} are explained: limit "
+                "max_depth in training"
+            )
+        try:
+            matrix = self._xgboost.DMatrix(
+                np.ascontiguousarray(rows), base_margin=margin, nthread=self._threads, missing=np.nan
+            )
+            found = self._booster.predict(
+                matrix, pred_contribs=True, iteration_range=self._rounds, validate_features=False
+            )
+        except (self._xgboost.core.XGBoostError, MemoryError) as error:
+            if ran_out(error):
+                raise OutOfMemory("xgboost found no memory for this request; send fewer rows") from error
+            raise BadInput(f"xgboost refuses the input: {_first_line(error)}") from error
+        return np.asarray(found, np.float32)
 
     def size(self) -> Size:
         return native_size(self.facts, self._device.kind)

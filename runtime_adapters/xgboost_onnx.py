@@ -27,7 +27,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,7 +37,7 @@ import numpy as np
 
 from runtime_adapters import ubjson
 from runtime_adapters.base import CPU, Array, LoadedModel, LoadOptions, Size
-from runtime_adapters.errors import BadArtifact, MissingRuntime
+from runtime_adapters.errors import BadArtifact, MissingRuntime, ModelRaised
 from runtime_adapters.onnx_runtime import ADAPTER as ONNX
 from runtime_adapters.onnx_trees import INPUT_NAME, OUTPUT_NAME, Trees, write_trees
 from runtime_adapters.tree_probes import probing_rows, reach_of
@@ -46,12 +47,14 @@ from runtime_adapters.xgboost_objectives import ValuesOf, values_of
 
 FORM_NAME = "converted.json"
 """What the trees do not say; its presence marks a converted form."""
-FORM_VERSION = 1
+FORM_VERSION = 2
 """Part of the key of prepared forms: to be raised when this file writes something else."""
 DEPTH_MAX = 512
 ROUNDING = 1e-6
 
 _GRAPH_DIRECTORY = "trees"
+_NATIVE_NAME = "model.ubj"
+"""The trees for XGBoost, which alone explains them."""
 _PROBES = 192
 _PROBES_ALONE = 8
 _PROBES_MIN = 16
@@ -71,6 +74,9 @@ class Ensemble(Protocol):
     def size(self) -> Size:
         """Bytes that are taken now."""
 
+    def contributions(self, rows: Array, margin: Array | None) -> Array:
+        """What each feature contributed to the sums, and what they began with, in the last column."""
+
     def unload(self) -> None:
         """Free everything. Idempotent."""
 
@@ -78,12 +84,21 @@ class Ensemble(Protocol):
 class ConvertedTrees:
     """One onnxruntime session."""
 
-    def __init__(self, model: LoadedModel, groups: int, constants: Array, values: ValuesOf) -> None:
-        """`constants`: what the graph's sums begin with, FP32 [groups]."""
+    def __init__(
+        self,
+        model: LoadedModel,
+        groups: int,
+        constants: Array,
+        values: ValuesOf,
+        native: Callable[[], NativeTrees],
+    ) -> None:
+        """`constants`: what the graph's sums begin with, FP32 [groups]. `native`: the same trees, in XGBoost."""
         self._model = model
         self._groups = groups
         self._constants = constants.astype(np.float64)
         self.values_of = values
+        self._native = native
+        self._explaining = threading.Lock()
 
     def sums(self, rows: Array, margin: Array | None) -> Array:
         sums = self._model.infer({INPUT_NAME: rows})[OUTPUT_NAME]
@@ -93,6 +108,15 @@ class ConvertedTrees:
 
     def values(self, rows: Array, margin: Array | None) -> Array:
         return self.values_of(self.sums(rows, margin))
+
+    def contributions(self, rows: Array, margin: Array | None) -> Array:
+        """XGBoost's own: its trees are read for this call, one at a time, and freed after it."""
+        with self._explaining:
+            native = self._native()
+            try:
+                return native.contributions(rows, margin)
+            finally:
+                native.unload()
 
     def size(self) -> Size:
         return self._model.size()
@@ -134,7 +158,15 @@ def load_converted(form: Path, options: LoadOptions) -> ConvertedTrees:
     if values is None:
         raise BadArtifact(f"xgboost: {form.name}: the prepared form is damaged; delete it to have it made again")
     model = ONNX.load(form / _GRAPH_DIRECTORY, _onnx_options(options))
-    return ConvertedTrees(model, facts.groups, constants, values)
+
+    def native() -> NativeTrees:
+        try:
+            ubj = (form / _NATIVE_NAME).read_bytes()
+        except OSError as error:
+            raise ModelRaised(f"xgboost: the trees that explain this model cannot be read: {error.strerror}") from error
+        return NativeTrees(ubj, facts, replace(options, device=CPU))
+
+    return ConvertedTrees(model, facts.groups, constants, values, native)
 
 
 def convert(checked: CheckedModel, into: Path, options: LoadOptions) -> str | None:
@@ -175,6 +207,7 @@ def _convert(checked: CheckedModel, native: NativeTrees, into: Path, options: Lo
     graph.unlink()
     form = {"facts": asdict(facts), "constants": constants.tolist()}
     (into / FORM_NAME).write_text(json.dumps(form))
+    (into / _NATIVE_NAME).write_bytes(checked.ubj)
     converted = load_converted(into, options)
     try:
         rows = probing_rows(trees, facts.features, probes)

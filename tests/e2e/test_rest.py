@@ -205,7 +205,8 @@ ERRORS: list[tuple[str, Any, int, str]] = [
     ("/v1/models/nobody", None, 404, "nobody"),
     ("/v1/models/nobody:predict", {"instances": [1]}, 404, "nobody"),
     ("/v1/models/scale:predict", {"instances": []}, 400, "at least one row"),
-    ("/v1/models/scale:explain", {"instances": [ROW]}, 501, "no explainer"),
+    ("/v1/models/scale:explain", {"instances": [ROW]}, 501, "does not explain itself"),
+    ("/v2/models/scale/explain", {"inputs": [{**SCALE, "data": ROW}]}, 501, "does not explain itself"),
     ("/v3/models", None, 404, "Not Found"),
 ]
 
@@ -215,6 +216,48 @@ def test_errors_have_kserves_codes_and_body(pod: Pod, path: str, body: Any, code
     answer = ask(pod, path, body)
     assert (answer.code, list(answer.json)) == (code, ["error"]), answer.body
     assert message in answer.json["error"]
+
+
+def test_trees_explain_their_predictions_exactly_in_v1_and_v2(pod: Pod, files: ModelFiles) -> None:
+    import xgboost
+
+    example = files.xgboost()
+    rows = example.inputs["input"]
+    with pod.client() as client:
+        client.register("trees", uri=example.uri)
+        explained = client.infer("trees", {"input": rows}, outputs=["explanation"]).outputs["explanation"]
+    expected = xgboost.Booster(model_file=example.path).predict(xgboost.DMatrix(rows), pred_contribs=True)
+    np.testing.assert_array_equal(explained, expected)
+    v1 = ask(pod, "/v1/models/trees:explain", {"instances": rows.tolist()})
+    np.testing.assert_array_equal(np.array(v1.json["explanations"], np.float32), expected)
+    asked = {"name": "input", "datatype": "FP32", "shape": list(rows.shape), "data": rows.tolist()}
+    (output,) = ask(pod, "/v2/models/trees/explain", {"inputs": [asked]}).json["outputs"]
+    assert output["name"] == "explanation"
+    np.testing.assert_array_equal(np.array(output["data"], np.float32).reshape(output["shape"]), expected)
+
+
+EXPLAINING = """
+from runtime_adapters.custom import Model, TensorSpec
+
+
+class Explaining(Model):
+    inputs = (TensorSpec("x", "FP32", (-1, 2)),)
+    outputs = (TensorSpec("y", "FP32", (-1,)), TensorSpec("explanation", "FP32", (-1, 2), optional=True))
+
+    def predict(self, inputs):
+        return {"y": inputs["x"].sum(axis=1)}
+
+    def explain(self, inputs):
+        return inputs["x"]
+"""
+
+
+def test_a_custom_model_explains_itself_by_its_own_method(pod: Pod, files: ModelFiles) -> None:
+    with pod.client() as client:
+        client.register("explaining", uri=files.python(EXPLAINING, "explaining").as_uri(), format="python")
+        assert client.infer("explaining", {"x": np.ones((1, 2), np.float32)}).outputs["y"].tolist() == [2.0]
+    v1 = ask(pod, "/v1/models/explaining:explain", {"instances": [[3, 4], [5, 6]]})
+    assert v1.json == {"explanations": [[3.0, 4.0], [5.0, 6.0]]}
 
 
 def test_a_client_that_leaves_takes_its_call_with_it(pod: Pod, files: ModelFiles, tmp_path: Path) -> None:
@@ -277,6 +320,12 @@ CALLS: list[tuple[str, str, Any]] = [
     (
         "/v2/models/{model}/versions/{version}/infer",
         "/v2/models/scale/versions/1/infer",
+        {"inputs": [{**SCALE, "data": ROW}]},
+    ),
+    ("/v2/models/{model}/explain", "/v2/models/scale/explain", {"inputs": [{**SCALE, "data": ROW}]}),
+    (
+        "/v2/models/{model}/versions/{version}/explain",
+        "/v2/models/scale/versions/1/explain",
         {"inputs": [{**SCALE, "data": ROW}]},
     ),
     ("/v2/models/{model}/config", "/v2/models/scale/config", None),

@@ -65,7 +65,13 @@ def document(version: str) -> dict[str, Any]:
             },
             "/v1/models/{model}:explain": {
                 "parameters": [_path("model")],
-                "post": _operation("v1Explain", "Not there yet: always an error", None, {404, 501, 503}),
+                "post": _operation(
+                    "v1Explain",
+                    "Why the model predicts what it does",
+                    "Explanation",
+                    _INFER_ERRORS | {501},
+                    "PredictRequest",
+                ),
             },
         },
         "components": {"schemas": _SCHEMAS},
@@ -78,9 +84,17 @@ _INFER_ERRORS = frozenset({400, 404, 413, 429, 500, 503, 504})
 def _of_model(path: str, suffix: str) -> dict[str, Any]:
     parameters = [_path("model"), *([_path("version")] if suffix else [])]
     infer = _operation(f"modelInfer{suffix}", "Run the model", "InferResponse", _INFER_ERRORS, "InferRequest")
-    for content in (infer["requestBody"]["content"], infer["responses"]["200"]["content"]):
-        # JSON, then the binary tensors; Inference-Header-Content-Length says where they begin.
-        content["application/octet-stream"] = {}
+    explain = _operation(
+        f"modelExplain{suffix}",
+        "Why the model predicts what it does",
+        "InferResponse",
+        _INFER_ERRORS | {501},
+        "InferRequest",
+    )
+    for operation in (infer, explain):
+        for content in (operation["requestBody"]["content"], operation["responses"]["200"]["content"]):
+            # JSON, then the binary tensors; Inference-Header-Content-Length says where they begin.
+            content["application/octet-stream"] = {}
     return {
         path: {
             "parameters": parameters,
@@ -93,6 +107,7 @@ def _of_model(path: str, suffix: str) -> dict[str, Any]:
             ),
         },
         f"{path}/infer": {"parameters": parameters, "post": infer},
+        f"{path}/explain": {"parameters": parameters, "post": explain},
         f"{path}/config": {
             "parameters": parameters,
             "get": _operation(
@@ -297,5 +312,6 @@ _SCHEMAS: Schema = {
     "PredictRequest": {
         "oneOf": [_object({"instances": {"type": "array", "minItems": 1}}), _object({"inputs": {}})],
     },
+    "Explanation": {"oneOf": [_object({"explanations": {"type": "array"}}), _object({"outputs": {}})]},
     "Prediction": {"oneOf": [_object({"predictions": {"type": "array"}}), _object({"outputs": {}})]},
 }

@@ -2,22 +2,25 @@
 
     GET  /v1/models                 names of the registered models
     GET  /v1/models/M               whether M is ready
+    POST /v1/models/M:explain       the same body -> {"explanations": ...}, or {"outputs": ...}
     POST /v1/models/M:predict       {"instances": ...} -> {"predictions": ...}, or {"inputs": ...} -> {"outputs": ...}
 
 A V1 request says neither names nor datatypes, so both come from the model's metadata:
 
-* `instances`: one element for each row. A row is the value of the model's only input, or an object of its inputs.
-* `inputs`: whole tensors; an object of the model's inputs, or the value of its only one.
+* `instances`: one element for each row. A row is the value of the model's first input (its others are
+  then those that it can do without), or an object of its inputs.
+* `inputs`: whole tensors; an object of the model's inputs, or the value of its first one.
 * Predictions are rows in the same manner: plain where the model has one output, else an object of its outputs.
 * Bytes are text, or `{"b64": "..."}`: in an answer those that are no text.
 
-`:explain` is 501: no model on this pod explains itself yet.
+`:explain` asks for the model's explanations in place of its predictions (`runtime_adapters.base.EXPLANATION`): tree
+models answer with exact contributions, custom Python models with their `explain`. Others have none, which is 501.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,8 +29,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mesh.endpoint.rest.calls import HttpCalls, json_response
-from mesh.endpoint.rest.v2 import check_ready, model_names, off_the_loop
-from mesh.transport.base import StatusCode, TransportError
+from mesh.endpoint.rest.v2 import check_ready, explanations_of, model_names, off_the_loop
 from mesh.wire import messages
 from mesh.wire.errors import InvalidMessage
 from mesh.wire.generated import inference_pb2
@@ -67,26 +69,34 @@ class V1Rest:
 
     async def predict(self, request: Request) -> Response:
         """Run a model once."""
+        return await self._run(request, "predictions", lambda metadata: ())
+
+    async def explain(self, request: Request) -> Response:
+        """What made a model predict what it does."""
+        return await self._run(request, "explanations", explanations_of)
+
+    async def _run(
+        self,
+        request: Request,
+        word: str,
+        outputs_of: Callable[[inference_pb2.ModelMetadataResponse], tuple[str, ...]],
+    ) -> Response:
+        """`word`: for what comes back by row. `outputs_of`: those asked for; none: those that nobody has to name."""
         model = str(request.path_params["model"])
         async with self._calls.body(request) as body:
             asked = inference_pb2.ModelMetadataRequest(name=model)
             metadata = await self._calls.ask_for(request, messages.MODEL_METADATA, asked)
             inputs = {tensor.name: tensor.datatype for tensor in metadata.inputs}
+            outputs = outputs_of(metadata)
 
             def translate() -> tuple[bytes, bool]:
                 arrays, by_row = arrays_of(parse_object(body), inputs)
-                return encode_request(model, arrays), by_row
+                return encode_request(model, arrays, outputs), by_row
 
             message, by_row = await off_the_loop(len(body), translate)
             reply = await self._calls.ask(request, messages.MODEL_INFER, message)
-        answer = await off_the_loop(len(reply.body), lambda: to_json(answer_of(reply.body, by_row)))
+        answer = await off_the_loop(len(reply.body), lambda: to_json(answer_of(reply.body, by_row, word)))
         return Response(answer, headers=dict(reply.trailers), media_type="application/json")
-
-    async def explain(self, request: Request) -> Response:
-        """Not there yet."""
-        model = str(request.path_params["model"])
-        await check_ready(self._calls, request, model)
-        raise TransportError(StatusCode.UNIMPLEMENTED, f"model {model!r} has no explainer; ask for :predict")
 
 
 def arrays_of(body: Mapping[str, Any], inputs: Inputs) -> tuple[dict[str, Array], bool]:
@@ -102,33 +112,32 @@ def arrays_of(body: Mapping[str, Any], inputs: Inputs) -> tuple[dict[str, Array]
             if any(row.keys() != rows[0].keys() for row in rows):
                 raise InvalidMessage('"instances" must name the same inputs in each row')
             return _named({name: [row[name] for row in rows] for name in rows[0]}, inputs), True
-        return {(only := _only(inputs)): _array(only, inputs[only], rows)}, True
+        return {(first := _first(inputs)): _array(first, inputs[first], rows)}, True
     whole = body["inputs"]
     if _is_named(whole):
         return _named(whole, inputs), False
-    return {(only := _only(inputs)): _array(only, inputs[only], whole)}, False
+    return {(first := _first(inputs)): _array(first, inputs[first], whole)}, False
 
 
-def answer_of(reply: bytes, by_row: bool) -> dict[str, Any]:
-    """The answer's body. Raises InvalidMessage."""
+def answer_of(reply: bytes, by_row: bool, word: str = "predictions") -> dict[str, Any]:
+    """The answer's body; `word`: for its rows. Raises InvalidMessage."""
     outputs = {name: _nested(name, array) for name, array in decode_response(reply).outputs.items()}
     if not by_row:
         return {"outputs": outputs if len(outputs) > 1 else next(iter(outputs.values()), [])}
     if len(outputs) == 1:
-        return {"predictions": next(iter(outputs.values()))}
+        return {word: next(iter(outputs.values()))}
     if len({len(value) if isinstance(value, list) else -1 for value in outputs.values()}) != 1:
         raise InvalidMessage('the model\'s outputs have not a row each; ask with "inputs" in place of "instances"')
-    return {"predictions": [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]}
+    return {word: [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]}
 
 
 def _is_named(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() != {"b64"}
 
 
-def _only(inputs: Inputs) -> str:
-    if len(inputs) != 1:
-        names = ", ".join(inputs) or "none that it told of"
-        raise InvalidMessage(f"the model has {len(inputs)} inputs ({names}); say which is which: an object by name")
+def _first(inputs: Inputs) -> str:
+    if not inputs:
+        raise InvalidMessage("the model tells of no input; say which one is meant: an object by name")
     return next(iter(inputs))
 
 

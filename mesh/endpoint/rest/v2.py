@@ -6,6 +6,7 @@
     GET  /v2/models/M[/versions/V]                        inputs and outputs; loads the model the first time
     GET  /v2/models/M[/versions/V]/ready
     POST /v2/models/M[/versions/V]/infer                  JSON, or JSON and binary tensors
+    POST /v2/models/M[/versions/V]/explain                the same, and the outputs that explain
 
 A model is ready when a request for it has a chance, as over gRPC: 200, else 404 (not registered) or 503 (it failed for
 good, and why). Bodies and answers of some size are read and written on a thread: JSON takes 30 ms per MB.
@@ -27,6 +28,7 @@ from mesh.wire import messages
 from mesh.wire.errors import InvalidMessage
 from mesh.wire.generated import hexcomb_pb2, inference_pb2
 from mesh.wire.json_tensors import infer_request_from_json, infer_response_to_json
+from runtime_adapters.base import EXPLANATION, is_explanation
 
 JSON_LENGTH_HEADER = "inference-header-content-length"
 EXTENSIONS = ("binary_tensor_data",)
@@ -61,6 +63,7 @@ class V2Rest:
                 for model in model_paths()
                 for route in (
                     post(f"{model}/infer", self.infer),
+                    post(f"{model}/explain", self.explain),
                     get(f"{model}/ready", self.model_ready),
                     get(model, self.model_metadata),
                 )
@@ -108,21 +111,47 @@ class V2Rest:
         await check_ready(self._calls, request, model, version)
         return json_response({"name": model, "ready": True})
 
+    async def explain(self, request: Request) -> Response:
+        """What made a model predict what it does."""
+        model, version = model_of(request)
+        asked = inference_pb2.ModelMetadataRequest(name=model, version=version)
+        metadata = await self._calls.ask_for(request, messages.MODEL_METADATA, asked)
+        wanted = inference_pb2.ModelInferRequest()
+        for name in explanations_of(metadata):
+            wanted.outputs.add(name=name)
+        return await self._run(request, wanted.SerializeToString())
+
     async def infer(self, request: Request) -> Response:
         """Run a model once."""
+        return await self._run(request, b"")
+
+    async def _run(self, request: Request, more: bytes) -> Response:
+        """`more`: what the message has beside the body's, as protobuf joins messages."""
         model, version = model_of(request)
         length = _json_length(request)
         async with self._calls.body(request) as body:
             message, forms, _ = await off_the_loop(
                 len(body), lambda: infer_request_from_json(body, length, model, version)
             )
-            reply = await self._calls.ask(request, messages.MODEL_INFER, message)
+            reply = await self._calls.ask(request, messages.MODEL_INFER, message + more)
         answer, json_length = await off_the_loop(len(reply.body), lambda: infer_response_to_json(reply.body, forms))
         headers = dict(reply.trailers)
         if json_length is None:
             return Response(answer, headers=headers, media_type="application/json")
         headers[JSON_LENGTH_HEADER] = str(json_length)
         return Response(answer, headers=headers, media_type="application/octet-stream")
+
+
+def explanations_of(metadata: inference_pb2.ModelMetadataResponse) -> tuple[str, ...]:
+    """The outputs by which a model explains itself. Raises TransportError where there is none."""
+    names = tuple(tensor.name for tensor in metadata.outputs if is_explanation(tensor.name))
+    if not names:
+        raise TransportError(
+            StatusCode.UNIMPLEMENTED,
+            f"model {metadata.name!r} does not explain itself: XGBoost and LightGBM models do, and custom Python "
+            f"models with an `explain` method and an output {EXPLANATION!r}",
+        )
+    return names
 
 
 async def off_the_loop(size_bytes: int, translate: Callable[[], T]) -> T:

@@ -31,7 +31,12 @@ def _classifier(directory: Path, classes: int, **settings: Any) -> Example:
     model.fit(features, labels.astype(int), categorical_feature=[5])
     model.booster_.save_model(directory / "model.txt")
     rows = features[:9]
-    expected = {"predict": model.predict(rows), "predict_proba": model.predict_proba(rows)}
+    explained = model.predict(rows, pred_contrib=True)
+    expected = {
+        "predict": model.predict(rows),
+        "predict_proba": model.predict_proba(rows),
+        "explanation": explained if classes == 2 else explained.reshape(len(rows), classes, FEATURES + 1),
+    }
     return Example(directory / "model.txt", (Prediction({"input": rows}, expected),))
 
 
@@ -42,7 +47,10 @@ def _regressor(directory: Path, **settings: Any) -> Example:
     model = lightgbm.LGBMRegressor(n_estimators=12, num_leaves=11, n_jobs=1, verbose=-1, **settings)
     model.fit(features, target)
     model.booster_.save_model(directory / "model.txt")
-    return Example(directory / "model.txt", (Prediction({"input": features}, {"predict": model.predict(features)}),))
+    expected = {"predict": model.predict(features)}
+    if not settings.get("linear_tree"):
+        expected["explanation"] = model.predict(features, pred_contrib=True)
+    return Example(directory / "model.txt", (Prediction({"input": features}, expected),))
 
 
 def _early_stopped(directory: Path) -> Example:

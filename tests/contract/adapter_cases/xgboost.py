@@ -28,7 +28,8 @@ def _classifier(directory: Path, name: str, classes: int, **settings: Any) -> Ex
     model = xgboost.XGBClassifier(n_estimators=12, max_depth=4, n_jobs=1, **settings).fit(features, labels)
     model.save_model(directory / name)
     rows = features[:9]
-    expected = {"predict": model.predict(rows), "predict_proba": model.predict_proba(rows)}
+    explained = model.get_booster().predict(xgboost.DMatrix(rows), pred_contribs=True)
+    expected = {"predict": model.predict(rows), "predict_proba": model.predict_proba(rows), "explanation": explained}
     return Example(directory / name, (Prediction({"input": rows}, expected),))
 
 
@@ -42,6 +43,7 @@ def _binary_ubj(directory: Path) -> Example:
     expected = {
         "predict": model.predict(rows, base_margin=margin),
         "predict_proba": model.predict_proba(rows, base_margin=margin),
+        "explanation": model.get_booster().predict(xgboost.DMatrix(rows, base_margin=margin), pred_contribs=True),
     }
     with_margin = Prediction({"input": rows, "base_margin": margin}, expected)
     return Example(example.artifact, (*example.predictions, with_margin))
@@ -55,7 +57,10 @@ def _early_stopped(directory: Path) -> Example:
     model.fit(features[:300], target[:300], eval_set=[(features[300:], target[300:])], verbose=False)
     assert model.best_iteration + 1 < model.get_booster().num_boosted_rounds()
     model.save_model(directory / "model.ubj")
-    return Example(directory / "model.ubj", (Prediction({"input": features}, {"predict": model.predict(features)}),))
+    rounds = (0, model.best_iteration + 1)
+    explained = model.get_booster().predict(xgboost.DMatrix(features), pred_contribs=True, iteration_range=rounds)
+    expected = {"predict": model.predict(features), "explanation": explained}
+    return Example(directory / "model.ubj", (Prediction({"input": features}, expected),))
 
 
 def _regressor(directory: Path, name: str, outputs: int = 1, **settings: Any) -> Example:

@@ -22,6 +22,7 @@ TWO = {"age": "INT64", "name": "BYTES"}
     [
         ({"instances": [[1, 2], [3, 4.5]]}, ONE, {"x": [[1, 2], [3, 4.5]]}),
         ({"instances": [1, 2]}, ONE, {"x": [1, 2]}),
+        ({"instances": [1, 2]}, TWO, {"age": [1, 2]}),
         ({"instances": [{"x": [1]}, {"x": [2]}]}, ONE, {"x": [[1], [2]]}),
         (
             {"instances": [{"age": 1, "name": "a"}, {"age": 2, "name": "b"}]},
@@ -50,8 +51,7 @@ def test_rows_and_whole_tensors_become_the_models_inputs(
         ({"instances": [1], "inputs": [1]}, ONE, 'either "instances"'),
         ({"instances": []}, ONE, "at least one row"),
         ({"instances": "1"}, ONE, "at least one row"),
-        ({"instances": [1]}, TWO, r"the model has 2 inputs \(age, name\)"),
-        ({"instances": [1]}, {}, "the model has 0 inputs"),
+        ({"instances": [1]}, {}, "the model tells of no input"),
         ({"instances": [{"y": 1}]}, ONE, "no input 'y'; it has: x"),
         ({"instances": [{"age": 1, "name": "a"}, {"age": 2}]}, TWO, "the same inputs in each row"),
         ({"instances": [[1], [1, 2]]}, ONE, "rows are of different lengths"),
