@@ -32,8 +32,9 @@ from placement.registration import Registered, Registration
 from placement.registry import Registry
 from runtime_adapters.artifacts.locations import parse_location
 from runtime_adapters.artifacts.source_policy import SourcePolicy
-from runtime_adapters.base import Trust
+from runtime_adapters.base import RuntimeAdapter, Trust
 from runtime_adapters.errors import AdapterError
+from runtime_adapters.external import ExternalAdapter
 from runtime_adapters.registry import adapter_for
 
 log = logging.getLogger("hexcomb.models")
@@ -72,8 +73,13 @@ class Models:
         loading: Loading,
         serving: Serving,
         pool: PoolLoads | None = None,
+        adapter_of: Callable[[str], RuntimeAdapter] | None = None,
+        is_loaded_elsewhere: Callable[[str], bool] = lambda format_name: False,
     ) -> None:
+        """`is_loaded_elsewhere`: whether another pod loads a format that this one does not know."""
         self._pool = pool
+        self._adapter_of = adapter_of or (lambda format_name: adapter_for(format_name))
+        self._is_loaded_elsewhere = is_loaded_elsewhere
         self._registry = registry
         self._policy = policy
         self._loading = loading
@@ -90,16 +96,33 @@ class Models:
             location = parse_location(spec.uri)
             self._policy.check(location)
             trusted = self._policy.trusts(location)
-            adapter = adapter_for(spec.format) if spec.format else None
+            adapter = self._adapter(spec.format)
         except AdapterError as error:
             raise InvalidSpec(str(error)) from error
         isolated = spec.isolation == "process" or spec.format in ALWAYS_ISOLATED
+        if isinstance(adapter, ExternalAdapter) and adapter.trust is Trust.RUNS_CODE and not trusted:
+            raise InvalidSpec(
+                f"format {spec.format!r} is loaded by the runtime {adapter.link.name!r}, where it may run code, and "
+                f"{location.shown!r} is under no trusted prefix: start the server with --trusted-prefixes, or say in "
+                "the file of --runtimes that this runtime is `confined`"
+            )
         if adapter is not None and adapter.trust is Trust.RUNS_CODE and not trusted and not isolated:
             raise InvalidSpec(
                 f"format {spec.format!r} can run code when it loads, and {location.shown!r} is under no trusted "
                 "prefix: start the server with --trusted-prefixes, register with isolation=process, or convert it to "
                 "ONNX"
             )
+
+    def _adapter(self, format_name: str | None) -> RuntimeAdapter | None:
+        """None: the artifact will tell, or the pod that loads it. Raises AdapterError."""
+        if not format_name:
+            return None
+        try:
+            return self._adapter_of(format_name)
+        except AdapterError:
+            if self._is_loaded_elsewhere(format_name):
+                return None
+            raise
 
     async def register(self, tenant: str, entries: Sequence[Registration]) -> list[Registered | PlacementError]:
         """One result per entry, in order; one entry's error never touches its neighbours."""

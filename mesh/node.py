@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -73,12 +74,14 @@ from mesh.node_settings import (
 )
 from mesh.overview import Alone, InPool, Overview
 from mesh.parking import Parking
-from mesh.pod import PodView, default_pod_name
+from mesh.pod import PodView, RuntimeReport, default_pod_name
 from mesh.promoting import Promotions
 from mesh.promotion import PromotionLimits
 from mesh.renewing import Renewals
 from mesh.routing.pool_side import Condition, PoolSide, ways_to_advertise
 from mesh.running import Runner, Runs
+from mesh.runtimes.connecting import Beside, adapters_of
+from mesh.runtimes.watch import RuntimeWatch
 from mesh.serving import Serving
 from mesh.settings import Settings, box_limits
 from mesh.shared_memory import Regions
@@ -100,6 +103,8 @@ from runtime_adapters.artifacts.credentials import StorageKeys
 from runtime_adapters.artifacts.fetch import ArtifactStore
 from runtime_adapters.artifacts.fetching import FetchLimits
 from runtime_adapters.artifacts.source_policy import SourcePolicy
+from runtime_adapters.base import Device, RuntimeAdapter
+from runtime_adapters.registry import adapter_for
 
 log = logging.getLogger("hexcomb.node")
 
@@ -117,7 +122,14 @@ EXTENSIONS = (
 class Node:
     """One pod. Built and used on one event loop."""
 
-    def __init__(self, settings: Settings, store: KeyValueStore, world: World | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: KeyValueStore,
+        world: World | None = None,
+        beside: Sequence[Beside] = (),
+    ) -> None:
+        """`beside`: servers that run models for this pod; they are ready."""
         self._settings = settings
         self._store = store
         self._world = world = world or World()
@@ -128,6 +140,14 @@ class Node:
         """Somebody asked for this pod to be drained and stopped."""
         name = settings.pod_name or default_pod_name()
         devices = chosen_devices(settings)
+        self._beside = beside
+        external = adapters_of(beside)
+        self._formats = installed_formats(external)
+        room_beside = {Device(server.link.name): server.link.capacity_bytes for server in beside}
+
+        def adapter_of(format_name: str) -> RuntimeAdapter:
+            return external[format_name] if format_name in external else adapter_for(format_name)
+
         policy = SourcePolicy(
             file_prefixes=file_prefixes(settings),
             trusted_prefixes=settings.trusted_prefixes,
@@ -137,7 +157,7 @@ class Node:
 
         self.telemetry = Telemetry(CollectorRegistry(), per_model=settings.metrics_per_model)
         self.registry = Registry(store, clock=world.wall_clock)
-        self.cache = CacheMachine(cache_limits(settings, devices), policy_named(settings.eviction_policy))
+        self.cache = CacheMachine(cache_limits(settings, devices, room_beside), policy_named(settings.eviction_policy))
         self.profiles = ProfileStore(store, clock=world.wall_clock)
         self.known_sizes = KnownSizes(self.profiles)
         self.parking = Parking(
@@ -182,6 +202,7 @@ class Node:
                 HOST_MEMORY, missing_bytes, why, counted=counted
             ),
             free_bytes=lambda: self.cache.free[HOST_MEMORY],
+            adapter_of=adapter_of,
         )
         self.staging: Stages = staging if world.staging is None else world.staging(must_isolate, self.parking)
         self.loading = Loading(
@@ -263,7 +284,10 @@ class Node:
             access_log=self.access_log,
             large_came=self.large_requests.came,
         )
-        self.models = Models(self.registry, policy, self.loading, self.serving, self.pool)
+        self.models = Models(
+            self.registry, policy, self.loading, self.serving, self.pool, adapter_of, self._is_loaded_elsewhere
+        )
+        self.runtime_watch = RuntimeWatch(beside, self.loading, self._runtime_back)
         self.overview = self._overview(name)
         self.status = StatusView(
             name,
@@ -305,6 +329,7 @@ class Node:
             memory_pressure=lambda: self.memory_watch.pressure,
             box_limits=box_limits(settings),
             transport=str(self.transport_choice),
+            beside=self._reports_of_beside,
             clock=world.clock,
             wall_clock=world.wall_clock,
         )
@@ -350,7 +375,7 @@ class Node:
             read_constraints(self._settings),
             self.parking,
             version=version("hexcomb"),
-            formats=installed_formats(),
+            formats=self._formats,
             condition=self._condition,
             calls_in_flight=self._calls_in_flight,
             clock=self._world.clock,
@@ -442,6 +467,25 @@ class Node:
     def _record_of(self, key: ModelKey) -> ModelRecord | None:
         return self.generations.record_of(key, self.registry.model(key.tenant, key.model_id))
 
+    def _is_loaded_elsewhere(self, format_name: str) -> bool:
+        """Whether another pod says that it loads this format: by a server beside it that this pod has none of."""
+        return any(format_name in pod.formats for pod in self.overview.view.pods.values())
+
+    def _runtime_back(self, formats: frozenset[str]) -> None:
+        """What could not be loaded while its server was away may be tried again at once."""
+        for record in self.registry.view.every_model():
+            if record.spec.format in formats and self.loading.failure(key_of(record)) is not None:
+                self.loading.send(Forgive(key_of(record)))
+
+    def _reports_of_beside(self) -> list[RuntimeReport]:
+        reports = []
+        for server in self._beside:
+            away = self.runtime_watch.is_away(server.link.name)
+            message = f"runtime {server.link.name!r} does not answer" if away else ""
+            version = f"{server.link.name} {server.link.version}"
+            reports += [RuntimeReport(each.format, version, not away, message) for each in server.adapters]
+        return reports
+
     def _ran_out(self, place: Place, missing_bytes: int, message: str, *, counted: bool) -> None:
         self.memory_watch.ran_out(place, missing_bytes, message, counted=counted)
 
@@ -478,6 +522,7 @@ class Node:
         self.registry.on_change(self._on_change)
         self.parking.start()
         self.memory_watch.start()
+        self.runtime_watch.start()
         if self._world.staging is None:  # simulated models take what they say
             self.size_watch.start()
         await self.transport.start()
@@ -490,7 +535,7 @@ class Node:
             self.pod.addresses = (*self.pod.addresses, f"http://{self._settings.host}:{http_port}")
         if self.pool is not None:
             ways = ways_to_advertise(self._settings, grpc[0], self.transport.peer_ways, own_host)
-            await self.pool.start(ways, version("hexcomb"), installed_formats(), self._last_flight)
+            await self.pool.start(ways, version("hexcomb"), self._formats, self._last_flight)
             assert self.recorder is not None
             self.recorder.forget_last()
             await self._wait_fit()
@@ -554,6 +599,7 @@ class Node:
         log.info("stopping: finishing %d calls within %g s", self._calls_in_flight(), self._settings.stop_grace_s)
         await self.memory_watch.close()
         await self.size_watch.close()
+        await self.runtime_watch.close()
         await self.parking.close()
         await self.models.close()
         await asyncio.gather(
@@ -565,6 +611,8 @@ class Node:
         await self.loading.close(_LAST_UNLOADS_S)
         self.runner.close()
         self.large_requests.close()
+        for server in self._beside:
+            server.link.close()
         try:
             async with asyncio.timeout(_LAST_FILES_S):
                 await self.artifacts.close()

@@ -6,7 +6,7 @@ Whatever cannot be had is told before anything is started.
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cache.limits import CacheLimits
@@ -31,9 +31,9 @@ class CannotStart(Exception):
     """The pod cannot start; the message says why and what to do."""
 
 
-def installed_formats() -> frozenset[str]:
-    """Formats whose frameworks are here."""
-    return frozenset(report.format for report in runtime_reports() if report.available)
+def installed_formats(beside: Iterable[str] = ()) -> frozenset[str]:
+    """Formats whose frameworks are here, or in servers beside the pod."""
+    return frozenset(report.format for report in runtime_reports() if report.available).union(beside)
 
 
 def chosen_devices(settings: Settings) -> tuple[Device, ...]:
@@ -59,9 +59,13 @@ def chosen_devices(settings: Settings) -> tuple[Device, ...]:
     return named
 
 
-def cache_limits(settings: Settings, devices: Sequence[Device]) -> CacheLimits:
-    """The cache's limits from the settings. Raises CannotStart."""
+def cache_limits(
+    settings: Settings, devices: Sequence[Device], beside: Mapping[Device, int] | None = None
+) -> CacheLimits:
+    """The cache's limits from the settings. `beside`: what servers beside the pod hold at most. Raises CannotStart."""
     capacity = Bytes.of(HOST_MEMORY, int(settings.capacity))
+    for device, capacity_bytes in (beside or {}).items():
+        capacity = capacity + Bytes.of(place_of(device), capacity_bytes)
     main = [place_of(device) for device in devices]
     if HOST_MEMORY not in main:
         host_bytes = int(settings.capacity) // 2 if settings.host_capacity is None else int(settings.host_capacity)

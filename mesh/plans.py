@@ -19,7 +19,7 @@ from mesh.wire.errors import InvalidMessage
 from mesh.wire.patterns import RequestPattern, ResponsePattern, TensorHole, request_pattern, response_pattern
 from mesh.wire.peek import peek
 from mesh.wire.tensors import decode_request, encode_response
-from runtime_adapters.base import Array
+from runtime_adapters.base import Array, is_explanation
 from runtime_adapters.errors import BadInput
 from runtime_adapters.validation import InputChecker
 
@@ -80,6 +80,8 @@ def plan_request(checker: InputChecker, body: bytes, name: str, generation: int)
             return None
         checked = checker.check(request.tensors, request.datatypes)
         outputs = checker.check_outputs(request.outputs)
+        if any(map(is_explanation, outputs)):
+            return None  # it takes longer than the model's runs, and must not hold up the loop
     except (InvalidMessage, BadInput):
         return None
     if len(checked) != len(pattern.tensors):

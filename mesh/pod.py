@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -150,6 +150,7 @@ class PodView:
         memory_pressure: Callable[[], str] = str,
         box_limits: tuple[BoxLimit, ...] = (),
         transport: str = "",
+        beside: Callable[[], Sequence[RuntimeReport]] = tuple,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -165,6 +166,7 @@ class PodView:
         self._memory_pressure = memory_pressure
         self._box_limits = box_limits
         self._transport = transport
+        self._beside = beside
         self._clock = clock
         self._wall_clock = wall_clock
         self._started_at_ms = int(wall_clock() * 1e3)
@@ -187,7 +189,7 @@ class PodView:
             ready=not unready,
             draining=self._draining(),
             tiers=tuple(self._tiers(usage)),
-            runtimes=self._runtimes,
+            runtimes=(*self._runtimes, *self._beside()),
             models_registered=self._registry.view.model_count(),
             models_resident=sum(copies.get(state, 0) for state in _RESIDENT),
             models_loading=copies.get(CopyState.LOADING, 0),

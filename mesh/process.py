@@ -19,6 +19,7 @@ import uvloop
 
 from mesh.node import Node
 from mesh.node_store import open_store
+from mesh.runtimes.connecting import connect_runtimes
 from mesh.settings import Settings
 from runtime_adapters.malloc import tune_allocator
 
@@ -32,7 +33,12 @@ async def run_until_stopped(settings: Settings) -> None:
     """Start a pod, serve until SIGTERM or SIGINT (a second one skips the draining), stop it. Raises as `live` does."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     store = await open_store(settings)
-    node = Node(settings, store)
+    try:
+        beside = await connect_runtimes(settings)
+    except BaseException:
+        await store.close()
+        raise
+    node = Node(settings, store, beside=beside)
     loop = asyncio.get_running_loop()
     hurry = asyncio.Event()
 

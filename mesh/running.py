@@ -43,10 +43,13 @@ from mesh.resident import Resident
 from mesh.threads import Workers
 from runtime_adapters.base import Array, Device, Tensors
 from runtime_adapters.errors import ModelCrashed
+from runtime_adapters.external import ExternalModel
 
 INLINE_BYTES_MAX = 8192
 """Requests larger than this always go to a thread: what a run costs was learned on small ones. A row of 1,024 numbers
 and what describes it is small."""
+BESIDE_THREADS = 64
+"""That wait for one server beside the pod: they do nothing else."""
 REMEMBERED_MAX = 10_000
 """Contents of which it is remembered whether, and in what sizes, they run together; about 1 KB each."""
 
@@ -250,6 +253,11 @@ class Runner:
             return self._isolated, 1
         if resident.device.kind == "cpu":
             return self._here, self._runs_max
+        if isinstance(resident.model, ExternalModel):
+            beside = self._devices.get(resident.device)
+            if beside is None:
+                beside = self._devices[resident.device] = _group(BESIDE_THREADS, f"infer-{resident.device}")
+            return beside, resident.model.runs_max
         group = self._devices.get(resident.device)
         if group is None:
             group = self._devices[resident.device] = _group(1, f"infer-{resident.device}")
@@ -369,6 +377,9 @@ class Runner:
     ) -> None:
         """`queued_s`: of all of them together."""
         resident = lane.resident
+        if batch[0].unusual:
+            resident.meter.ran(len(batch))
+            return
         cost_s = ran.cpu_s if lane.group.by_cpu else ran.run_s
         lane.ran(batch, ran, cost_s, others_wait=others_wait)
         resident.meter.ran(len(batch))

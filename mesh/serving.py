@@ -32,7 +32,7 @@ from mesh.telemetry import Telemetry
 from placement.errors import NotFound
 from placement.records import ModelRecord
 from placement.registry import Registry
-from runtime_adapters.base import Array, ModelMetadata
+from runtime_adapters.base import Array, ModelMetadata, is_explanation
 from runtime_adapters.errors import ModelCrashed, OutOfMemory
 from runtime_adapters.workspace import shape_of
 
@@ -320,9 +320,12 @@ class Serving:
             self._large_came()
         if tensors.size_bytes > resident.request_bytes_max:
             resident.larger_request(shape_of(inputs, tensors.size_bytes))
-        if self._runner.runs_inline(resident, tensors.size_bytes):
+        explains = any(map(is_explanation, wanted_outputs))
+        if not explains and self._runner.runs_inline(resident, tensors.size_bytes):
             return self._runner.run_inline(resident, inputs, wanted_outputs)
-        request = Request(inputs, wanted_outputs, tensors.size_bytes, deadline_s, alone=alone)
+        request = Request(
+            inputs, wanted_outputs, tensors.size_bytes, deadline_s, alone=alone or explains, unusual=explains
+        )
         return await self._runner.run_in_thread(resident, request)
 
     async def _run_with_room(

@@ -232,6 +232,12 @@ class Settings(BaseSettings):
         "free. Default: all of it.",
     )
 
+    runtimes: Path | None = Field(
+        None,
+        description="JSON file of servers beside this pod that run models for it (Triton, MLServer, ModelMesh's "
+        "runtime adapters): each with its kind, address, formats and capacity. The root README shows one.",
+    )
+
     # Loading ----------------------------------------------------------------------------------------------------
     loads_concurrent_max: int = Field(
         2, ge=1, le=64, description="Loads at a time: each takes a core; more only adds peak memory."

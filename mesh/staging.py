@@ -44,6 +44,7 @@ from runtime_adapters.base import (
     Trust,
 )
 from runtime_adapters.errors import BadArtifact, NoRoom, OutOfMemory, UntrustedArtifact
+from runtime_adapters.external import ExternalAdapter
 from runtime_adapters.isolation import estimate_isolated
 from runtime_adapters.layouts import find_model
 from runtime_adapters.registry import adapter_for, detect_format
@@ -144,13 +145,14 @@ class Staging:
         read_memory: ReadMemory | None = None,
         make_room: Callable[[int, str, bool], None] = lambda missing_bytes, why, counted: None,
         free_bytes: Callable[[], int] = lambda: 0,
+        adapter_of: Callable[[str], RuntimeAdapter] | None = None,
     ) -> None:
         """`must_isolate`: whether a model may only run in a process of its own, whatever its spec says.
 
         `disk_listener` hears of each artifact that is on the disk, but not when it leaves: the artifact store tells.
         `read_memory`: asked before an artifact is prepared whether the box has room; `make_room` hears when it has not.
         `free_bytes`: what the ledger has left; where that is enough for two forms of a model, it may be loaded as it
-        was fetched.
+        was fetched. `adapter_of`: what loads a format; raises BadArtifact.
         """
         self._artifacts = artifacts
         self._settings = settings
@@ -163,6 +165,7 @@ class Staging:
         self._read_memory = read_memory
         self._make_room = make_room
         self._free_bytes = free_bytes
+        self._adapter_of = adapter_of or (lambda format_name: adapter_for(format_name))
         self._promised_bytes: dict[int, int] = {}
         """By lease: of free bytes, for models that are to be loaded as they were fetched and have not reserved any."""
         self._preparing = asyncio.Semaphore(settings.loads_concurrent_max)
@@ -294,6 +297,8 @@ class Staging:
         return staged
 
     def _isolates(self, record: ModelRecord, format_name: str) -> bool:
+        if isinstance(self._adapter_of(format_name), ExternalAdapter):
+            return False  # it runs apart as it is
         if record.spec.isolation == "process" or format_name in ALWAYS_ISOLATED:
             return True
         return self._must_isolate(ModelKey(record.tenant, record.id, record.generation))
@@ -301,7 +306,7 @@ class Staging:
     def _reading_ahead(self, record: ModelRecord, format_name: str) -> ReadingAhead | None:
         if not format_name or self._isolates(record, format_name):
             return None
-        adapter = adapter_for(format_name)
+        adapter = self._adapter_of(format_name)
         return ReadingAhead(adapter.reading()) if isinstance(adapter, ReadsWhileFetched) else None
 
     async def _made_ready(
@@ -317,10 +322,10 @@ class Staging:
     async def _prepare(
         self, record: ModelRecord, artifact: Artifact, format_name: str, reading: Reading | None
     ) -> Staged:
-        adapter = adapter_for(format_name)
+        adapter = self._adapter_of(format_name)
         options = LoadOptions(
             model_id=record.id,
-            device=self._device if self._device.kind in adapter.device_kinds else CPU,
+            device=self._device_of(adapter),
             threads=self._settings.model_threads,
             trusted=artifact.trusted,
             parameters=record.spec.parameters,
@@ -423,9 +428,13 @@ class Staging:
         """Whether the form that stands for an artifact is the one that a load here takes."""
         if self._isolates(record, format_name):
             return False
-        adapter = adapter_for(format_name)
-        device = self._device if self._device.kind in adapter.device_kinds else CPU
-        return self._artifacts.is_prepared(artifact, await self._variant(adapter, device))
+        adapter = self._adapter_of(format_name)
+        return self._artifacts.is_prepared(artifact, await self._variant(adapter, self._device_of(adapter)))
+
+    def _device_of(self, adapter: RuntimeAdapter) -> Device:
+        if isinstance(adapter, ExternalAdapter):
+            return adapter.device
+        return self._device if self._device.kind in adapter.device_kinds else CPU
 
     async def _with_expected_size(self, staged: Staged) -> Staged:
         if (known := self._known_sizes.here(staged.loadable)) is not None:

@@ -35,6 +35,8 @@ class Request:
     """When it began to wait, on the clock of its deadline."""
     alone: bool = False
     """It must not share a run."""
+    unusual: bool = False
+    """What it costs says nothing of the model's runs: it wants an explanation."""
     gone: bool = False
     """Nobody waits for it any more."""
     rows: int = field(init=False)

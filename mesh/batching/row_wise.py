@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime_adapters.base import Array, ModelMetadata, Tensors
+from runtime_adapters.base import Array, ModelMetadata, Tensors, is_explanation
 from runtime_adapters.datatypes import DTYPE_OF
 
 ROWS_TRIED = 3
@@ -66,8 +66,9 @@ Verdict = RowWise | NotRowWise | Unproven
 
 
 def every_output(metadata: ModelMetadata) -> tuple[str, ...]:
-    """What a trial asks for: a label is often the same for all rows where its probabilities are not."""
-    return tuple(spec.name for spec in metadata.outputs)
+    """What a trial asks for: a label is often the same for all rows where its probabilities are not. Explanations never
+    share a run."""
+    return tuple(spec.name for spec in metadata.outputs if not is_explanation(spec.name))
 
 
 def rows_to_try(requests: Iterable[Tensors], *, varied: bool = True) -> list[dict[str, Array]]:

@@ -64,7 +64,7 @@ class Fetches:
         except Exception as error:  # every failure of a fetch becomes the cache's event
             return FetchFailed(copy_id, self._failures.told(key, "fetch", self._staging.format_of(key), error))
         self._staged[copy_id] = staged
-        devices = self._devices if staged.options.device.kind != CPU.kind else [CPU]
+        devices = self._devices if self._is_of_ours(staged) else [staged.options.device]
         first, *peers = [bytes_on(device, staged.estimate, staged.workspace_bytes) for device in devices]
         return Fetched(
             copy_id,
@@ -77,7 +77,7 @@ class Fetches:
 
     async def _otherwise(self, staged: Staged) -> Bytes | None:
         """What a model of a GPU would take on the CPU, where it may run there."""
-        if self._settings.device_full != "run_on_cpu" or staged.options.device.kind == "cpu":
+        if self._settings.device_full != "run_on_cpu" or not self._is_of_ours(staged):
             return None
         cpu = on_cpu(staged)
         try:
@@ -85,6 +85,11 @@ class Fetches:
         except AdapterError:
             return None  # it needs the device
         return bytes_on(CPU, estimate)
+
+    def _is_of_ours(self, staged: Staged) -> bool:
+        """Whether it goes to one of this pod's GPUs: neither to the CPU, nor to a server beside the pod."""
+        kind = staged.options.device.kind
+        return kind != CPU.kind and kind == self._devices[0].kind
 
     def take(self, copy_id: int) -> Staged:
         """What a load begins with; whoever takes it releases its artifact."""
@@ -94,7 +99,7 @@ class Fetches:
         """For the device that the cache has chosen."""
         if copy.elsewhere:
             return on_cpu(staged)
-        if staged.options.device.kind == CPU.kind:
+        if not self._is_of_ours(staged):
             return staged
         return replace(staged, options=replace(staged.options, device=self._devices[copy.device_index]))
 

@@ -69,7 +69,7 @@ def _walk(body: bytes | memoryview, raw_field: int) -> Envelope:
         tag = body[at]
         at += 1
         if tag >= 0x80:
-            tag, at = _read_varint(body, begin)
+            tag, at = read_varint(body, begin)
         wire_type = tag & 7
         field = tag >> 3
         if field == 0 or tag >= 1 << 32:
@@ -78,7 +78,7 @@ def _walk(body: bytes | memoryview, raw_field: int) -> Envelope:
             length = body[at]
             at += 1
             if length >= 0x80:
-                length, at = _read_varint(body, at - 1)
+                length, at = read_varint(body, at - 1)
             end = at + length
             if field <= 3:
                 if end > size:
@@ -93,7 +93,7 @@ def _walk(body: bytes | memoryview, raw_field: int) -> Envelope:
                 rest_begin = end
             at = end
         else:
-            at, fields_left = _skip_field(body, at, field, wire_type, GROUP_DEPTH_MAX, fields_left)
+            at, fields_left = skip_field(body, at, field, wire_type, GROUP_DEPTH_MAX, fields_left)
         fields_left -= 1
         if fields_left < 0:
             raise InvalidMessage(f"the message has more than {FIELDS_MAX} top-level fields; send fewer tensors")
@@ -105,7 +105,7 @@ def _walk(body: bytes | memoryview, raw_field: int) -> Envelope:
     return Envelope(name, version, request_id, tuple(raw), tuple(rest))
 
 
-def _read_varint(body: bytes | memoryview, at: int) -> tuple[int, int]:
+def read_varint(body: bytes | memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = body[at]
@@ -118,18 +118,18 @@ def _read_varint(body: bytes | memoryview, at: int) -> tuple[int, int]:
             raise InvalidMessage(f"the message is not protobuf: a number of more than 10 bytes ends at byte {at}")
 
 
-def _skip_field(
+def skip_field(
     body: bytes | memoryview, at: int, field: int, wire_type: int, depth_left: int, fields_left: int
 ) -> tuple[int, int]:
     """The end of a field whose tag ends at `at` (it may lie beyond the end of the message), and the fields left."""
     if wire_type == _VARINT:
-        return _read_varint(body, at)[1], fields_left
+        return read_varint(body, at)[1], fields_left
     if wire_type == _FIXED64:
         return at + 8, fields_left
     if wire_type == _FIXED32:
         return at + 4, fields_left
     if wire_type == _BYTES:
-        length, at = _read_varint(body, at)
+        length, at = read_varint(body, at)
         return at + length, fields_left
     if wire_type == _GROUP_BEGIN and depth_left:
         return _skip_group(body, at, field, depth_left - 1, fields_left)
@@ -141,10 +141,10 @@ def _skip_group(
 ) -> tuple[int, int]:
     """The end of a group. What stands in it counts like top-level fields: it costs as much to walk over."""
     while True:
-        tag, at = _read_varint(body, at)
+        tag, at = read_varint(body, at)
         field, wire_type = tag >> 3, tag & 7
         if wire_type == _GROUP_END and field == group_field:
             return at, fields_left
         if field == 0 or fields_left <= 0:
             raise InvalidMessage(f"the message is not protobuf: a bad group before byte {at}")
-        at, fields_left = _skip_field(body, at, field, wire_type, depth_left, fields_left - 1)
+        at, fields_left = skip_field(body, at, field, wire_type, depth_left, fields_left - 1)

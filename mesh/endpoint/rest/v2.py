@@ -15,7 +15,7 @@ good, and why). Bodies and answers of some size are read and written on a thread
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -113,27 +113,31 @@ class V2Rest:
 
     async def explain(self, request: Request) -> Response:
         """What made a model predict what it does."""
-        model, version = model_of(request)
-        asked = inference_pb2.ModelMetadataRequest(name=model, version=version)
-        metadata = await self._calls.ask_for(request, messages.MODEL_METADATA, asked)
-        wanted = inference_pb2.ModelInferRequest()
-        for name in explanations_of(metadata):
-            wanted.outputs.add(name=name)
-        return await self._run(request, wanted.SerializeToString())
+
+        async def wanted(model: str, version: str) -> bytes:
+            asked = inference_pb2.ModelMetadataRequest(name=model, version=version)
+            more = inference_pb2.ModelInferRequest()
+            for name in explanations_of(await self._calls.ask_for(request, messages.MODEL_METADATA, asked)):
+                more.outputs.add(name=name)
+            return more.SerializeToString()
+
+        return await self._run(request, wanted)
 
     async def infer(self, request: Request) -> Response:
         """Run a model once."""
-        return await self._run(request, b"")
+        return await self._run(request)
 
-    async def _run(self, request: Request, more: bytes) -> Response:
-        """`more`: what the message has beside the body's, as protobuf joins messages."""
+    async def _run(self, request: Request, wanted: Callable[[str, str], Awaitable[bytes]] | None = None) -> Response:
+        """`wanted` says what the message of a model and version has beside the body's, as protobuf joins messages."""
         model, version = model_of(request)
         length = _json_length(request)
         async with self._calls.body(request) as body:
             message, forms, _ = await off_the_loop(
                 len(body), lambda: infer_request_from_json(body, length, model, version)
             )
-            reply = await self._calls.ask(request, messages.MODEL_INFER, message + more)
+            if wanted is not None:  # asked once the body is here: a call listens for what comes after it
+                message += await wanted(model, version)
+            reply = await self._calls.ask(request, messages.MODEL_INFER, message)
         answer, json_length = await off_the_loop(len(reply.body), lambda: infer_response_to_json(reply.body, forms))
         headers = dict(reply.trailers)
         if json_length is None:
