@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 
 from mesh.wire.errors import InvalidMessage
-from mesh.wire.patterns import RequestPattern, ResponsePattern, TensorHole, request_pattern, response_pattern
+from mesh.wire.patterns import (
+    RequestPattern,
+    ResponsePattern,
+    TensorHole,
+    has_pattern,
+    request_pattern,
+    response_pattern,
+)
 from mesh.wire.peek import peek
 from mesh.wire.tensors import decode_request, encode_response
 from runtime_adapters.base import Array, is_explanation
@@ -46,7 +53,7 @@ class Plan:
     _response: ResponsePattern | None = None
 
     def inputs(self, body: bytes) -> dict[str, Array]:
-        """What the model takes, from a request that matches the pattern."""
+        """What the model takes, from a request that matches the pattern; large tensors may lie unaligned."""
         read = self.pattern.read
         taken = {}
         for wanted in self._inputs:
@@ -74,7 +81,9 @@ def plan_request(checker: InputChecker, body: bytes, name: str, generation: int)
         envelope = peek(body)
         if envelope.model_name != name or envelope.model_version not in ("", str(generation)):
             return None
-        request = decode_request(body, envelope)
+        if not has_pattern(body, envelope):
+            return None
+        request = decode_request(body, envelope, aligned=False)
         pattern = request_pattern(body, envelope, request)
         if pattern is None:
             return None

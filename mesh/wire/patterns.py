@@ -33,8 +33,13 @@ from mesh.wire.tensors import Buffer, InferRequest, contents_of, length_prefix
 from runtime_adapters.base import Array
 from runtime_adapters.datatypes import datatype_of
 
-PATTERN_BYTES_MAX = 1 << 20
-"""Of longer requests the fields are the least, and a tensor that lies unaligned takes the loop too long to copy."""
+PATTERN_BYTES_MAX = 32 << 20
+"""Longer requests are read in full: nobody's are so long."""
+REST_BYTES_MAX = 4096
+"""Of a message without its raw tensors."""
+ALIGNED_BYTES_MAX = 8192
+"""Tensors that are copied at once where they lie unaligned, which frameworks may not read. Whoever runs a larger one
+copies it then, beside the loop, or not at all, if it joins others (`mesh.batching.joining`)."""
 
 _ID_TAG = 0x1A
 """Field 3, a string."""
@@ -83,17 +88,28 @@ class RequestPattern:
         return body[begin:end].decode()
 
     def read(self, hole: TensorHole, body: bytes) -> Array:
-        """One input of a message that `matches`: a read-only view, or a copy where it lies unaligned."""
+        """One input of a message that `matches`: a read-only view. Where a small one lies unaligned, a copy."""
         array = np.frombuffer(body, hole.dtype, hole.elements, hole.offset)
-        if not array.flags.aligned:
+        if array.nbytes <= ALIGNED_BYTES_MAX and not array.flags.aligned:
             array = array.copy()
         array.shape = hole.shape
         return array
 
 
+def has_pattern(body: bytes, envelope: Envelope) -> bool:
+    """Whether it is worth reading a message for its pattern. What takes long to read and has none is told apart without
+    that: typed numbers, and strings by the name of their datatype."""
+    if not envelope.raw or len(body) > PATTERN_BYTES_MAX:
+        return False
+    rest_bytes = sum(end - begin for begin, end in envelope.rest)
+    return rest_bytes <= REST_BYTES_MAX and not any(
+        body.find(b"BYTES", begin, end) >= 0 for begin, end in envelope.rest
+    )
+
+
 def request_pattern(body: bytes, envelope: Envelope, request: InferRequest) -> RequestPattern | None:
     """The pattern of a request that was read; None when it has none."""
-    if len(body) > PATTERN_BYTES_MAX or not envelope.raw or len(envelope.raw) != len(request.tensors):
+    if len(envelope.raw) != len(request.tensors):
         return None
     tensors = []
     for (name, array), (begin, end) in zip(request.tensors.items(), envelope.raw, strict=True):

@@ -91,14 +91,15 @@ class InferResult:
     outputs: dict[str, Array]
 
 
-def decode_request(body: Buffer, envelope: Envelope | None = None) -> InferRequest:
-    """Read a ModelInferRequest. `envelope` is `peek(body)`, when the caller has it already. Raises InvalidMessage."""
+def decode_request(body: Buffer, envelope: Envelope | None = None, *, aligned: bool = True) -> InferRequest:
+    """Read a ModelInferRequest. `envelope` is `peek(body)`, when the caller has it already; not `aligned`: tensors may
+    be views of bytes that lie unaligned. Raises InvalidMessage."""
     if envelope is None:
         envelope = peek(body, RAW_INPUTS)
     request = parsed_beside_raw(ModelInferRequest, body, envelope)
     if request.parameters:
         _refuse_parameters("request", request.id, request.parameters)
-    tensors, datatypes = _decode_tensors("input", request.inputs, _views(body, envelope))
+    tensors, datatypes = _decode_tensors("input", request.inputs, _views(body, envelope), aligned)
     outputs: dict[str, None] = {}
     for output in request.outputs:
         if output.parameters:
@@ -179,7 +180,7 @@ def contents_of(array: Array) -> Buffer:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def decode_raw(name: str, datatype: str, shape: tuple[int, ...], data: Buffer) -> Array:
+def decode_raw(name: str, datatype: str, shape: tuple[int, ...], data: Buffer, aligned: bool = True) -> Array:
     """An array of this shape over raw contents. Raises InvalidMessage when they do not fit one another."""
     count = _element_count(name, shape)
     dtype = _dtype(name, datatype)
@@ -196,11 +197,11 @@ def decode_raw(name: str, datatype: str, shape: tuple[int, ...], data: Buffer) -
         # Any byte but 0 is true, and NumPy's own bool is undefined for bytes above 1.
         return _shaped(name, flags.view(np.bool_) if count == 0 or flags.max() <= 1 else flags != 0, shape)
     array = np.frombuffer(data, dtype)
-    return _shaped(name, array if array.flags.aligned else array.copy(), shape)
+    return _shaped(name, array if array.flags.aligned or not aligned else array.copy(), shape)
 
 
 def _decode_tensors(
-    kind: str, tensors: Iterable[Any], raw: Sequence[memoryview]
+    kind: str, tensors: Iterable[Any], raw: Sequence[memoryview], aligned: bool = True
 ) -> tuple[dict[str, Array], dict[str, str]]:
     described = list(tensors)
     typed = [tensor.name for tensor in described if tensor.HasField("contents") and tensor.contents.ByteSize()]
@@ -222,7 +223,7 @@ def _decode_tensors(
         if tensor.parameters:
             _refuse_parameters(kind, name, tensor.parameters)
         if raw:
-            arrays[name] = decode_raw(name, datatype, shape, raw[position])
+            arrays[name] = decode_raw(name, datatype, shape, raw[position], aligned)
         else:
             arrays[name] = _decode_typed(name, datatype, shape, tensor.contents)
         datatypes[name] = datatype

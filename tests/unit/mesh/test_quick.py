@@ -210,6 +210,17 @@ async def test_a_client_that_says_it_forwards_is_answered_what_it_asked_for(here
         assert isinstance(quick.answer([call(encode_request("m", {"x": ROW}), (claimed, *shown))])[0], bytes)
 
 
+def test_what_is_long_to_read_and_has_no_pattern_is_not_read_on_the_loop(here: Here, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mesh.plans.decode_request", None)
+    texts = np.array([["x" * 100] * 4] * 1000, object)
+    typed = ModelInferRequest(model_name="m")
+    typed.inputs.add(name="x", datatype="FP32", shape=[1000, 4]).contents.fp32_contents.extend([1.0] * 4000)
+    named = [encode_request("m", {f"{number:01000d}": ROW for number in range(5)})]
+    for body in (encode_request("m", {"x": texts}), typed.SerializeToString(), *named):
+        assert quick_of(here).answer([call(body)]) == [None]
+    assert here.pins == 0
+
+
 TYPED = ModelInferRequest(model_name="m")
 TYPED.inputs.add(name="x", datatype="FP32", shape=[1, 4]).contents.fp32_contents.extend([1, 2, 3, 4])
 
