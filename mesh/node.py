@@ -49,6 +49,7 @@ from mesh.endpoint.server_settings import LOGGING_EXTENSION, TRACE_EXTENSION, Se
 from mesh.endpoint.shared_memory import SYSTEM_EXTENSION, SharedMemoryEndpoint
 from mesh.endpoint.statistics import StatisticsEndpoint
 from mesh.endpoint.status import code_name, guarded_stream, guarded_unary
+from mesh.endpoint.stream import StreamEndpoint
 from mesh.endpoint.v2 import V2Endpoint
 from mesh.explaining import Explaining
 from mesh.flight_recorder import FlightRecorder, read_last_flight
@@ -394,6 +395,7 @@ class Node:
             self.serving, access, self.registry, self.unready_reason, guarded_unary(v2.model_infer), router
         )
         shared_memory = SharedMemoryEndpoint(Regions(), access, int(self._settings.bytes_in_flight_max))
+        streams = StreamEndpoint(v2, self.serving, shared_memory, self.overview, access, self._world.clock)
         describer = Describer(self.registry, self.status, self.overview)
         aliases = AliasSetting(self.models, self.registry, describer)
         mmesh = ModelMeshEndpoint(self.models, self.registry, self.status, aliases, access)
@@ -441,6 +443,7 @@ class Node:
         unary = {path: catching_up(handler, self.registry) for path, handler in unary.items()}
         unary[messages.HEALTH_CHECK.path] = self.health.check
         if self.pool is not None:
+            unary |= streams.peer_routes()
             unary |= PoolEndpoint(
                 access,
                 name,
@@ -451,7 +454,7 @@ class Node:
                 dial=self._world.dial,
                 clock=self._world.clock,
             ).routes()
-        streaming = {**management.streams(), messages.HEALTH_WATCH.path: self.health.watch}
+        streaming = {**management.streams(), **streams.streams(), messages.HEALTH_WATCH.path: self.health.watch}
         return Routes(
             {path: guarded_unary(handler) for path, handler in unary.items()},
             {path: guarded_stream(handler) for path, handler in streaming.items()},

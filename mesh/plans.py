@@ -4,7 +4,7 @@ What a request asks of a copy beside the numbers in it (which inputs under which
 whether the model takes those; which outputs) is the same for all requests of a pattern (`mesh.wire.patterns`). A plan
 is the answer to these questions, kept with the copy and gone with it.
 
-Deliberately absent: requests without a pattern, and those that a model refuses. They are read in full each time, and
+Deliberately absent: requests without a pattern, with options of their own, and those that a model refuses. They are read in full each time, and
 get their errors there.
 """
 
@@ -25,6 +25,7 @@ from mesh.wire.patterns import (
     response_pattern,
 )
 from mesh.wire.peek import peek
+from mesh.wire.request_options import NO_OPTIONS
 from mesh.wire.tensors import decode_request, encode_response
 from runtime_adapters.base import Array, is_explanation
 from runtime_adapters.errors import BadInput
@@ -84,6 +85,8 @@ def plan_request(checker: InputChecker, body: bytes, name: str, generation: int)
         if not has_pattern(body, envelope):
             return None
         request = decode_request(body, envelope, aligned=False)
+        if request.options != NO_OPTIONS:
+            return None
         pattern = request_pattern(body, envelope, request)
         if pattern is None:
             return None

@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from math import inf
+
+import numpy as np
 
 from cache.types import Bytes, RefusalKind, WantedModel
 from mesh.access_log import AccessLog, ColdStart
@@ -28,12 +31,14 @@ from mesh.loading.loading import Loading, Refused
 from mesh.loading.places import HOST_MEMORY
 from mesh.resident import Resident
 from mesh.running import CopyGone, Runs
+from mesh.streaming import answers_of
 from mesh.telemetry import Telemetry
+from mesh.wire.request_options import NO_OPTIONS, RequestOptions, SequencePart
 from placement.errors import NotFound
 from placement.records import ModelRecord
 from placement.registry import Registry
-from runtime_adapters.base import Array, ModelMetadata, is_explanation
-from runtime_adapters.errors import ModelCrashed, OutOfMemory
+from runtime_adapters.base import SEQUENCE_END, SEQUENCE_ID, SEQUENCE_START, Array, ModelMetadata, is_explanation
+from runtime_adapters.errors import BadInput, ModelCrashed, OutOfMemory
 from runtime_adapters.workspace import shape_of
 
 _COPIES_TRIED_MAX = 6
@@ -46,6 +51,10 @@ class UnknownModel(Exception):
     """No model or alias has this name, or the model has no such version. Clients see NOT_FOUND."""
 
 
+class OnlyStreams(Exception):
+    """The model's answers come as a stream, and one answer was asked for. Clients see UNIMPLEMENTED."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tensors:
     """A request's tensors, decoded."""
@@ -56,6 +65,7 @@ class Tensors:
     size_bytes: int
     checked: bool = False
     """They are known to fit the model."""
+    options: RequestOptions = NO_OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +180,7 @@ class Serving:
         if resident is None:
             # A malformed request must not cost a load: read it first.
             tensors = await decode()
+            deadline_s = _sooner(deadline_s, tensors.options)
             self.misses += 1
             record, resident = await self._wait(record, deadline_s, space_wait_s)
             wait_s = time.perf_counter() - began
@@ -179,6 +190,7 @@ class Serving:
         try:
             if not cold:
                 tensors = await decode()
+                deadline_s = _sooner(deadline_s, tensors.options)
             outputs = await self._run_to_its_end(record, resident, tensors, deadline_s)
         except Exception as error:
             self._failed(resident, error, time.perf_counter(), began)
@@ -312,10 +324,12 @@ class Serving:
     async def _run(
         self, resident: Resident, tensors: Tensors, deadline_s: float | None, *, alone: bool = False
     ) -> dict[str, Array]:
-        inputs, wanted_outputs = tensors.inputs, tensors.outputs
-        if not tensors.checked:
-            inputs = resident.checker.check(inputs, tensors.datatypes)
-            wanted_outputs = resident.checker.check_outputs(wanted_outputs)
+        if resident.model.metadata.decoupled:
+            raise OnlyStreams(
+                "this model may give any number of answers to a request (its transaction policy is decoupled); ask by "
+                "ModelStreamInfer, or by generate or generate_stream over HTTP"
+            )
+        inputs, wanted_outputs = _checked(resident, tensors)
         if tensors.size_bytes >= LARGE_BYTES:
             self._large_came()
         if tensors.size_bytes > resident.request_bytes_max:
@@ -372,6 +386,35 @@ class Serving:
             self._loading.crashed(resident, str(crash))
         return 1
 
+    async def stream(
+        self, record: ModelRecord, deadline_s: float | None, tensors: Tensors, space_wait_s: float = inf
+    ) -> AsyncGenerator[dict[str, Array], None]:
+        """The answers of a model that is decoupled, as they come. The copy is held until its run has ended, which is
+        after the next answer if nobody waits for more.
+
+        Raises as `infer`.
+        """
+        began = time.perf_counter()
+        resident = await self.lease(record, deadline_s, space_wait_s=space_wait_s)
+        try:
+            inputs, outputs = _checked(resident, tensors)
+        except Exception:
+            resident.let_go()
+            raise
+        self.hits += 1
+        try:
+            async with aclosing(answers_of(resident, inputs, outputs)) as answers:
+                async for answer in answers:
+                    yield answer
+        except Exception as error:
+            if isinstance(error, ModelCrashed):
+                self._crashed(resident, error)
+            self._failed(resident, error, time.perf_counter(), began)
+            raise
+        ended = time.perf_counter()
+        resident.tally.ran(0.0, ended - began, 1, 1)
+        self._answered(record, resident, ended, began, None)
+
     def knows_metadata(self, record: ModelRecord) -> bool:
         """Whether `metadata` answers at once."""
         return self._loading.metadata(key_of(record)) is not None
@@ -394,6 +437,34 @@ class Serving:
             return self._has_chance(self.resolve(tenant, name, version))
         except UnknownModel:
             return False
+
+
+def _sooner(deadline_s: float | None, options: RequestOptions) -> float | None:
+    """The client's deadline, or the request's own timeout where that ends before it."""
+    if not options.timeout_s:
+        return deadline_s
+    ends_s = time.monotonic() + options.timeout_s
+    return ends_s if deadline_s is None else min(deadline_s, ends_s)
+
+
+def _checked(resident: Resident, tensors: Tensors) -> tuple[dict[str, Array], tuple[str, ...]]:
+    """What the model is given, and asked for. Raises BadInput."""
+    if tensors.checked:
+        return tensors.inputs, tensors.outputs
+    inputs = resident.checker.check(tensors.inputs, tensors.datatypes)
+    if resident.model.metadata.sequences:
+        inputs |= _sequence_controls(tensors.options.sequence)
+    return inputs, resident.checker.check_outputs(tensors.outputs)
+
+
+def _sequence_controls(sequence: SequencePart | None) -> dict[str, Array]:
+    if sequence is None:
+        raise BadInput("this model keeps sequences: say which one by the request's parameter sequence_id")
+    return {
+        SEQUENCE_ID: np.array([sequence.id.encode()], np.object_),
+        SEQUENCE_START: np.array([sequence.start]),
+        SEQUENCE_END: np.array([sequence.end]),
+    }
 
 
 def _unknown(tenant: str, name: str) -> str:

@@ -21,7 +21,7 @@ Deliberately absent: batching across requests, retries, metrics, time. They belo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -78,6 +78,20 @@ class ModelMetadata:
     batch_rows_max: int | None = None
     unchecked: bool = False
     """What it takes is known to the server that runs it alone, which checks its requests itself."""
+    decoupled: bool = False
+    """A request may have any number of answers, none included: the model is `Streaming`."""
+    sequences: bool = False
+    """It keeps something from one request of a sequence to the next: SEQUENCE_CONTROLS come with each."""
+
+
+SEQUENCE_ID, SEQUENCE_START, SEQUENCE_END = "sequence_id", "sequence_start", "sequence_end"
+SEQUENCE_CONTROLS = (
+    TensorSpec(SEQUENCE_ID, "BYTES", (1,)),
+    TensorSpec(SEQUENCE_START, "BOOL", (1,)),
+    TensorSpec(SEQUENCE_END, "BOOL", (1,)),
+)
+"""Inputs of models with `sequences`, beside those of their metadata: which sequence a request belongs to, and whether
+it is the first or the last of it."""
 
 
 class Trust(Enum):
@@ -163,6 +177,15 @@ class LoadedModel(Protocol):
 
     def unload(self) -> None:
         """Free everything. Idempotent. No `infer` runs when this is called, and none is made after."""
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A loaded model whose answers to one request come one after the other."""
+
+    def infer_stream(self, inputs: Tensors, outputs: Sequence[str] = ()) -> Generator[dict[str, Array], None, None]:
+        """As `infer`, for a model that is `decoupled`. Each step blocks until there is an answer; closing it ends the
+        run."""
 
 
 @runtime_checkable
@@ -298,6 +321,10 @@ __all__ = [
     "CPU",
     "DYNAMIC",
     "EXPLANATION",
+    "SEQUENCE_CONTROLS",
+    "SEQUENCE_END",
+    "SEQUENCE_ID",
+    "SEQUENCE_START",
     "SHARED_FORM",
     "Array",
     "Device",
@@ -313,6 +340,7 @@ __all__ = [
     "Replaceable",
     "RuntimeAdapter",
     "Size",
+    "Streaming",
     "TensorSpec",
     "Tensors",
     "Trust",

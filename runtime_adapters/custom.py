@@ -23,17 +23,37 @@ Unless it comes from a prefix that the operator trusts, it is jailed: no network
 What `predict` returns must match `outputs` in names, datatypes and shapes exactly; nothing is cast. BYTES may be given
 as bytes, str, or NumPy's fixed-width strings.
 
+`predict` may be a generator: then a request has as many answers as it yields, and clients call it by Triton's
+ModelStreamInfer, or by `generate` over HTTP (the model is *decoupled*, in Triton's word). It ends where it yields when
+its client leaves.
+
+With `sequences = True` it may keep something between the requests of one sequence. `self.sequence` says to which one
+the request belongs that `predict` is given. In a pool, such a model is registered with `copies_max: 1`, and a sequence
+whose copy had to leave memory begins anew.
+
 Deliberately absent: packages of its own. It sees what is installed on the pod.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from runtime_adapters.base import Array, Device, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class SequencePosition:
+    """Which sequence a request belongs to, and where in it."""
+
+    id: str
+    start: bool
+    """It is the first,"""
+    end: bool
+    """and it is the last."""
 
 
 class Model:
@@ -47,6 +67,8 @@ class Model:
     """Dimension 0 of every input and output counts rows that do not influence one another."""
     batch_rows_max: ClassVar[int | None] = None
     """The most rows that one run takes well: requests are joined up to it. A single one may have more."""
+    sequences: ClassVar[bool] = False
+    """It keeps something from one request of a sequence to the next."""
     parameters: Mapping[str, str] = MappingProxyType({})
     """The parameters that a spec may set, with their defaults. On the instance: as the spec has set them."""
 
@@ -56,12 +78,14 @@ class Model:
     """Where the pod wants this copy."""
     threads: int
     """How many threads one run should use."""
+    sequence: SequencePosition
+    """Before each `predict` of a model with `sequences`."""
 
     def load(self) -> None:
         """Make ready to predict. An exception here fails the load."""
 
-    def predict(self, inputs: dict[str, Array]) -> Mapping[str, Array] | Array:
-        """Answer one request. With one output, the array alone will do.
+    def predict(self, inputs: dict[str, Array]) -> Mapping[str, Array] | Array | Generator[Any, None, None]:
+        """Answer one request. With one output, the array alone will do. A generator yields any number of answers.
 
         The arrays are this call's own. Raise `runtime_adapters.errors.BadInput` to say that the client's values are at
         fault; any other exception is reported as the model's.
@@ -77,4 +101,4 @@ class Model:
         """Let go of what the end of the process would not."""
 
 
-__all__ = ["Model", "TensorSpec"]
+__all__ = ["Model", "SequencePosition", "TensorSpec"]

@@ -29,7 +29,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -156,11 +156,39 @@ class IsolatedModel:
                 raise link.crashed(f"it answered nonsense: {error}") from error
             link.requests.release_above(SEGMENT_KEPT_BYTES)
             link.responses.release_above(SEGMENT_KEPT_BYTES)
+        self._check_known(answer)
+        return answer
+
+    def _check_known(self, answer: Mapping[str, Array]) -> None:
+        link = self._link
         unknown = answer.keys() - self._output_names
         if unknown:
             names = ", ".join(sorted(unknown))[:200]
             raise ModelRaised(f"model {link.model_id}: it returned outputs that its metadata does not have: {names}")
-        return answer
+
+    def infer_stream(self, inputs: Tensors, outputs: Sequence[str] = ()) -> Generator[dict[str, Array], None, None]:
+        """The copy is this run's until it ends: what is not closed keeps all others waiting."""
+        link = self._link
+        with link.turn:
+            try:
+                slots = link.requests.write(inputs)
+            except (TensorsTooLarge, UnsendableTensor) as error:
+                raise BadInput(f"model {link.model_id}: {error}") from error
+            reply = link.ask({"op": "infer_stream", "inputs": slots, "outputs": list(outputs)})
+            while "ended" not in reply:
+                try:
+                    answer = link.responses.read(reply.get("outputs"), copy=True)
+                except BadSlot as error:
+                    raise link.crashed(f"it answered nonsense: {error}") from error
+                self._check_known(answer)
+                try:
+                    yield answer
+                except GeneratorExit:
+                    link.ask({"op": "stop"})
+                    raise
+                reply = link.ask({"op": "next"})
+            link.requests.release_above(SEGMENT_KEPT_BYTES)
+            link.responses.release_above(SEGMENT_KEPT_BYTES)
 
     def size(self) -> Size:
         """The child's own pages, its share of the pages that it shares with others, and the shared tensors."""

@@ -71,6 +71,8 @@ def describe_metadata(metadata: ModelMetadata) -> dict[str, Any]:
         "any_input_name": metadata.any_input_name,
         "batch_dimension": metadata.batch_dimension,
         "batch_rows_max": metadata.batch_rows_max,
+        "decoupled": metadata.decoupled,
+        "sequences": metadata.sequences,
     }
 
 
@@ -85,6 +87,8 @@ def metadata_from(given: object) -> ModelMetadata:
         any_input_name=given.get("any_input_name") is True,
         batch_dimension=given.get("batch_dimension") is True,
         batch_rows_max=_rows_max(given.get("batch_rows_max")),
+        decoupled=given.get("decoupled") is True,
+        sequences=given.get("sequences") is True,
     )
 
 

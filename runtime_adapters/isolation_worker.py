@@ -150,6 +150,9 @@ def _serve(channel: Channel, model: LoadedModel, requests: TensorSegment, respon
         if message["op"] == "unload":
             model.unload()
             return
+        if message["op"] == "infer_stream":
+            _answer_in_parts(channel, message, model, requests, responses)
+            continue
         channel.send(_answer(message, model, requests, responses))
 
 
@@ -168,6 +171,34 @@ def _answer(
         return {"outputs": responses.write(answer)}
     except Exception as error:
         return {"error": describe_error(error, ModelRaised)}
+
+
+def _answer_in_parts(
+    channel: Channel,
+    message: Mapping[str, Any],
+    model: LoadedModel,
+    requests: TensorSegment,
+    responses: TensorSegment,
+) -> None:
+    """One answer at a time, each when the pod has taken the one before it and asks for the next."""
+    from runtime_adapters.base import Streaming
+    from runtime_adapters.errors import ModelRaised
+    from runtime_adapters.isolation_messages import describe_error
+
+    try:
+        assert isinstance(model, Streaming)
+        answers = model.infer_stream(requests.read(message["inputs"], copy=False), message["outputs"])
+        for answer in answers:
+            channel.send({"outputs": responses.write(answer)})
+            if channel.receive()["op"] != "next":
+                answers.close()
+                break
+        end: dict[str, Any] = {"ended": True}
+    except ChannelClosed:
+        raise
+    except Exception as error:
+        end = {"error": describe_error(error, ModelRaised)}
+    channel.send(end)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib.util
+import inspect
 import math
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +26,9 @@ import numpy as np
 
 from runtime_adapters.base import (
     DYNAMIC,
+    SEQUENCE_END,
+    SEQUENCE_ID,
+    SEQUENCE_START,
     Array,
     LoadedModel,
     LoadOptions,
@@ -40,6 +44,7 @@ from runtime_adapters.datatypes import DTYPE_OF, datatype_of
 from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelRaised, UntrustedArtifact
 from runtime_adapters.isolation import INFER_TIMEOUT_S, LOAD_TIMEOUT_S, load_isolated
 from runtime_adapters.isolation_messages import summary_of
+from runtime_adapters.sequences import OpenSequences
 from runtime_adapters.validation import refuse_unknown_parameters
 
 MODEL_FILE = "model.py"
@@ -112,6 +117,7 @@ class LocalPythonModel:
         self._model: Model | None = model
         self._metadata = _metadata_of(model)
         self._outputs = {spec.name: spec for spec in self._metadata.outputs}
+        self._sequences = OpenSequences() if self._metadata.sequences else None
 
     @property
     def metadata(self) -> ModelMetadata:
@@ -119,11 +125,20 @@ class LocalPythonModel:
 
     def warm_up(self) -> None:
         zeros = {spec.name: _zeros(spec) for spec in self._metadata.inputs if not spec.optional}
+        if self._metadata.sequences:  # one that a client's first request would not go on with
+            zeros |= {
+                SEQUENCE_ID: np.array([b""], np.object_),
+                SEQUENCE_START: np.array([True]),
+                SEQUENCE_END: np.array([True]),
+            }
         with contextlib.suppress(ModelRaised, BadInput):  # a model that does not like zeros is not broken
             self.infer(zeros)
 
     def infer(self, inputs: Tensors, outputs: Sequence[str] = ()) -> dict[str, Array]:
-        assert self._model is not None
+        """Of a model that is decoupled: its first answer."""
+        if self._metadata.decoupled:
+            with contextlib.closing(self.infer_stream(inputs, outputs)) as answers:
+                return next(answers, {})
         wanted = outputs or [spec.name for spec in self._metadata.outputs if not spec.optional]
         found: dict[str, Array] = {}
         for method, names in (
@@ -131,18 +146,41 @@ class LocalPythonModel:
             ("explain", [name for name in wanted if is_explanation(name)]),
         ):
             if names:
-                found |= self._asked(method, inputs, names)
+                found |= self._checked(method, self._asked(method, inputs), names)
         return {name: found[name] for name in wanted}
 
-    def _asked(self, method: str, inputs: Tensors, wanted: Sequence[str]) -> dict[str, Array]:
-        """Call `predict` or `explain`, and hold it to what was declared."""
+    def infer_stream(self, inputs: Tensors, outputs: Sequence[str] = ()) -> Generator[dict[str, Array], None, None]:
+        wanted = outputs or [spec.name for spec in self._metadata.outputs if not spec.optional]
+        returned = self._asked("predict", inputs)
+        assert isinstance(returned, Generator)
+        with contextlib.closing(returned):
+            while True:
+                try:
+                    answer = next(returned)
+                except StopIteration:
+                    return
+                except BadInput:
+                    raise
+                except (Exception, SystemExit) as error:
+                    raise ModelRaised(f"predict raised {summary_of(error)}") from error
+                yield self._checked("predict", answer, wanted)
+
+    def _asked(self, method: str, inputs: Tensors) -> object:
+        """What `predict` or `explain` returns."""
+        assert self._model is not None
+        # Copies: what lies in shared memory is overwritten by the next request, and a model may keep its inputs.
+        copied = {name: array.copy() for name, array in inputs.items()}
+        if self._sequences is not None:
+            self._model.sequence = self._sequences.position(copied)
         try:
-            # Copies: what lies in shared memory is overwritten by the next request, and a model may keep its inputs.
-            returned = getattr(self._model, method)({name: array.copy() for name, array in inputs.items()})
+            return getattr(self._model, method)(copied)
         except BadInput:
             raise
         except (Exception, SystemExit) as error:
             raise ModelRaised(f"{method} raised {summary_of(error)}") from error
+
+    def _checked(self, method: str, returned: object, wanted: Sequence[str]) -> dict[str, Array]:
+        """What it returned, held to what was declared."""
         own = [name for name in self._outputs if is_explanation(name) == (method == "explain")]
         answer = self._by_name(method, returned, own)
         missing = [name for name in wanted if name not in answer]
@@ -282,6 +320,8 @@ def _metadata_of(model: Model) -> ModelMetadata:
         outputs=tuple(_with_tuple_shape(spec) for spec in model.outputs),
         batch_dimension=model.batch_dimension,
         batch_rows_max=_checked_rows_max(model),
+        decoupled=inspect.isgeneratorfunction(model.predict),
+        sequences=model.sequences is True,
     )
 
 

@@ -92,6 +92,8 @@ ROLE_OF_METHOD: dict[str, Role] = {
     messages.ORDER.path: Role.PEER,
     messages.EXPORT_NAMES.path: Role.PEER,
     messages.DIAL_BACK.path: Role.PEER,
+    messages.BEGIN_STREAM.path: Role.PEER,
+    messages.NEXT_PART.path: Role.PEER,
 }
 
 

@@ -28,6 +28,7 @@ from runtime_adapters.base import ModelMetadata, TensorSpec
 
 EXTENSION = "model_configuration"
 _MICROSECONDS = 1e6
+_CONTROL_TYPES = {"CORRID": "TYPE_STRING"}
 
 
 class ModelConfigEndpoint:
@@ -94,6 +95,13 @@ class ModelConfigEndpoint:
             count=max(1, sum(copy.servable > 0 for copy in copies)),
             kind=inference_pb2.ModelInstanceGroup.KIND_AUTO,
         )
+        if metadata.sequences:
+            for control in ("START", "END", "CORRID"):
+                inputs = config.sequence_batching.control_input.add(name=control)
+                inputs.control.add(
+                    kind=f"CONTROL_SEQUENCE_{control}", data_type=_CONTROL_TYPES.get(control, "TYPE_BOOL")
+                )
+        config.model_transaction_policy.decoupled = metadata.decoupled
         for key, value in record.spec.parameters.items():
             config.parameters[key].string_value = value
         return config

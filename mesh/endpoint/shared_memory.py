@@ -42,6 +42,10 @@ class _Place:
     size_bytes: int
 
 
+Places = Mapping[str, _Place]
+"""Of outputs, by name."""
+
+
 class SharedMemoryEndpoint:
     """Handlers of the extensions, and what stands before `ModelInfer`."""
 
@@ -125,17 +129,34 @@ class SharedMemoryEndpoint:
         async def infer(call: Call) -> Reply:
             if not self._regions or _MARK not in bytes(call.body):
                 return await handler(call)
-            tenant = self._access.caller(call).tenant
-            try:
-                plain, places = await asyncio.to_thread(self._read, tenant, call)
-                reply = await handler(replace(call, body=plain))
-                return await asyncio.to_thread(_delivered, reply, places) if places else reply
-            except RegionError as error:
-                raise _told(error) from error
+            plain, places = await self.plain(call, self._access.caller(call).tenant)
+            reply = await handler(plain)
+            if isinstance(reply, ReplyWithTrailers):
+                return ReplyWithTrailers(await self.delivered(reply.body, places), reply.trailers)
+            return await self.delivered(reply, places)
 
         return infer
 
-    def _read(self, tenant: str, call: Call) -> tuple[bytes, Mapping[str, _Place]]:
+    async def plain(self, call: Call, tenant: str) -> tuple[Call, Places]:
+        """The call with a request that names no region, and where its outputs go."""
+        if not self._regions or _MARK not in bytes(call.body):
+            return call, {}
+        try:
+            body, places = await asyncio.to_thread(self._read, tenant, call)
+        except RegionError as error:
+            raise _told(error) from error
+        return replace(call, body=body), places
+
+    async def delivered(self, answer: bytes, places: Places) -> bytes:
+        """The answer without the outputs that go into regions, which are there then."""
+        if not places:
+            return answer
+        try:
+            return await asyncio.to_thread(_delivered, answer, places)
+        except RegionError as error:
+            raise _told(error) from error
+
+    def _read(self, tenant: str, call: Call) -> tuple[bytes, Places]:
         """The request with its tensors in it, and where its outputs go, by name."""
         envelope = peek(call.body, RAW_INPUTS)
         request = parsed_beside_raw(inference_pb2.ModelInferRequest, call.body, envelope)
@@ -177,9 +198,7 @@ class SharedMemoryEndpoint:
         return _Place(region, offset, _whole(parameters.pop(SIZE)))
 
 
-def _delivered(reply: Reply, places: Mapping[str, _Place]) -> Reply:
-    """The answer, without the outputs that were put into shared memory."""
-    body = reply.body if isinstance(reply, ReplyWithTrailers) else reply
+def _delivered(body: bytes, places: Places) -> bytes:
     envelope = peek(body, RAW_OUTPUTS)
     response = parsed_beside_raw(inference_pb2.ModelInferResponse, body, envelope)
     view = memoryview(body)
@@ -200,8 +219,7 @@ def _delivered(reply: Reply, places: Mapping[str, _Place]) -> Reply:
         output.parameters[SIZE].int64_param = end - begin
         if place.offset:
             output.parameters[OFFSET].int64_param = place.offset
-    plain = with_raw(response.SerializeToString(), RAW_OUTPUTS, raw)
-    return ReplyWithTrailers(plain, reply.trailers) if isinstance(reply, ReplyWithTrailers) else plain
+    return with_raw(response.SerializeToString(), RAW_OUTPUTS, raw)
 
 
 def _whole(parameter: inference_pb2.InferParameter) -> int:

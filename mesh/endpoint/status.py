@@ -16,6 +16,7 @@ do next. Whoever wants to know which code an error gives, or why, reads this fil
 | load failed for now, pod stopping, store away | UNAVAILABLE + retry hint | tries again, elsewhere first |
 | deadline shorter than the load | DEADLINE_EXCEEDED + retry hint | waits longer, or comes back when it is loaded |
 | deadline shorter than the wait for a run, and the run | DEADLINE_EXCEEDED | waits longer |
+| one answer asked of a model that streams | UNIMPLEMENTED | asks for a stream |
 | the model's own code failed | INTERNAL | tells the model's author |
 """
 
@@ -26,7 +27,7 @@ from collections.abc import AsyncIterator
 from cache.types import RefusalKind
 from mesh.loading.loading import Refused
 from mesh.running import TooLate
-from mesh.serving import UnknownModel
+from mesh.serving import OnlyStreams, UnknownModel
 from mesh.transport.base import Call, Reply, StatusCode, StreamHandler, TransportError, UnaryHandler
 from mesh.wire.errors import InvalidMessage, UnsendableOutput
 from placement import errors as placement_errors
@@ -74,6 +75,8 @@ def as_transport_error(error: Exception) -> TransportError | None:
             return TransportError(StatusCode.NOT_FOUND, str(error))
         case BadInput() | InvalidMessage():
             return TransportError(StatusCode.INVALID_ARGUMENT, str(error))
+        case OnlyStreams():
+            return TransportError(StatusCode.UNIMPLEMENTED, str(error))
         case BadArtifact():
             return TransportError(StatusCode.FAILED_PRECONDITION, str(error))
         case OutOfMemory():

@@ -79,11 +79,11 @@ class V2Endpoint:
         resident = self._serving.hit(record)
         if resident is not None:
             if self._router is None or hop is not None or not self._router.saturated(record, resident.copy.pins):
-                return self._own_word(await self._run(call, envelope, name, record, resident), hop)
+                return self._own_word(await self.run(call, envelope, name, record, resident), hop)
             resident.let_go()
 
         async def run_here(current: ModelRecord, space_wait_s: float) -> Reply:
-            return await self._run(call, envelope, name, current, self._serving.hit(current), space_wait_s)
+            return await self.run(call, envelope, name, current, self._serving.hit(current), space_wait_s)
 
         return self._own_word(await self.routed(call, caller.tenant, hop, record, run_here), hop)
 
@@ -124,7 +124,7 @@ class V2Endpoint:
             return await self._router.from_client(call, tenant, registered, run)
         return await self._router.from_pod(hop, registered, run)
 
-    async def _run(
+    async def run(
         self,
         call: Call,
         envelope: Envelope,
@@ -133,17 +133,14 @@ class V2Endpoint:
         resident: Resident | None,
         space_wait_s: float = inf,
     ) -> Reply:
+        """Answer from this pod, by the copy that is pinned for it, or one that has to be waited for."""
         body = call.body
 
         async def decode() -> Tensors:
-            if len(body) <= DECODED_HERE_BYTES_MAX:
-                request = decode_request(body, envelope)
-            else:
-                request = await asyncio.to_thread(decode_request, body, envelope)
-            return Tensors(request.tensors, request.datatypes, request.outputs, len(body))
+            return await decoded(body, envelope)
 
         answer = await self._serving.infer(record, resident, call.deadline_s, decode, space_wait_s)
-        shown = envelope.model_name if name == envelope.model_name else answer.record.id
+        shown = shown_name(name, envelope, answer.record)
         encoded = encode_response(
             shown, str(answer.record.generation), envelope.request_id, answer.outputs, answer.order
         )
@@ -199,6 +196,20 @@ class V2Endpoint:
         return inference_pb2.ServerMetadataResponse(
             name=SERVER_NAME, version=version("hexcomb"), extensions=self._extensions
         ).SerializeToString()
+
+
+async def decoded(body: bytes | memoryview, envelope: Envelope) -> Tensors:
+    """A request's tensors. Raises InvalidMessage."""
+    if len(body) <= DECODED_HERE_BYTES_MAX:
+        request = decode_request(body, envelope)
+    else:
+        request = await asyncio.to_thread(decode_request, body, envelope)
+    return Tensors(request.tensors, request.datatypes, request.outputs, len(body), request.options)
+
+
+def shown_name(name: str, envelope: Envelope, record: ModelRecord) -> str:
+    """What an answer calls the model that was asked for by `name`: as the message does, else by its id."""
+    return envelope.model_name if name == envelope.model_name else record.id
 
 
 def asked_name(call: Call, in_message: str) -> str:

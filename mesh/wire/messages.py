@@ -150,6 +150,8 @@ PROBE = Method(_POOL + "Probe", hexcomb_pb2.ProbeRequest, hexcomb_pb2.ProbeRespo
 ORDER = Method(_POOL + "Order", hexcomb_pb2.OrderRequest, hexcomb_pb2.OrderResponse)
 EXPORT_NAMES = Method(_POOL + "ExportNames", hexcomb_pb2.ExportNamesRequest, hexcomb_pb2.ExportNamesResponse)
 DIAL_BACK = Method(_POOL + "DialBack", hexcomb_pb2.DialBackRequest, hexcomb_pb2.DialBackResponse)
+BEGIN_STREAM = Method(_POOL + "BeginStream", inference_pb2.ModelInferRequest, hexcomb_pb2.StreamPart)
+NEXT_PART = Method(_POOL + "NextPart", hexcomb_pb2.NextPartRequest, hexcomb_pb2.StreamPart)
 
 _HEALTH = "/grpc.health.v1.Health/"
 HEALTH_CHECK = Method(_HEALTH + "Check", health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse)

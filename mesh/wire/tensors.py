@@ -31,6 +31,7 @@ import numpy as np
 from mesh.wire.errors import InvalidMessage, UnsendableOutput
 from mesh.wire.generated.inference_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
 from mesh.wire.peek import RAW_INPUTS, RAW_OUTPUTS, Envelope, peek
+from mesh.wire.request_options import NO_OPTIONS, RequestOptions, options_of
 from runtime_adapters.base import Array
 from runtime_adapters.datatypes import DTYPE_OF, datatype_of
 
@@ -79,6 +80,7 @@ class InferRequest:
     tensors: dict[str, Array]
     datatypes: dict[str, str]
     outputs: tuple[str, ...]
+    options: RequestOptions = NO_OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,13 @@ def decode_request(body: Buffer, envelope: Envelope | None = None, *, aligned: b
             raise InvalidMessage(f"output {output.name!r} is asked for twice; ask for it once")
         outputs[output.name] = None
     return InferRequest(
-        envelope.model_name, envelope.model_version, envelope.request_id, tensors, datatypes, tuple(outputs)
+        envelope.model_name,
+        envelope.model_version,
+        envelope.request_id,
+        tensors,
+        datatypes,
+        tuple(outputs),
+        options_of(request.parameters),
     )
 
 

@@ -22,6 +22,26 @@ LOADED: ModelState
 UNLOADING: ModelState
 FAILED: ModelState
 
+class StreamPart(_message.Message):
+    __slots__ = ("responses", "ended", "pod", "stream")
+    RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    POD_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    responses: _containers.RepeatedScalarFieldContainer[bytes]
+    ended: bool
+    pod: str
+    stream: int
+    def __init__(self, responses: _Optional[_Iterable[bytes]] = ..., ended: bool = ..., pod: _Optional[str] = ..., stream: _Optional[int] = ...) -> None: ...
+
+class NextPartRequest(_message.Message):
+    __slots__ = ("stream", "cancel")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    stream: int
+    cancel: bool
+    def __init__(self, stream: _Optional[int] = ..., cancel: bool = ...) -> None: ...
+
 class ModelSpec(_message.Message):
     __slots__ = ("format", "uri", "storage_key", "capacity_hint_bytes", "labels", "priority", "pinned", "copies_min", "copies_max", "ttl_s", "checksum", "isolation", "parameters", "load_timeout_s", "batch_rows_max", "batch_delay_s")
     class LabelsEntry(_message.Message):

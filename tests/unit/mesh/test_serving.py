@@ -13,6 +13,7 @@ from mesh.running import CopyGone
 from mesh.serving import Serving, Tensors
 from mesh.tally import Tally
 from placement.records import ModelRecord, ModelSpec
+from runtime_adapters.base import ModelMetadata
 from runtime_adapters.errors import ModelCrashed, OutOfMemory
 
 RECORD = ModelRecord("default", "m", ModelSpec(uri="file:///m"), 1, 0.0, 0.0)
@@ -32,6 +33,7 @@ class Pod:
         return SimpleNamespace(
             checker=SimpleNamespace(check=lambda inputs, datatypes: inputs, check_outputs=lambda outputs: outputs),
             tally=Tally(),
+            model=SimpleNamespace(metadata=ModelMetadata("test", (), ())),
             meter=SimpleNamespace(failed=lambda code: None, answered=lambda seconds, cold: None),
             request_bytes_max=4096,
             died=False,
