@@ -4,8 +4,8 @@ What a request asks of a copy beside the numbers in it (which inputs under which
 whether the model takes those; which outputs) is the same for all requests of a pattern (`mesh.wire.patterns`). A plan
 is the answer to these questions, kept with the copy and gone with it.
 
-Deliberately absent: requests without a pattern, with options of their own, and those that a model refuses. They are read in full each time, and
-get their errors there.
+Deliberately absent: requests without a pattern, with options of their own, or for models that stream or keep sequences,
+and those that a model refuses. They are read in full each time, and get their errors there.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def plan_request(checker: InputChecker, body: bytes, name: str, generation: int)
         if not has_pattern(body, envelope):
             return None
         request = decode_request(body, envelope, aligned=False)
-        if request.options != NO_OPTIONS:
+        if request.options != NO_OPTIONS or not checker.answers_once:
             return None
         pattern = request_pattern(body, envelope, request)
         if pattern is None:

@@ -40,6 +40,11 @@ class InputChecker:
             (self._sole_required,) = self._required_names
         self._output_names = frozenset(spec.name for spec in metadata.outputs)
 
+    @property
+    def answers_once(self) -> bool:
+        """Whether a request has one answer, which depends on nothing but its inputs."""
+        return not self._metadata.decoupled and not self._metadata.sequences
+
     def check(self, inputs: Tensors, datatypes: Mapping[str, str]) -> dict[str, Array]:
         """The inputs under the model's names and in its dtypes. Raises BadInput.
 

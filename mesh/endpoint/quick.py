@@ -10,8 +10,9 @@ nothing has happened. Requests that arrived together for one copy share its run,
 A request for a copy that does not run on the loop, or that is large, is read here all the same, and then answered by a
 task that has little left to do: V2 would read the message field by field.
 
-What is out of the ordinary: a request with a timeout, a priority or a sequence; a model that is unknown, not here, or busier than its other copies; a message that has no
-pattern; ModelMesh's headers; a view that is behind what the client has seen; a pod that drains.
+What is out of the ordinary: a model that is unknown, not here, or busier than its other copies; a message that has no
+pattern, or a timeout, a priority or a sequence; ModelMesh's headers; a view that is behind what the client has seen; a
+pod that drains.
 
 Belongs to the event loop; nothing awaits between the look and a run there, so nothing changes.
 """
@@ -229,9 +230,6 @@ class QuickInference:
         kind = (name, len(body))
         plan = plans.get(kind)
         if plan is None or not plan.pattern.matches(body):
-            metadata = resident.model.metadata
-            if metadata.decoupled or metadata.sequences:
-                return None
             plan = plan_request(resident.checker, body, name, resident.copy.key.generation)
             if plan is not None:
                 if len(plans) >= PLANS_MAX:

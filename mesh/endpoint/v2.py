@@ -204,7 +204,7 @@ async def decoded(body: bytes | memoryview, envelope: Envelope) -> Tensors:
         request = decode_request(body, envelope)
     else:
         request = await asyncio.to_thread(decode_request, body, envelope)
-    return Tensors(request.tensors, request.datatypes, request.outputs, len(body), request.options)
+    return Tensors(request.tensors, request.datatypes, request.outputs, len(body), options=request.options)
 
 
 def shown_name(name: str, envelope: Envelope, record: ModelRecord) -> str:
