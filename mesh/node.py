@@ -92,6 +92,7 @@ from mesh.status import StatusView
 from mesh.telemetry import Telemetry
 from mesh.tracing import Tracing
 from mesh.transport.base import PeerDoor, Routes, TransportLimits
+from mesh.uploads import Uploads
 from mesh.wire import messages
 from mesh.world import World
 from placement.policy.snapshot import ModelName
@@ -396,6 +397,7 @@ class Node:
         )
         shared_memory = SharedMemoryEndpoint(Regions(), access, int(self._settings.bytes_in_flight_max))
         streams = StreamEndpoint(v2, self.serving, shared_memory, self.overview, access, self._world.clock)
+        uploads = Uploads(self._settings.data_dir / "uploads") if self.pool is None else None
         describer = Describer(self.registry, self.status, self.overview)
         aliases = AliasSetting(self.models, self.registry, describer)
         mmesh = ModelMeshEndpoint(self.models, self.registry, self.status, aliases, access)
@@ -432,7 +434,7 @@ class Node:
                 access,
                 self._world.wall_clock,
             ).routes(),
-            **RepositoryEndpoint(self.models, self.registry, self.status, access).routes(),
+            **RepositoryEndpoint(self.models, self.registry, self.status, access, uploads).routes(),
             **mmesh.routes(),
             **management.routes(),
             **pods.routes(),

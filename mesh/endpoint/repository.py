@@ -3,7 +3,8 @@
 The repository is what is registered for the caller's tenant. A registered model is READY unless it has failed for good:
 whether it is in memory at the moment is no client's concern. So what clients of Triton do before they ask is allowed
 and not needed: *load* waits until the model is in memory somewhere in the pool, *unload* has every copy leave, and the
-next request brings it back. To take a model away for good, unregister it.
+next request brings it back. To take a model away for good, unregister it. A load that brings a configuration or files
+(`mesh.endpoint.load_overrides`) registers the model with them: they stay until it is registered otherwise.
 
 Names are Triton's second field; where that is empty, KServe's first.
 """
@@ -13,13 +14,18 @@ from __future__ import annotations
 import asyncio
 
 from mesh.endpoint.access import Access
+from mesh.endpoint.load_overrides import Override, override_of
+from mesh.endpoint.revisions import written
 from mesh.models import Models
 from mesh.status import StatusView
 from mesh.transport.base import Call, Reply, StatusCode, TransportError, UnaryHandler
+from mesh.uploads import BadUpload, Uploads
 from mesh.wire import messages
 from mesh.wire.errors import InvalidMessage
 from mesh.wire.generated import inference_pb2
-from placement.records import ModelRecord
+from placement.errors import NotFound, PlacementError
+from placement.records import ModelRecord, ModelSpec
+from placement.registration import Registration
 from placement.registry import Registry
 
 EXTENSION = "model_repository"
@@ -30,7 +36,11 @@ PAGE = 500
 class RepositoryEndpoint:
     """Handlers of the extension."""
 
-    def __init__(self, models: Models, registry: Registry, status: StatusView, access: Access) -> None:
+    def __init__(
+        self, models: Models, registry: Registry, status: StatusView, access: Access, uploads: Uploads | None
+    ) -> None:
+        """`uploads`: where files are kept that come with a load; None: they are refused."""
+        self._uploads = uploads
         self._models = models
         self._registry = registry
         self._status = status
@@ -66,13 +76,41 @@ class RepositoryEndpoint:
         """Wait until the model is servable."""
         tenant = self._access.caller(call).tenant
         request = messages.parse(messages.REPOSITORY_LOAD, call.body)
-        if request.parameters:
-            raise InvalidMessage(
-                "a load takes no parameters here: what a model is made of is said when it is registered"
-            )
         name = _name(request)
-        await self._models.ensure_loaded(self._registry.resolve(tenant, name).record, call.deadline_s)
-        return inference_pb2.RepositoryModelLoadResponse().SerializeToString()
+        if not request.parameters:
+            await self._models.ensure_loaded(self._registry.resolve(tenant, name).record, call.deadline_s)
+            return inference_pb2.RepositoryModelLoadResponse().SerializeToString()
+        record = await self._registered(tenant, name, override_of(request.parameters))
+        await self._models.ensure_loaded(record, call.deadline_s)
+        return written(inference_pb2.RepositoryModelLoadResponse().SerializeToString(), self._registry)
+
+    async def _registered(self, tenant: str, name: str, override: Override) -> ModelRecord:
+        """The model as the load wants it: registered anew, where that is another spec than it has."""
+        known = self._registry.model(tenant, name)
+        changes = dict(override.spec)
+        if override.files:
+            if self._uploads is None:
+                raise TransportError(
+                    StatusCode.FAILED_PRECONDITION,
+                    "files cannot come with a load in a pool: every pod must find them; put them where all can read "
+                    "them, and register their URI",
+                )
+            try:
+                changes["uri"] = await asyncio.to_thread(self._uploads.keep, override.files)
+            except BadUpload as error:
+                raise InvalidMessage(str(error)) from error
+        if known is None and "uri" not in changes:
+            raise NotFound(
+                f"model {name[:200]!r} is not registered (tenant {tenant!r}); register it, or send its files"
+            )
+        spec = ModelSpec(**changes) if known is None else known.spec.replaced(**changes)
+        if known is not None and "uri" in changes and "format" not in changes:
+            spec = spec.replaced(format=None)
+        if_generation = 0 if known is None else known.generation
+        (result,) = await self._models.register(tenant, [Registration(name, spec, if_generation)])
+        if isinstance(result, PlacementError):
+            raise result
+        return result.record
 
     async def unload(self, call: Call) -> Reply:
         """Have every copy leave."""

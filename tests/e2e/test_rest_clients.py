@@ -92,8 +92,8 @@ def test_it_lists_loads_and_unloads(user: Any) -> None:
     user.load_model("words")
     user.unload_model("words")
     assert user.is_model_ready("words")
-    with pytest.raises(triton.InferenceServerException, match="takes no parameters"):
-        user.load_model("words", config="{}")
+    with pytest.raises(triton.InferenceServerException, match="'ensemble_scheduling', which cannot be set"):
+        user.load_model("words", config='{"ensemble_scheduling": {}}')
 
 
 def test_it_gets_an_error_that_says_what_is_wrong(user: Any) -> None:

@@ -196,6 +196,32 @@ def test_log_lines_for_debugging_come_when_asked_for(user: Any, web: Any, pod: P
         user.update_log_settings({"log_file": "/tmp/elsewhere"})
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_load_may_bring_the_model_s_files_and_configuration(
+    user: Any, web: Any, files: ModelFiles, protocol: str
+) -> None:
+    client, library, name = (user, triton, "brought") if protocol == "grpc" else (web, triton_http, "sent")
+    content = {"file:1/model.onnx": files.scale(5.0).path.read_bytes()}
+    client.load_model(name, config='{"backend": "onnxruntime", "max_batch_size": 8}', files=content)
+    asked = library.InferInput("x", [1, 4], "FP32")
+    asked.set_data_from_numpy(X)
+    np.testing.assert_array_equal(client.infer(name, [asked]).as_numpy("y"), 5 * X)
+    assert user.get_model_config(name).config.max_batch_size == 8
+    client.load_model(name, config='{"max_batch_size": 4}')
+    assert user.get_model_config(name).config.max_batch_size == 4
+    assert client.infer(name, [asked]).get_response() is not None
+    for config, content, why in (
+        (None, {"file:model.onnx": b"x"}, "needs a config"),
+        ("{}", {"file:../x": b"x"}, "no path within"),
+        ("[]", None, "not an object"),
+        ('{"parameters": {"weights": "x"}}', None, "string_value"),
+    ):
+        with pytest.raises(triton.InferenceServerException, match=why):
+            client.load_model(name, config=config, files=content)
+    with pytest.raises(triton.InferenceServerException, match="not registered"):
+        client.load_model("nobody", config="{}")
+
+
 def test_what_a_server_says_of_its_extensions_is_there(user: Any, web: Any) -> None:
     over_grpc = list(user.get_server_metadata().extensions)
     assert {"model_repository", "model_configuration", "statistics"} <= set(over_grpc)

@@ -1,16 +1,21 @@
 """The model repository extension over HTTP: `mesh.endpoint.repository` has what it means.
 
 POST /v2/repository/index               {"ready": true} for those that are, or no body for all
-POST /v2/repository/models/M/load
+POST /v2/repository/models/M/load       with {"parameters": {"config": "...", "file:1/model.onnx": "base64"}} if need be
 POST /v2/repository/models/M/unload
 """
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Mapping
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from mesh.endpoint.load_overrides import FILE
 from mesh.endpoint.rest.calls import HttpCalls, json_response
 from mesh.endpoint.rest.v2 import off_the_loop
 from mesh.wire import messages
@@ -50,8 +55,11 @@ class RepositoryRest:
         model = str(request.path_params["model"])
         asked = inference_pb2.RepositoryModelLoadRequest(model_name=model)
         async with self._calls.body(request) as body:
-            if (parse_object(body) if body.strip() else {}).get("parameters"):
-                asked.parameters["parameters"].bool_param = True  # whatever they say, the handler refuses them
+            for key, value in _parameters(parse_object(body) if body.strip() else {}).items():
+                if key.startswith(FILE):
+                    asked.parameters[key].bytes_param = _decoded(key, value)
+                else:
+                    asked.parameters[key].string_param = value
             await self._calls.ask_for(request, messages.REPOSITORY_LOAD, asked)
         return json_response({"name": model, "load": True})
 
@@ -62,6 +70,23 @@ class RepositoryRest:
         async with self._calls.body(request):
             await self._calls.ask_for(request, messages.REPOSITORY_UNLOAD, asked)
         return json_response({"name": model, "unload": True})
+
+
+def _parameters(sent: Mapping[str, Any]) -> Mapping[str, str]:
+    """Of a load. Raises InvalidMessage."""
+    parameters = sent.get("parameters") or {}
+    if not isinstance(parameters, dict) or not all(
+        isinstance(value, str) and key.isascii() and value.isascii() for key, value in parameters.items()
+    ):
+        raise InvalidMessage("parameters must be an object of ASCII texts: config, and file:<path> in base64")
+    return parameters
+
+
+def _decoded(key: str, value: str) -> bytes:
+    try:
+        return base64.b64decode(value, validate=True)
+    except ValueError as error:
+        raise InvalidMessage(f"parameter {key[:80]!r} is not base64: {error}") from error
 
 
 def _index_as_json(body: bytes) -> bytes:
