@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Protocol
 
 from cache.copies import Copy
@@ -28,6 +29,8 @@ RUN_MEAN_WEIGHT = 0.2
 RUN_OUTLIER_FACTOR = 4.0
 """A run counts at most as so many times the mean. One that the kernel interrupted for 20 ms says nothing of the model;
 a model that has become slower has said so after a few runs."""
+SMALL_RUN_BYTES = 8192
+"""Requests whose runs cost about the same: a row of 1,024 numbers, and what describes it, is small."""
 SMALL_REQUEST_BYTES = 4096
 """What requests of this size take is lost in the noise, whatever the model makes of them: nearly always."""
 LARGER_FACTOR = 1.25
@@ -95,7 +98,9 @@ class Resident:
     died: bool = False
     """Its process has."""
     place: RunPlace = field(init=False, repr=False)
-    """Where its small requests run."""
+    """Where its small requests run, of at most `SMALL_RUN_BYTES`."""
+    _larger_places: dict[int, RunPlace] = field(default_factory=dict, repr=False)
+    """Where larger ones do, by the bits of their sizes: each doubling may cost more."""
     runs: int = 0
     queued_total_s: float = 0.0
     run_total_s: float = 0.0
@@ -144,6 +149,18 @@ class Resident:
         self.loadable = loadable
         self.run_s = run_s
         self.place = RunPlace(run_s)
+        self._larger_places.clear()
+
+    def place_of(self, request_bytes: int) -> RunPlace:
+        """Where requests of about this size run. On threads at first, where they are larger than what was measured when
+        the copy was loaded."""
+        if request_bytes <= SMALL_RUN_BYTES:
+            return self.place
+        bits = request_bytes.bit_length()
+        place = self._larger_places.get(bits)
+        if place is None:
+            place = self._larger_places[bits] = RunPlace(inf)
+        return place
 
     def ran(self, queued_s: float, run_s: float, requests: int = 1, *, rows: int = 0) -> None:
         """A run has answered so many requests, which waited `queued_s` together, for `rows` rows; 0: they are not

@@ -2,8 +2,8 @@
 
 A hand-over to a worker thread and back costs roughly `HANDOVER_S` of everybody's time. A tiny model runs in a tenth of
 that, so its runs stay on the loop, where they hold up other requests for less time than the hand-over would. What a
-copy's runs cost is measured, not guessed (`mesh.batching.run_place`). Only small requests qualify, since what was
-measured on them says nothing about a request a thousand times the usual size.
+copy's runs cost is measured, not guessed (`mesh.batching.run_place`), on requests of about the same size: on small
+ones it says nothing about one a thousand times as large.
 
 All else waits in its copy's lane (`mesh.batching.lane`) until a thread is free, and what has gathered there by then
 runs together, where the model allows it. Whose turn it is among models is decided by time (`mesh.batching.turns`).
@@ -30,7 +30,7 @@ from typing import Protocol
 
 from cachetools import LRUCache
 
-from mesh.batching.joining import Answer, Ran, Request, rows_of, run_together, shape_of_joined
+from mesh.batching.joining import Answer, Ran, Request, aligned, rows_of, run_together, shape_of_joined
 from mesh.batching.lane import Lane, Learned
 from mesh.batching.queue import plan_batch
 from mesh.batching.row_wise import Verdict
@@ -39,15 +39,14 @@ from mesh.batching.sizing import Sizing
 from mesh.batching.trial import try_model
 from mesh.batching.turns import Turns
 from mesh.known_sizes import NOTHING, Loadable
-from mesh.resident import Resident
+from mesh.resident import SMALL_RUN_BYTES, Resident
 from mesh.threads import Workers
 from runtime_adapters.base import Array, Device, Tensors
 from runtime_adapters.errors import ModelCrashed
 from runtime_adapters.external import ExternalModel
 
-INLINE_BYTES_MAX = 8192
-"""Requests larger than this always go to a thread: what a run costs was learned on small ones. A row of 1,024 numbers
-and what describes it is small."""
+INLINE_BYTES_MAX = 1 << 20
+"""Requests larger than this always go to a thread: there are few of them, and they wait for their bytes anyway."""
 BESIDE_THREADS = 64
 """That wait for one server beside the pod: they do nothing else."""
 REMEMBERED_MAX = 10_000
@@ -68,7 +67,9 @@ class Runs(Protocol):
     def runs_inline(self, resident: Resident, request_bytes: int) -> bool:
         """Whether to call `run_inline`, and not `run_in_thread`."""
 
-    def run_inline(self, resident: Resident, inputs: Tensors, outputs: Sequence[str]) -> dict[str, Array]:
+    def run_inline(
+        self, resident: Resident, inputs: Tensors, outputs: Sequence[str], request_bytes: int
+    ) -> dict[str, Array]:
         """Run here and now."""
 
     def gathers(self, resident: Resident) -> bool:
@@ -149,20 +150,22 @@ class Runner:
     def runs_inline(self, resident: Resident, request_bytes: int) -> bool:
         """Whether a request of this size is cheaper on the loop than on a thread."""
         return (
-            resident.place.on_loop
-            and request_bytes <= INLINE_BYTES_MAX
+            request_bytes <= INLINE_BYTES_MAX
+            and resident.place_of(request_bytes).on_loop
             and not resident.isolated
             and resident.device.kind == "cpu"
         )
 
-    def run_inline(self, resident: Resident, inputs: Tensors, outputs: Sequence[str]) -> dict[str, Array]:
+    def run_inline(
+        self, resident: Resident, inputs: Tensors, outputs: Sequence[str], request_bytes: int
+    ) -> dict[str, Array]:
         """Run here and now, on the event loop's thread. Processor time tells what that costs: a framework lets go of
         Python's lock for its run, and whoever takes it meanwhile may hold it for milliseconds."""
-        place = resident.place
+        place = resident.place_of(request_bytes)
         clock = time.thread_time if place.measured else time.perf_counter
         began_s = clock()
         try:
-            result = resident.model.infer(inputs, outputs)
+            result = resident.model.infer(inputs if request_bytes <= SMALL_RUN_BYTES else aligned(inputs), outputs)
         finally:
             seconds = clock() - began_s
             place.ran_on_loop(seconds)
@@ -185,7 +188,8 @@ class Runner:
             began_s = self._clock()
             batch = plan_batch(waiting, lane.limits(waiting), lane.learned.sizing.predicted_s, began_s).batch
             ran = run_together(resident.model.infer, batch)
-            resident.place.ran_on_loop(ran.cpu_s, len(batch))
+            size_bytes = sum(request.size_bytes for request in batch) // len(batch)
+            resident.place_of(size_bytes).ran_on_loop(ran.cpu_s, len(batch))
             self._account(lane, batch, ran, queued_s=0.0, others_wait=len(requests) > 1)
             for request, answer in zip(batch, ran.answers, strict=True):
                 answers[request] = answer
@@ -327,8 +331,10 @@ class Runner:
                 queued_s += began_s - request.arrived_s
                 self._observe_queue_s(began_s - request.arrived_s)
                 _settle(caller, answer)
-            if sum(request.size_bytes for request in batch) <= INLINE_BYTES_MAX * len(batch):
-                lane.resident.place.ran_on_thread((ran.cpu_s if lane.group.by_cpu else ran.run_s) / len(batch))
+            size_bytes = sum(request.size_bytes for request in batch) // len(batch)
+            if size_bytes <= INLINE_BYTES_MAX and not batch[0].unusual:
+                cost_s = (ran.cpu_s if lane.group.by_cpu else ran.run_s) / len(batch)
+                lane.resident.place_of(size_bytes).ran_on_thread(cost_s)
             self._account(lane, batch, ran, queued_s, others_wait=bool(lane.waiting))
             if isinstance(ran.answers[0], ModelCrashed):
                 for caller in lane.take(list(lane.waiting)):

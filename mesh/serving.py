@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from math import inf
@@ -29,7 +29,7 @@ from mesh.generations import Generations, key_of
 from mesh.large_requests import LARGE_BYTES
 from mesh.loading.loading import Loading, Refused
 from mesh.loading.places import HOST_MEMORY
-from mesh.resident import Resident
+from mesh.resident import SMALL_REQUEST_BYTES, Resident
 from mesh.running import CopyGone, Runs
 from mesh.streaming import answers_of
 from mesh.telemetry import Telemetry
@@ -234,9 +234,11 @@ class Serving:
         """
         if not self._runner.runs_inline(resident, size_bytes):
             return None
+        if size_bytes > SMALL_REQUEST_BYTES:
+            self._notice_size(resident, inputs, size_bytes)
         began = time.perf_counter()
         try:
-            answer = self._runner.run_inline(resident, inputs, outputs)
+            answer = self._runner.run_inline(resident, inputs, outputs, size_bytes)
         except (OutOfMemory, MemoryError, ModelCrashed):
             return None  # `infer` tries again, and knows what to do then
         except Exception as error:
@@ -260,6 +262,9 @@ class Serving:
     ) -> list[dict[str, Array] | Exception | None]:
         """As `infer_now`, for requests that arrived together: for each its answer, what `infer_now` would raise, or
         None."""
+        for request in requests:
+            if request.size_bytes > SMALL_REQUEST_BYTES:
+                self._notice_size(resident, request.inputs, request.size_bytes)
         began = time.perf_counter()
         answers = self._runner.run_inline_together(resident, requests)
         ended = time.perf_counter()
@@ -275,6 +280,12 @@ class Serving:
             else:
                 self._answered(record, resident, ended, began, None)
         return told
+
+    def _notice_size(self, resident: Resident, inputs: Mapping[str, Array], size_bytes: int) -> None:
+        if size_bytes >= LARGE_BYTES:
+            self._large_came()
+        if size_bytes > resident.request_bytes_max:
+            resident.larger_request(shape_of(inputs, size_bytes))
 
     def _failed(self, resident: Resident, error: Exception, ended: float, began: float) -> None:
         resident.meter.failed(self._code_of(error))
@@ -330,13 +341,11 @@ class Serving:
                 "ModelStreamInfer, or by generate or generate_stream over HTTP"
             )
         inputs, wanted_outputs = _checked(resident, tensors)
-        if tensors.size_bytes >= LARGE_BYTES:
-            self._large_came()
-        if tensors.size_bytes > resident.request_bytes_max:
-            resident.larger_request(shape_of(inputs, tensors.size_bytes))
+        if tensors.size_bytes > SMALL_REQUEST_BYTES:
+            self._notice_size(resident, inputs, tensors.size_bytes)
         explains = any(map(is_explanation, wanted_outputs))
         if not explains and self._runner.runs_inline(resident, tensors.size_bytes):
-            return self._runner.run_inline(resident, inputs, wanted_outputs)
+            return self._runner.run_inline(resident, inputs, wanted_outputs, tensors.size_bytes)
         request = Request(
             inputs, wanted_outputs, tensors.size_bytes, deadline_s, alone=alone or explains, unusual=explains
         )

@@ -125,7 +125,7 @@ def run_together(infer: Infer, requests: Sequence[Request]) -> Ran:
     return Ran(answers, time.perf_counter() - began_s, time.thread_time() - cpu_began_s, broke)
 
 
-def _aligned(inputs: Tensors) -> Tensors:
+def aligned(inputs: Tensors) -> Tensors:
     """Views of a message's bytes may lie where no number of their type does, which frameworks do not read."""
     if all(array.flags.aligned for array in inputs.values()):
         return inputs
@@ -136,7 +136,7 @@ def _alone(infer: Infer, request: Request) -> Answer:
     if request.gone:
         return {}
     try:
-        return infer(_aligned(request.inputs), request.outputs)
+        return infer(aligned(request.inputs), request.outputs)
     except Exception as error:
         return error
     except BaseException as error:  # a model's code may call exit(); the thread has callers to answer

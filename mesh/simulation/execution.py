@@ -220,7 +220,9 @@ class SimulatedRunner:
         """Never: a run takes time, and the loop's time stands still."""
         return False
 
-    def run_inline(self, resident: Resident, inputs: Tensors, outputs: Sequence[str]) -> dict[str, Array]:
+    def run_inline(
+        self, resident: Resident, inputs: Tensors, outputs: Sequence[str], request_bytes: int
+    ) -> dict[str, Array]:
         """See `runs_inline`."""
         raise NotImplementedError
 

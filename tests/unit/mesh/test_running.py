@@ -13,7 +13,7 @@ import pytest
 
 from mesh.batching.joining import Request
 from mesh.batching.run_place import HANDOVER_S
-from mesh.resident import Resident
+from mesh.resident import SMALL_RUN_BYTES, Resident
 from mesh.running import INLINE_BYTES_MAX, Runner
 from runtime_adapters.base import CPU, Size
 
@@ -99,8 +99,8 @@ def request() -> Request:
     [
         (QUICK_S, 100, False, True),
         (SLOW_S, 100, False, False),
-        (QUICK_S, INLINE_BYTES_MAX, False, True),
-        (QUICK_S, INLINE_BYTES_MAX + 1, False, False),
+        (QUICK_S, SMALL_RUN_BYTES, False, True),
+        (QUICK_S, SMALL_RUN_BYTES + 1, False, False),
         (QUICK_S, 100, True, False),
     ],
 )
@@ -117,8 +117,24 @@ async def test_a_model_that_turns_out_slow_leaves_the_loop(runner: Runner) -> No
     for _ in range(100):
         if not runner.runs_inline(copy, 100):
             break
-        runner.run_inline(copy, INPUTS, ())
+        runner.run_inline(copy, INPUTS, (), 100)
     assert not runner.runs_inline(copy, 100)
+
+
+async def test_larger_requests_come_to_the_loop_when_they_have_proved_quick_and_the_largest_never(
+    runner: Runner,
+) -> None:
+    copy = resident(Model(), Pins(), QUICK_S)
+    large, other = 50_000, 500_000
+    for _ in range(1000):
+        if runner.runs_inline(copy, large):
+            break
+        await runner.run_in_thread(copy, Request(INPUTS, (), large))
+    assert runner.runs_inline(copy, large)
+    assert not runner.runs_inline(copy, other), "ten times as large"
+    for _ in range(100):
+        await runner.run_in_thread(copy, Request(INPUTS, (), INLINE_BYTES_MAX + 1))
+    assert not runner.runs_inline(copy, INLINE_BYTES_MAX + 1)
 
 
 async def test_a_run_on_a_thread_holds_the_copy_until_it_ends(runner: Runner, queued: list[float]) -> None:
