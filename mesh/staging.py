@@ -187,7 +187,7 @@ class Staging:
                 self._artifacts.release(artifact)
                 artifact = await self._artifacts.fetch(replace(request, original=True))
             self._telemetry.load_stage(format_name or "unknown", "fetch", self._clock() - began)
-            if not artifact.form:
+            if not artifact.form and not self._is_external(format_name):
                 inner, format_name = await in_thread("detect", _understand, artifact.path, format_name)
                 artifact = artifact.within(inner) if inner else artifact
             self._formats[key] = format_name
@@ -297,7 +297,7 @@ class Staging:
         return staged
 
     def _isolates(self, record: ModelRecord, format_name: str) -> bool:
-        if isinstance(self._adapter_of(format_name), ExternalAdapter):
+        if self._is_external(format_name):
             return False  # it runs apart as it is
         if record.spec.isolation == "process" or format_name in ALWAYS_ISOLATED:
             return True
@@ -430,6 +430,10 @@ class Staging:
             return False
         adapter = self._adapter_of(format_name)
         return self._artifacts.is_prepared(artifact, await self._variant(adapter, self._device_of(adapter)))
+
+    def _is_external(self, format_name: str) -> bool:
+        """Whether a server beside the pod loads it, which knows its own layouts."""
+        return bool(format_name) and isinstance(self._adapter_of(format_name), ExternalAdapter)
 
     def _device_of(self, adapter: RuntimeAdapter) -> Device:
         if isinstance(adapter, ExternalAdapter):

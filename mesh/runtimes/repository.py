@@ -28,7 +28,8 @@ from runtime_adapters.external import LoadedThere, ToLoad, bytes_on_disk, is_ser
 
 _LOOK_AGAIN_S = 0.05
 """Between looks at an unload that goes on."""
-_GONE = "UNAVAILABLE"
+_HELD = frozenset({"READY", "LOADING", "UNLOADING"})
+"""States of the index in which a model takes memory. Of one that is gone Triton says UNAVAILABLE, MLServer UNKNOWN."""
 
 
 class RepositoryLink:
@@ -73,7 +74,7 @@ class RepositoryLink:
         self._version = "-".join(f"{server.name} {server.version}".split())
         self._directory.mkdir(parents=True, exist_ok=True)
         for model in self._index():
-            if is_server_name(model.name) and model.state not in ("", _GONE):
+            if is_server_name(model.name) and model.state in _HELD:
                 try:
                     self.unload(model.name)
                 except LoadFailed as error:
@@ -144,7 +145,7 @@ class RepositoryLink:
     def _is_held(self, name: str) -> bool:
         """Whether the server has it loaded, or is still about to let go of it. Raises LoadFailed."""
         try:
-            return any(model.name == name and model.state not in ("", _GONE) for model in self._index())
+            return any(model.name == name and model.state in _HELD for model in self._index())
         except (RuntimeSaid, RuntimeSilent, InvalidMessage) as error:
             raise LoadFailed(f"runtime {self._name!r} does not say whether it holds {name!r}: {error}") from error
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-import sysconfig
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +17,10 @@ from pathlib import Path
 
 from mesh.client.client import Client
 from mesh.client.errors import HexcombError
+from tests.bench.peers import triton
 from tests.bench.peers.artifacts import ZIPF_SHARE, Fleet
 from tests.bench.peers.scenarios import Cell
+from tests.bench.peers.triton import packages_of, triton_server
 
 SERVERS = Path(__file__).parent / "servers"
 
@@ -141,13 +141,6 @@ instance_group [{{ kind: KIND_CPU, count: 1 }}]
 
 
 def _triton(site: Site) -> Launch:
-    packages = next((site.python.parent.parent / "lib").glob("python3.*")) / "site-packages"
-    server = packages / "pytriton" / "tritonserver"
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    backends = site.home / "backends"
-    shutil.copytree(server / "backends" / "python", backends / "python", symlinks=True)
-    stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
-    shutil.copy(stub, backends / "python" / "triton_python_backend_stub")
     models = site.home / "models"
     for artifact in site.fleet.values():
         (models / artifact.name / "1").mkdir(parents=True)
@@ -155,19 +148,8 @@ def _triton(site: Site) -> Launch:
         dims = ", ".join(str(size) for size in artifact.shape)
         config = textwrap.dedent(_TRITON_CONFIG).format(name=artifact.name, dims=dims)
         (models / artifact.name / "config.pbtxt").write_text(config)
-    libraries = (packages / "nvidia_pytriton.libs", server / "backends" / "python", sysconfig.get_config_var("LIBDIR"))
-    return Launch(
-        [
-            server / "bin" / "tritonserver",
-            "--model-repository", models, "--backend-directory", backends, "--cache-directory", server / "caches",
-            "--grpc-address", "127.0.0.1", "--grpc-port", str(site.ports[0]),
-            "--http-address", "127.0.0.1", "--http-port", str(site.ports[1]), "--allow-metrics", "false",
-        ],
-        {
-            "LD_LIBRARY_PATH": ":".join(str(library) for library in libraries),
-            "BENCH_PACKAGES": f"{packages}:{SERVERS}",
-        },
-    )  # fmt: skip
+    command, environment = triton_server(site.python, site.home, site.ports[0], site.ports[1])
+    return Launch(command, {**environment, "BENCH_PACKAGES": f"{packages_of(site.python)}:{SERVERS}"})
 
 
 def _bento(site: Site) -> Launch:
@@ -207,7 +189,7 @@ CONTESTANTS = (
     ),
     Contestant("mlserver", "MLServer, in-process", _mlserver, ("mlserver==1.7.1",)),
     Contestant("kserve", "KServe SDK, gRPC", _script("kserve_server.py", 0, 1), ("kserve==0.21.0",)),
-    Contestant("triton", "Triton, Python backend, dynamic batching", _triton, ("nvidia-pytriton==0.7.0",)),
+    Contestant("triton", "Triton, Python backend, dynamic batching", _triton, (triton.REQUIREMENT,)),
     Contestant(
         "bentoml", "BentoML, HTTP, mounted ASGI application", _bento, ("bentoml==1.4.39",), speaks_grpc=False,
         path="/bench/predict",
