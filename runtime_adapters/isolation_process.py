@@ -152,7 +152,7 @@ def _start(model_id: str, threads: int, arguments: tuple[str, ...], inherited_fd
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=scratch,
-            env=_environment(scratch, threads),
+            env=child_environment(scratch, threads),
             pass_fds=inherited_fds,
             start_new_session=True,
         )
@@ -186,7 +186,8 @@ def scratch_root(temporary: str) -> Path:
         os.close(lock)
 
 
-def _environment(scratch: Path, threads: int) -> dict[str, str]:
+def child_environment(scratch: Path, threads: int) -> dict[str, str]:
+    """What a process sees that runs a stranger's code: where libraries are, and nothing of this one's."""
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     return {
         **kept,

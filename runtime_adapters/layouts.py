@@ -81,7 +81,7 @@ _MODEL_TYPE = re.compile(
 _TRITON_FILES = {"onnx": ("model.onnx",), "torch": ("model.pt2", "model.pt")}
 
 _ADVICE = (
-    "convert it to one of the formats that are read, ONNX for one, or let a pool serve it whose pods front "
+    "convert it to one of the formats that are read (`hexcomb convert`, ONNX), or let a pool serve it whose pods front "
     "its own runtime"
 )
 _ELSEWHERE = (
@@ -285,7 +285,7 @@ def _agreed(inner: str, formats: tuple[str, ...], who: str) -> tuple[str, ...]:
 
 
 def _for_pickles(found: Found) -> str:
-    return "; saved with skops it is format sklearn" if "pickle" in found.formats else ""
+    return "; `hexcomb convert` makes a pickle a file that is safe to load" if "pickle" in found.formats else ""
 
 
 def _inside(directory: Path, who: str, named: str, *, must_exist: bool = True) -> str:

@@ -167,7 +167,7 @@ class PickleAdapter:
         if not options.trusted:
             raise UntrustedArtifact(
                 "pickle: loading a pickle or joblib file runs code from it, and its storage prefix is not trusted; "
-                "save the model with skops or convert it to ONNX, or let the operator mark the prefix trusted"
+                "`hexcomb convert` makes it skops or ONNX, or let the operator mark the prefix trusted"
             )
         joblib = _joblib()
         _sklearn()

@@ -26,6 +26,10 @@ _COMMANDS = {
     "pods": ("mesh.cli.pods:build_command", "Show the pods: state, use, requests, queue, version; drain one."),
     "top": ("mesh.cli.top:build_command", "Watch the pods and the hottest models."),
     "infer": ("mesh.cli.infer:build_command", "Ask a model for predictions."),
+    "convert": (
+        "mesh.cli.convert:build_command",
+        "Make a pickle a file that is safe to load, and show that it predicts the same.",
+    ),
     "plan": (
         "mesh.cli.plan:build_command",
         "Replay a log: what if there were more memory, another policy, fewer pods?",

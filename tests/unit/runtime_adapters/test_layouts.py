@@ -163,7 +163,7 @@ def test_what_is_not_read_is_named_with_what_is(files: dict[str, str], says: str
 def test_a_declared_format_must_be_the_layouts(tmp_path: Path) -> None:
     directory = written(tmp_path / "m", {"model-settings.json": SKLEARN_SETTINGS, "model.joblib": ""})
     assert find_model(directory, "pickle") == Found("model.joblib", ("pickle",))
-    with pytest.raises(BadArtifact, match=r"says pickle .*registration says sklearn; .*skops"):
+    with pytest.raises(BadArtifact, match=r"says pickle .*registration says sklearn; .*hexcomb convert"):
         find_model(directory, "sklearn")
 
 
