@@ -10,7 +10,7 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 SIM_ARGS ?= --seeds 1000 --steps 10000
 
-.PHONY: demo test test-clients tests-of-pods tests-beside check fmt bench bench-peers sim protos clean
+.PHONY: demo test test-clients tests-of-pods tests-beside check fmt bench bench-peers conformance-peers sim protos clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/hexcomb demo $(DEMO_ARGS)
@@ -61,6 +61,10 @@ bench: $(TEST_STAMP)
 # Beside the servers that people use today; each is installed in an environment of its own, 4 GB in all, the first time.
 bench-peers: $(TEST_STAMP)
 	$(BIN)/python -m tests.bench.peers $(BENCH_ARGS)
+
+# The conformance suite against Hexcomb, MLServer, the KServe SDK and Triton; tables into its README.
+conformance-peers: $(TEST_STAMP)
+	$(BIN)/python -m tests.conformance.peers --write-readme
 
 # Whole pools on virtual time, against faults drawn from seeds.
 sim: $(TEST_STAMP)

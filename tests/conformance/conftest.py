@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from tests.conformance.asking import GrpcServer, HttpServer
-from tests.conformance.cases import Severity, id_of, not_applicable
+from tests.conformance.cases import id_of, not_applicable
 from tests.conformance.report import Report, Result
 from tests.conformance.subjects import CONVENTION, Subject, Subjects, Tensor
-from tests.conformance.tensors import DTYPES
+from tests.conformance.tensors import OF_THE_TABLE
 
 REPORT = pytest.StashKey[Report]()
 _MESSAGE_CHARACTERS = 240
@@ -146,8 +146,8 @@ def pair(subjects: Subjects) -> Subject:
 
 
 def of_datatypes(*datatypes: str) -> pytest.MarkDecorator:
-    """Once for the model of each of these datatypes; all, when none is named."""
-    return pytest.mark.parametrize("identity", datatypes or tuple(DTYPES), indirect=True)
+    """Once for the model of each of these datatypes; of those in the protocol's table, when none is named."""
+    return pytest.mark.parametrize("identity", datatypes or OF_THE_TABLE, indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -163,6 +163,3 @@ def extensions(request: pytest.FixtureRequest) -> frozenset[str]:
     if request.config.getoption("--http", None):
         found.update(request.getfixturevalue("http_server").ask("GET", "/v2").answer.get("extensions", ()))
     return frozenset(found)
-
-
-__all__ = ["Severity", "of_datatypes"]

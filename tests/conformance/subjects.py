@@ -90,7 +90,7 @@ class Subjects:
 
     @classmethod
     def from_file(cls, path: Path) -> Subjects:
-        """Of a descriptor: see `models.json`."""
+        """Of a descriptor: see `models.json`. A datatype without a model is null."""
         described = json.loads(path.read_text())
         pattern = described.get("identity", {})
         identity = {

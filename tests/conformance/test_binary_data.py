@@ -20,7 +20,7 @@ from tests.conformance.conftest import of_datatypes
 from tests.conformance.json_bodies import check_error, document
 from tests.conformance.json_bodies import outputs_of as json_outputs_of
 from tests.conformance.subjects import Subject
-from tests.conformance.tensors import Array, from_raw, to_raw
+from tests.conformance.tensors import DTYPES, Array, from_raw, to_raw
 
 SECTION = "Triton: extension_binary_data.md"
 
@@ -33,7 +33,7 @@ def advertised(extensions: frozenset[str]) -> None:
 
 
 @case("binary.in-and-out", EXTENSION, SECTION)
-@of_datatypes()
+@of_datatypes(*DTYPES)
 def test_both_ways(http_server: HttpServer, identity: Subject) -> None:
     """Every datatype goes in raw behind the JSON, and comes back so when it is asked for so."""
     _check(http_server, identity, identity.request())

@@ -89,8 +89,15 @@ def test_content_type(http_server: HttpServer, subject: Subject) -> None:
 @case("rest.infer.id", MUST, RESPONSE)
 def test_id(http_server: HttpServer, subject: Subject) -> None:
     """The id of the request comes back."""
-    answer = http_server.ask("POST", infer_path(subject), document(subject, id="request é 42")).answer
-    assert answer.get("id") == "request é 42", f"id is {answer.get('id')!r}"
+    answer = http_server.ask("POST", infer_path(subject), document(subject, id="request 42")).answer
+    assert answer.get("id") == "request 42", f"id is {answer.get('id')!r}"
+
+
+@case("rest.infer.id.any-text", SHOULD, RESPONSE)
+def test_id_of_any_text(http_server: HttpServer, subject: Subject) -> None:
+    """An id is a text, of any characters."""
+    answer = http_server.ask("POST", infer_path(subject), document(subject, id="zwölf ⬡")).answer
+    assert answer.get("id") == "zwölf ⬡", f"id is {answer.get('id')!r}"
 
 
 @case("rest.infer.outputs.all", MUST, REQUEST)

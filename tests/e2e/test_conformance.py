@@ -7,65 +7,26 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from mesh.client import Client
+from tests.conformance.peers.ours import write_models
 from tests.conformance.report import Report
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import ModelFiles, StartPod, StartPool
+    from tests.e2e.conftest import StartPod, StartPool
 
 SUITE = Path(__file__).parents[1] / "conformance"
-ONNX_TYPES = {
-    "BOOL": "BOOL", "UINT8": "UINT8", "UINT16": "UINT16", "UINT32": "UINT32", "UINT64": "UINT64", "INT8": "INT8",
-    "INT16": "INT16", "INT32": "INT32", "INT64": "INT64", "FP16": "FLOAT16", "FP32": "FLOAT", "FP64": "DOUBLE",
-    "BF16": "BFLOAT16",
-}  # fmt: skip
-ANY_BYTES = """
-from runtime_adapters.custom import Model, TensorSpec
-
-
-class Same(Model):
-    inputs = (TensorSpec("x", "BYTES", (-1, 4)),)
-    outputs = (TensorSpec("y", "BYTES", (-1, 4)),)
-
-    def predict(self, inputs):
-        return {"y": inputs["x"]}
-"""
-"""Not ONNX, whose strings are text."""
 UNCLAIMED = "is not advertised|ModelStreamInfer is not there"
 """What a pod does not claim to do."""
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, files: ModelFiles) -> Mapping[str, str]:
-    """The models that the suite asks for, by its names, as ONNX: their URIs."""
-    from onnx import TensorProto, helper, save
-
-    directory = tmp_path_factory.mktemp("conformance")
-
-    def write(name: str, nodes: list[Any], inputs: list[str], outputs: list[str], kind: str) -> str:
-        element = getattr(TensorProto, kind)
-        described = [
-            [helper.make_tensor_value_info(each, element, ["N", 4]) for each in names] for names in (inputs, outputs)
-        ]
-        graph = helper.make_graph(nodes, name, *described)
-        path = directory / f"{name}.onnx"
-        save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
-        return path.as_uri()
-
-    found = {
-        f"identity_{datatype.lower()}": write(
-            f"identity_{datatype.lower()}", [helper.make_node("Identity", ["x"], ["y"])], ["x"], ["y"], kind
-        )
-        for datatype, kind in ONNX_TYPES.items()
-    }
-    both = [helper.make_node("Add", ["a", "b"], ["sum"]), helper.make_node("Sub", ["a", "b"], ["difference"])]
-    found["identity_bytes"] = files.python(ANY_BYTES, "same").as_uri()
-    found["pair"] = write("pair", both, ["a", "b"], ["sum", "difference"], "FLOAT")
-    return found
+def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """URIs of the models that the suite asks for."""
+    return write_models(tmp_path_factory.mktemp("conformance"))
 
 
 def check(models: Mapping[str, str], registered_at: str, target: str, http: str, directory: Path) -> None:

@@ -39,7 +39,7 @@ STREAM_TIMEOUT_S = 0.3
 """Some streams have no end of their own."""
 WARM_SHARE = 0.3
 DEFECTS = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS"})
-DEFECT_LOGGED = re.compile("incident| ERROR |Traceback")
+DEFECT_LOGGED = re.compile("incident| ERROR ")
 OF_GRPCIO = "ExecuteBatchError raised in core"
 """What grpcio logs when a client leaves before its refusal was sent."""
 FAILURES_SHOWN = 20
