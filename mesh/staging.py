@@ -382,7 +382,7 @@ class Staging:
             return None
         if artifact.form or self._artifacts.tried_to_prepare(artifact, variant):
             return None
-        size = await in_thread("estimate", _estimate_as_fetched, adapter, artifact.path, options)
+        size = await in_thread("estimate", adapter.size_as_fetched, artifact.path, options)
         if size is None:
             return None
         both_bytes = FORMS_AT_ONCE * size.total_bytes
@@ -456,13 +456,6 @@ def _understand(path: Path, declared: str) -> tuple[str, str]:
     found = find_model(path, declared)
     format_name = found.formats[0] if found.formats else detect_format(path / found.inner if found.inner else path)
     return found.inner, format_name
-
-
-def _estimate_as_fetched(adapter: RuntimeAdapter, artifact: Path, options: LoadOptions) -> Size | None:
-    assert isinstance(adapter, LoadsAsFetched)
-    if not adapter.loads_as_fetched(artifact, options):
-        return None
-    return adapter.estimate(artifact, replace(options, as_fetched=True))
 
 
 def _with_known(staged: Staged, known: Known, *, measured: bool) -> Staged:

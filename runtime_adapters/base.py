@@ -289,11 +289,9 @@ class RuntimeAdapter(Protocol):
 class LoadsAsFetched(Protocol):
     """An adapter whose models may answer before they are prepared. Those are `Replaceable`."""
 
-    def loads_as_fetched(self, artifact: Path, options: LoadOptions) -> bool:
-        """Whether a load with `as_fetched` is as safe as one of the prepared form, and sooner there than `prepare` is.
-
-        Looks at the outline only. Raises BadArtifact.
-        """
+    def size_as_fetched(self, artifact: Path, options: LoadOptions) -> Size | None:
+        """What a load with `as_fetched` takes, estimated, where it is as safe as one of the prepared form, and sooner
+        there than `prepare` is; else None. Raises BadArtifact."""
 
 
 class Reading(Protocol):

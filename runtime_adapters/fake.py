@@ -101,12 +101,11 @@ class FakeAdapter:
     def estimate(self, artifact: Path, options: LoadOptions) -> Size:
         self._reach("estimate", options.model_id)
         spec = _read(artifact)
-        if options.as_fetched:
-            return _size(spec.fetched_bytes, options.device)
         return _size(spec.estimate_bytes or spec.size_bytes, options.device)
 
-    def loads_as_fetched(self, artifact: Path, options: LoadOptions) -> bool:
-        return _read(artifact).fetched_bytes > 0
+    def size_as_fetched(self, artifact: Path, options: LoadOptions) -> Size | None:
+        fetched_bytes = _read(artifact).fetched_bytes
+        return _size(fetched_bytes, options.device) if fetched_bytes else None
 
     def prepare(self, artifact: Path, into: Path, options: LoadOptions) -> bool:
         if not _read(artifact).fetched_bytes:

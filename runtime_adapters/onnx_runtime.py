@@ -19,7 +19,7 @@ that never shrinks, an optimiser at each load, weights copied and then copied ag
 
 * **As fetched, for the first answer.** Writing the prepared form takes several times what a load takes. So a model of
   weights is loaded from the fetched file first, optimised but not packed, and goes on as its prepared form
-  (`loads_as_fetched`), which answers the same to the last bit. Trees are not: unprepared they take five times the
+  (`size_as_fetched`), which answers the same to the last bit. Trees are not: unprepared they take five times the
   memory.
 
 * **Trees once.** onnxruntime keeps the protobuf of every operator beside the kernel that was made from it, and a tree
@@ -148,8 +148,6 @@ class OnnxAdapter:
         if graph.name == _PREPARED_TREES and artifact.is_dir():
             return _read_size(artifact)
         outline = _checked_outline(graph, artifact)
-        if options.as_fetched:
-            return _size(outline, outline.external_bytes, options.device)
         if graph.name != _PREPARED_GRAPH and _is_tree_ensemble(outline, options.device):
             return _tree_size(outline)
         mapped = _weights_are_mapped(options)
@@ -193,14 +191,16 @@ class OnnxAdapter:
             take_apart(into / _PREPARED_GRAPH, into / _PREPARED_WEIGHTS)
         return True
 
-    def loads_as_fetched(self, artifact: Path, options: LoadOptions) -> bool:
+    def size_as_fetched(self, artifact: Path, options: LoadOptions) -> Size | None:
         refuse_unknown_parameters(options.parameters, _PARAMETERS)
         graph = _graph_file(artifact)
         if graph.name in (_PREPARED_GRAPH, _PREPARED_TREES) or options.device.kind != "cpu":
-            return False  # `prepare` refuses these names
+            return None  # `prepare` refuses these names
         outline = _checked_outline(graph, artifact)
         large = outline.inline_bytes + outline.external_bytes >= EXTERNAL_MIN_BYTES
-        return large and _weights_are_mapped(options) and not outline.tree_nodes
+        if not large or outline.tree_nodes or not _weights_are_mapped(options):
+            return None
+        return _size(outline, outline.external_bytes, options.device)
 
     def load(self, artifact: Path, options: LoadOptions) -> LoadedModel:
         refuse_unknown_parameters(options.parameters, _PARAMETERS)

@@ -169,6 +169,11 @@ def load_converted(form: Path, options: LoadOptions) -> ConvertedTrees:
     return ConvertedTrees(model, facts.groups, constants, values, native)
 
 
+def may_convert(facts: XgboostFacts) -> bool:
+    """False: its trees stay with XGBoost, whatever they are."""
+    return values_of(facts.objective) is not None and bool(facts.trees_used) and not facts.category_bytes
+
+
 def convert(checked: CheckedModel, into: Path, options: LoadOptions) -> str | None:
     """Fill the empty directory `into`. Why the trees stay with XGBoost, when they do; `into` is empty then.
 

@@ -126,11 +126,16 @@ class XgboostAdapter:
         (into / PREPARED_NAME).write_bytes(checked.ubj)
         return True
 
-    def loads_as_fetched(self, artifact: Path, options: LoadOptions) -> bool:
+    def size_as_fetched(self, artifact: Path, options: LoadOptions) -> Size | None:
         _output_of(options)
-        # Without onnxruntime there is little to wait for.
-        converts = options.device.kind == "cpu" and bool(xgboost_onnx.runtime_version())
-        return converts and not xgboost_onnx.is_converted(artifact)
+        if options.device.kind != "cpu" or xgboost_onnx.is_converted(artifact) or not xgboost_onnx.runtime_version():
+            return None
+        content = read_model_file("xgboost", artifact, _SUFFIXES)
+        facts, freed_bytes = _passed.facts_of(content, _facts), len(content)
+        del content
+        heap_freed(freed_bytes)
+        # What stays with XGBoost in any case is prepared in a moment.
+        return native_size(facts, options.device.kind) if xgboost_onnx.may_convert(facts) else None
 
     def load(self, artifact: Path, options: LoadOptions) -> LoadedModel:
         output = _output_of(options)

@@ -113,6 +113,20 @@ def test_a_survival_model_is_converted_too(tmp_path: Path) -> None:
     np.testing.assert_allclose(converted.infer(asked)["predict"], native.infer(asked)["predict"], rtol=1e-6)
 
 
+def test_what_will_be_converted_answers_from_xgboost_first_and_to_the_last_bit(tmp_path: Path) -> None:
+    artifact = trained(tmp_path / "m.ubj")
+    size = ADAPTER.size_as_fetched(artifact, OPTIONS)
+    assert size is not None
+    model = ADAPTER.load(artifact, replace(OPTIONS, as_fetched=True))
+    assert model.size() == size
+    first = model.infer({"input": rows()})["predict"]
+    form = prepared(artifact)
+    assert ADAPTER.size_as_fetched(form, OPTIONS) is None
+    model.go_on_as(ADAPTER.load(form, OPTIONS))
+    assert model.size() == ADAPTER.estimate(form, OPTIONS)
+    assert np.array_equal(model.infer({"input": rows()})["predict"], first)
+
+
 def test_the_sums_of_a_small_model_agree_to_the_last_bit(tmp_path: Path) -> None:
     artifact = trained(tmp_path / "m.ubj", rounds=60, objective="reg:squarederror", max_depth=6)
     converted, native = both(artifact)
@@ -206,6 +220,7 @@ def test_categories_stay_with_xgboost_and_the_log_says_so(tmp_path: Path, caplog
         assert ADAPTER.prepare(tmp_path / "m.json", into, OPTIONS)
     assert [path.name for path in into.iterdir()] == ["model.ubj"]
     assert "model m stays with XGBoost: there are categorical splits" in caplog.text
+    assert ADAPTER.size_as_fetched(tmp_path / "m.json", OPTIONS) is None, "it would be loaded twice for nothing"
 
 
 def test_an_unknown_objective_a_deep_tree_and_a_wide_row_stay_with_xgboost(
