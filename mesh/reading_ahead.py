@@ -11,8 +11,12 @@ Deliberately absent: files whose format is detected once they are here, archives
 
 from __future__ import annotations
 
+import logging
+
 from runtime_adapters.artifacts.fetch import Artifact
 from runtime_adapters.base import Reading
+
+log = logging.getLogger("hexcomb.staging")
 
 READ_AHEAD_BYTES_MAX = 64 << 20
 """Of one file. A larger one is read when it is prepared, which asks first whether the box has room for it."""
@@ -33,7 +37,11 @@ class ReadingAhead:
             self._reading = None
             return
         self._taken_bytes += len(piece)
-        self._reading.take(piece)
+        try:
+            self._reading.take(piece)
+        except Exception:  # a defect of the adapter, or no memory: no reason to fetch the file again
+            log.exception("a file could not be read while it came; it is read when it is prepared")
+            self._reading = None
 
     def all_of(self, artifact: Artifact) -> Reading | None:
         """What was read, if it is this artifact."""

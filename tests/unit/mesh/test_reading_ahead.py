@@ -66,3 +66,11 @@ def test_else_it_is_read_as_ever(pieces: list[tuple[int, bytes]], found: Artifac
 def test_a_large_file_is_left_to_whoever_asks_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading_ahead, "READ_AHEAD_BYTES_MAX", 6)
     assert heard((0, b"one "), (4, b"two")).all_of(artifact(7)) is None
+
+
+def test_an_adapter_that_fails_on_a_piece_does_not_fail_the_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(heard: Heard, piece: bytes) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Heard, "take", no_memory)
+    assert heard((0, b"one "), (4, b"two")).all_of(artifact(7)) is None
