@@ -1,8 +1,8 @@
 """ModelMesh's management interface, so that its clients and controllers talk to this pod unchanged.
 
 `ModelInfo.type` is the format (`onnx`, or ModelMesh's `mt:onnx:1`), `path` the artifact's URI, `key` the name of
-stored credentials or ModelMesh's JSON object that holds it under `storage_key`. ModelMesh's `bucket` and `prefix` in
-that object are refused, not ignored: a URI says the same and cannot be misread.
+stored credentials or ModelMesh's JSON object that holds it under `storage_key`. ModelMesh's `storage_params` in that
+object say in which bucket the path lies (`storage_params`).
 
 Deliberately absent: ModelMesh's debug ids and its guess of a copy's state; the state here is the copy's own.
 """
@@ -10,10 +10,13 @@ Deliberately absent: ModelMesh's debug ids and its guess of a copy's state; the 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from mesh.endpoint.access import Access
 from mesh.endpoint.aliases import AliasSetting, Wish
 from mesh.endpoint.revisions import written
+from mesh.endpoint.storage_params import uri_of
 from mesh.models import Models
 from mesh.status import ModelState, StatusView
 from mesh.transport.base import Call, Reply, UnaryHandler
@@ -170,7 +173,9 @@ def spec_from_model_info(info: mmesh_pb2.ModelInfo) -> ModelSpec:
     """ModelMesh's three strings as a spec. Raises InvalidSpec."""
     if not info.type:
         raise InvalidSpec("modelInfo.type is empty; it names the format, such as `onnx` or `xgboost`")
-    return ModelSpec(uri=info.path, format=_format(info.type), storage_key=_storage_key(info.key))
+    storage_key, params = _storage(info.key)
+    uri = uri_of(info.path, params) if params else info.path
+    return ModelSpec(uri=uri, format=_format(info.type), storage_key=storage_key)
 
 
 def _format(type_name: str) -> str:
@@ -184,18 +189,18 @@ def _format(type_name: str) -> str:
     return type_name
 
 
-def _storage_key(key: str) -> str | None:
+def _storage(key: str) -> tuple[str | None, Mapping[str, Any]]:
+    """The storage key's name, and what stands beside it."""
     if not key.startswith("{"):
-        return key or None
+        return key or None, {}
     try:
         described = json.loads(key)
     except (ValueError, RecursionError) as error:
         raise InvalidSpec(f"modelInfo.key begins like a JSON object but is none: {error}") from error
-    if described.get("storage_params"):
-        raise InvalidSpec(
-            "modelInfo.key: storage_params are not supported; give the whole URI (s3://bucket/path) in modelInfo.path"
-        )
+    params = described.get("storage_params") or {}
+    if not isinstance(params, Mapping):
+        raise InvalidSpec("modelInfo.key: storage_params is an object")
     storage_key = described.get("storage_key")
     if storage_key is not None and not isinstance(storage_key, str):
         raise InvalidSpec("modelInfo.key: storage_key must be text")
-    return storage_key or None
+    return storage_key or None, params
