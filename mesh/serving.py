@@ -13,6 +13,7 @@ Deliberately absent: protobuf, HTTP, roles.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ from mesh.large_requests import LARGE_BYTES
 from mesh.loading.loading import Loading, Refused
 from mesh.loading.places import HOST_MEMORY
 from mesh.resident import SMALL_REQUEST_BYTES, Resident
-from mesh.running import CopyGone, Runs
+from mesh.running import CopyGone, Runs, TooLate
 from mesh.streaming import answers_of
 from mesh.telemetry import Telemetry
 from mesh.wire.request_options import NO_OPTIONS, RequestOptions, SequencePart
@@ -347,9 +348,22 @@ class Serving:
         if not explains and self._runner.runs_inline(resident, tensors.size_bytes):
             return self._runner.run_inline(resident, inputs, wanted_outputs, tensors.size_bytes)
         request = Request(
-            inputs, wanted_outputs, tensors.size_bytes, deadline_s, alone=alone or explains, unusual=explains
+            inputs,
+            wanted_outputs,
+            tensors.size_bytes,
+            deadline_s,
+            priority=tensors.options.priority,
+            alone=alone or explains,
+            unusual=explains,
         )
-        return await self._runner.run_in_thread(resident, request)
+        if not tensors.options.timeout_s or deadline_s is None:
+            return await self._runner.run_in_thread(resident, request)
+        try:
+            async with asyncio.timeout(max(0.0, deadline_s - time.monotonic())):
+                return await self._runner.run_in_thread(resident, request)
+        except TimeoutError as error:
+            own_s = tensors.options.timeout_s
+            raise TooLate(f"the request's own timeout of {own_s:g} s, or its deadline, is past") from error
 
     async def _run_with_room(
         self, resident: Resident, record: ModelRecord, tensors: Tensors, deadline_s: float | None, why: str

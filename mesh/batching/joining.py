@@ -33,6 +33,8 @@ class Request:
     deadline_s: float | None = None
     arrived_s: float = 0.0
     """When it began to wait, on the clock of its deadline."""
+    priority: int = 0
+    """1 before 2; 0 after all others."""
     alone: bool = False
     """It must not share a run."""
     unusual: bool = False

@@ -9,8 +9,9 @@ The order, in prose and in code:
 1. Requests whose deadline passes before their run could end are answered at once, and take nobody's place. Where that
    would leave nobody, the one with the most time left runs: a prediction that is wrong must not last.
 2. Requests that would be late if they waited for one run more come first, the most pressing before the others.
-3. Then in the order of arrival. The first is the head: others of its kind join it, in this order, while the batch stays
-   within its limits. One that does not fit ends the batch: it is not passed by smaller ones.
+3. Then those that name a priority, 1 before 2, then all others; of equal ones in the order of arrival. The first is the
+   head: others of its kind join it, in this order, while the batch stays within its limits. One that does not fit ends
+   the batch: it is not passed by smaller ones.
 4. A batch grows no longer than the deadlines of those in it allow.
 
 Requests of another kind keep their places, and the first of them is the head some runs later.
@@ -52,6 +53,10 @@ class Waiting(Protocol):
 
     @property
     def arrived_s(self) -> float: ...
+
+    @property
+    def priority(self) -> int:
+        """1 before 2; 0 after all others."""
 
 
 W = TypeVar("W", bound=Waiting)
@@ -125,7 +130,7 @@ def _ordered(
     first_deadline_s = min(map(_deadline_s, looked_at), default=inf)
     next_run_s = now_s + predicted_s(limits.rows_max)
     if first_deadline_s > next_run_s + predicted_s(max((each.rows for each in looked_at), default=1) or 1):
-        return (), looked_at
+        return (), _by_priority(looked_at)
     late: list[W] = []
     pressing: list[W] = []
     others: list[W] = []
@@ -143,7 +148,13 @@ def _ordered(
         if _deadline_s(hope) > now_s:
             late.remove(hope)
             others.append(hope)
-    return tuple(late), pressing + others
+    return tuple(late), pressing + _by_priority(others)
+
+
+def _by_priority(waiting: list[W]) -> list[W]:
+    if not any(each.priority for each in waiting):
+        return waiting
+    return sorted(waiting, key=lambda each: each.priority or inf)  # stable
 
 
 def _deadline_s(each: Waiting) -> float:

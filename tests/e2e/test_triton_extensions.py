@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ import tritonclient.grpc as triton
 import tritonclient.http as triton_http
 from tritonclient.utils import shared_memory as shm
 
+from tests.e2e.conftest import WAIT
+
 if TYPE_CHECKING:
     from tests.e2e.conftest import ModelFiles, Pod, StartPod
 
@@ -20,7 +23,7 @@ X = np.array([[1, 2, 3, 4]], np.float32)
 
 @pytest.fixture(scope="module")
 def pod(start_module_pod: StartPod, files: ModelFiles) -> Pod:
-    pod = start_module_pod()
+    pod = start_module_pod(trusted_prefixes=f"{files.directory.as_uri()}/")
     with pod.client() as client:
         client.register("scale", uri=files.scale().uri)
         client.register("words", uri=files.words().uri)
@@ -220,6 +223,24 @@ def test_a_load_may_bring_the_model_s_files_and_configuration(
             client.load_model(name, config=config, files=content)
     with pytest.raises(triton.InferenceServerException, match="not registered"):
         client.load_model("nobody", config="{}")
+
+
+def test_a_request_s_own_timeout_ends_its_wait(user: Any, pod: Pod, files: ModelFiles, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with pod.client() as client:
+        uri = files.obedient().as_uri()
+        client.register("slow", uri=uri, format="python", isolation="process", parameters={"gate": str(gate)})
+    asked = [tensor("x", np.full((1, 2), 7, np.float32), "FP32")]
+    user.infer("slow", asked)
+    with ThreadPoolExecutor() as others:
+        first = others.submit(user.infer, "slow", [tensor("x", np.full((1, 2), WAIT, np.float32), "FP32")])
+        pod.wait_until(gate.with_name("gate.reached").exists, "the first request runs")
+        with pytest.raises(triton.InferenceServerException, match=r"own timeout of 0\.1 s") as late:
+            user.infer("slow", asked, timeout=100_000)
+        assert late.value.status() == "StatusCode.DEADLINE_EXCEEDED"
+        gate.touch()
+        assert first.result() is not None
+    user.infer("slow", asked, timeout=20_000_000)
 
 
 def test_what_a_server_says_of_its_extensions_is_there(user: Any, web: Any) -> None:

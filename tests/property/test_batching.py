@@ -39,15 +39,23 @@ class Waits:
     size_bytes: int
     deadline_s: float | None
     arrived_s: float
+    priority: int = 0
 
 
 @st.composite
-def waiting(draw: st.DrawFn, deadlines: bool = True) -> list[Waits]:
+def waiting(draw: st.DrawFn, deadlines: bool = True, priorities: bool = True) -> list[Waits]:
     gaps = draw(st.lists(st.floats(0, 0.01), max_size=30))
     arrived = np.cumsum(gaps).tolist() if gaps else []
     deadline = st.none() | st.floats(0, 0.2) if deadlines else st.none()
     return [
-        Waits(draw(st.integers(0, 12)), draw(st.sampled_from("ab")), draw(st.integers(0, 50)), draw(deadline), at_s)
+        Waits(
+            draw(st.integers(0, 12)),
+            draw(st.sampled_from("ab")),
+            draw(st.integers(0, 50)),
+            draw(deadline),
+            at_s,
+            draw(st.integers(0, 3)) if priorities else 0,
+        )
         for at_s in arrived
     ]
 
@@ -95,6 +103,18 @@ def test_everybody_who_waits_runs_or_is_told_that_it_is_late(given_: list[Waits]
 
 
 @given(waiting(deadlines=False), limits)
+def test_without_deadlines_nobody_runs_before_one_of_a_higher_priority(given_: list[Waits], limit: BatchLimits) -> None:
+    limit = BatchLimits(limit.rows_max, limit.bytes_max)
+    left = dict.fromkeys(given_)
+    while left:
+        batch = plan_batch(left, limit, predicted_s, 0.0).batch
+        named = [each.priority for each in left if each.priority]
+        assert batch[0].priority == (min(named) if named else 0)
+        for each in batch:
+            del left[each]
+
+
+@given(waiting(deadlines=False, priorities=False), limits)
 def test_without_deadlines_requests_of_one_kind_run_in_the_order_of_their_arrival(
     given_: list[Waits], limit: BatchLimits
 ) -> None:
