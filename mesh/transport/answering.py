@@ -2,18 +2,21 @@
 
 Calls that arrived together are handed over together (`mesh.transport.dispatch`), and what they were answered at once
 leaves in one piece. Each call passes the same checks as one that came over gRPC: limits, admission, and in its handler
-whether it shows this pod's key. The line itself is opened to callers only that show it.
+whether it shows this pod's key. The line itself is opened to callers only that show it; who does not do so soon, and
+in few words, is hung up on.
 
 When the line is lost, whoever called over it has gone: what runs for them is cancelled. When the pod stops, it says
-GOODBYE once all is answered, and the caller ends the line; what came in meanwhile is refused, not lost.
+GOODBYE once all is answered, and the caller ends the line when it has the answers; what came in meanwhile is refused,
+not lost.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 
 from mesh.transport.admission import Admission
@@ -28,7 +31,7 @@ from mesh.transport.base import (
 )
 from mesh.transport.deadlines import Deadlines
 from mesh.transport.dispatch import Dispatch, Method, methods_of
-from mesh.transport.frames import VERSION, BadFrame, Frame, Kind, Packer, Unpacker
+from mesh.transport.frames import CALL_BYTES_MAX, PART_BYTES, VERSION, BadFrame, Frame, Kind, Packer, Unpacker
 from mesh.transport.pipe import Outbox
 from mesh.transport.refusals import as_transport_error, response_too_large, sendable
 
@@ -36,6 +39,8 @@ _log = logging.getLogger(__name__)
 
 PEER = "pod"
 """`Call.peer` of what comes over a line: which pod it is says the call itself."""
+GREETED_WITHIN_S = 5.0
+"""A line whose caller has not shown this pod's key by then is ended."""
 
 
 class Exchange:
@@ -64,16 +69,25 @@ class Exchange:
         if not self.lines:
             self._none.set()
 
-    async def say_goodbye(self, wait_s: float) -> None:
-        """Nothing is taken any more: have the callers end their lines, and end those that are left after `wait_s`."""
+    async def say_goodbye(self, wait_s: float, sending_s: float) -> None:
+        """Nothing is taken any more: have the callers end their lines, and end those that are left after `wait_s`.
+
+        `sending_s`: how long those may take instead to which answers are still being sent.
+        """
         for line in list(self.lines):
             line.say_goodbye()
-        try:
+        await self._wait_none(wait_s)
+        for line in list(self.lines):
+            if not line.has_unsent:
+                line.close()
+        await self._wait_none(sending_s - wait_s)
+        for line in list(self.lines):
+            line.close()
+
+    async def _wait_none(self, wait_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._none.wait()
-        except TimeoutError:
-            for line in list(self.lines):
-                line.close()
 
 
 class Answering:
@@ -83,13 +97,20 @@ class Answering:
         self._exchange = exchange
         self._is_admitted = False
         self._packer = Packer()
-        self._unpacker = Unpacker(exchange.limits.message_bytes_max)
+        self._unpacker = Unpacker(0)  # until the caller is known
         self._dispatch = Dispatch(exchange.admission, exchange.limits, self._answer, self._fail)
         self._deadlines = Deadlines(self._dispatch.cancel)
         self._out: Outbox
+        self._greeting: asyncio.TimerHandle
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether the caller has still to read what it was answered."""
+        return self._out.has_unsent
 
     def opened(self, outbox: Outbox) -> None:
         self._out = outbox
+        self._greeting = asyncio.get_running_loop().call_later(GREETED_WITHIN_S, outbox.abort)
         self._exchange.joined(self)
 
     def received(self, data: bytes) -> None:
@@ -97,10 +118,11 @@ class Answering:
             self._take(self._unpacker.take(data))
         except (BadFrame, TransportError) as error:
             _log.warning("a line from another pod is closed: %s", error)
-            self.close()
+            self._out.abort()
         self._out.flush()
 
     def lost(self) -> None:
+        self._greeting.cancel()
         self._deadlines.close()
         self._dispatch.cancel_all()
         self._exchange.left(self)
@@ -148,6 +170,7 @@ class Answering:
                 if call.deadline_s is not None and call_id in self._dispatch:
                     self._deadlines.add(call_id, call.deadline_s)
         for call_id in cancelled:
+            self._out.drop_parts(call_id)
             self._deadlines.discard(call_id)
             self._dispatch.cancel(call_id)
 
@@ -156,6 +179,8 @@ class Answering:
             raise BadFrame(f"version {version} of what pods say to one another, and here it is {VERSION}")
         self._exchange.admit(hello)
         self._is_admitted = True
+        self._greeting.cancel()
+        self._unpacker.body_bytes_max = CALL_BYTES_MAX
         self._out.add(self._packer.pack(Kind.HELLO, VERSION))
 
     def _answer(self, call_id: int, reply: Reply) -> None:
@@ -165,19 +190,34 @@ class Answering:
         if len(body) > limit_bytes:
             self._fail(call_id, response_too_large(len(body), limit_bytes))
             return
+        ahead_bytes = max(0, len(body) - 1) // PART_BYTES * PART_BYTES
+        last = memoryview(body)[ahead_bytes:] if ahead_bytes else body
         try:
-            frame = self._packer.pack(Kind.ANSWER, call_id, metadata=trailers, body=body)
+            frame = self._packer.pack(Kind.ANSWER, call_id, metadata=trailers, body=last)
         except ValueError as error:  # what the handler gave is no metadata
             self._fail(call_id, as_transport_error("trailing metadata", error))
             return
-        self._out.add(frame)
+        if ahead_bytes:
+            self._out.add_in_parts(call_id, self._parts(call_id, memoryview(body)[:ahead_bytes], frame))
+        else:
+            self._out.add(frame)
+
+    def _parts(
+        self, call_id: int, ahead: memoryview, last: tuple[bytes | memoryview, ...]
+    ) -> Iterator[tuple[bytes | memoryview, ...]]:
+        for at in range(0, len(ahead), PART_BYTES):
+            yield self._packer.pack(Kind.PART, call_id, body=ahead[at : at + PART_BYTES])
+        yield last
 
     def _fail(self, call_id: int, error: TransportError) -> None:
         self._deadlines.discard(call_id)
         seconds = inf if error.retry_after_s is None else error.retry_after_s
         status, message = int(error.status), sendable(error.message)
-        self._out.add(
-            self._packer.pack(
+        try:
+            frame = self._packer.pack(
                 Kind.ERROR, call_id, status=status, seconds=seconds, text=message, metadata=error.trailers
             )
-        )
+        except ValueError:
+            _log.warning("the trailing metadata of an error cannot be sent: %.200r", error.trailers)
+            frame = self._packer.pack(Kind.ERROR, call_id, status=status, seconds=seconds, text=message)
+        self._out.add(frame)

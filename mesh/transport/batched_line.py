@@ -2,10 +2,12 @@
 
 The two ends of the batches are `calling` and `answering`; here is decided over what they talk, and when not at all:
 
-* over a unix socket, when the other pod has one and this machine is its machine: then its path is here;
+* over a unix socket, when the other pod has one and this machine is its machine: then its path is here, and is this
+  user's (where somebody else's process has taken it, it would be shown the key, and be asked);
 * else over TCP, to the port that the other pod takes batches on;
-* as a call of its own on gRPC, while there is no such connection, where none can be made (that port is closed to this
-  pod, or the other one is of an older version), and for large messages, behind which the small ones would wait.
+* as a call of its own on gRPC, while there is no such connection or the other pod is behind with reading, where none
+  can be made (that port is closed to this pod, or the other one is of an older version), and for large messages,
+  behind which the small ones would wait.
 
 So whether a pod is there, and how long one waits for it, is always found out by a call on gRPC, and a connection that
 cannot be made costs cheapness and nothing else.
@@ -17,15 +19,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from functools import partial
 from math import inf
 
 from mesh.transport.base import Line, Metadata, PeerWays, Reply
 from mesh.transport.calling import Calling
+from mesh.transport.frames import CALL_BYTES_MAX
 from mesh.transport.pipe import SocketPipe
+from mesh.transport.socket_directory import is_own_socket
 
-BODY_BYTES_MAX = 256 * 1024
-"""Larger requests take gRPC's way: in pieces, beside others. Answers are as large as they are."""
 OPEN_WITHIN_S = 5.0
 """A connection that is not made and greeted by then is given up."""
 AGAIN_FIRST_S = 0.5
@@ -55,7 +56,7 @@ class BatchedLine:
         calling = self._calling
         if calling is None or not calling.is_open:
             self._open_soon(metadata)
-        elif len(body) <= BODY_BYTES_MAX:
+        elif len(body) <= CALL_BYTES_MAX and not calling.is_full:
             return await calling.call(path, body, metadata, deadline_s)
         return await self._plain.call(path, body, metadata, deadline_s)
 
@@ -74,10 +75,10 @@ class BatchedLine:
     async def _hold(self, hello: Metadata) -> None:
         """Make a connection, and hold it as long as it lasts. Whoever makes it shows what calls show (`hello`)."""
         calling = Calling(self._ways.address, hello)
-        stream: asyncio.BaseTransport | None = None
+        pipe = SocketPipe(calling)
         try:
             async with asyncio.timeout(OPEN_WITHIN_S):
-                stream, pipe = await self._connect(partial(SocketPipe, calling))
+                await self._connect(lambda: pipe)
                 is_open = await calling.ready
             if is_open:
                 self._calling, self._failures = calling, 0
@@ -86,16 +87,16 @@ class BatchedLine:
             pass
         finally:
             self._calling = self._holding = None
-            if isinstance(stream, asyncio.WriteTransport):
-                stream.abort()
+            pipe.abort()
             pause_s = min(AGAIN_FIRST_S * 2.0**self._failures, AGAIN_MAX_S)
             self._again_s = max(self._again_s, time.monotonic() + pause_s)
             self._failures = min(self._failures + 1, 10)
 
-    async def _connect(self, make: Callable[[], SocketPipe]) -> tuple[asyncio.BaseTransport, SocketPipe]:
+    async def _connect(self, make: Callable[[], SocketPipe]) -> None:
         loop = asyncio.get_running_loop()
-        if self._ways.socket:
-            with contextlib.suppress(FileNotFoundError):  # the pod is on another machine
-                return await loop.create_unix_connection(make, self._ways.socket)
+        if is_own_socket(self._ways.socket):
+            with contextlib.suppress(OSError):  # nobody listens there, or only others of this machine may call
+                await loop.create_unix_connection(make, self._ways.socket)
+                return
         host, _, port = self._ways.line.rpartition(":")
-        return await loop.create_connection(make, host.strip("[]"), int(port or 0))
+        await loop.create_connection(make, host.strip("[]"), int(port or 0))

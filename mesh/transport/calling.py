@@ -38,10 +38,17 @@ class Calling:
         """It takes calls now."""
         self._waiting: dict[int, asyncio.Future[Frame]] = {}
         self._ids = itertools.count()
+        self._parts: dict[int, list[bytes]] = {}
+        """Of answers that have not come whole."""
         self._packer = Packer()
         self._unpacker = Unpacker(_ANSWER_BYTES_MAX)
         self._deadlines = Deadlines(self._too_late)
         self._out: Outbox
+
+    @property
+    def is_full(self) -> bool:
+        """The other end does not read as fast as it is called."""
+        return self._out.is_full
 
     # What comes out of the pipe ---------------------------------------------------------------------------------------
 
@@ -54,8 +61,13 @@ class Calling:
             for frame in self._unpacker.take(data):
                 if frame.kind in (Kind.ANSWER, Kind.ERROR):
                     answer = self._waiting.pop(frame.id, None)
+                    if self._parts:
+                        frame = self._whole(frame)
                     if answer is not None and not answer.done():
                         answer.set_result(frame)
+                elif frame.kind == Kind.PART:
+                    if frame.id in self._waiting:
+                        self._parts.setdefault(frame.id, []).append(frame.body)
                 elif frame.kind == Kind.HELLO:
                     if not self.ready.done():
                         self.is_open = True
@@ -66,13 +78,15 @@ class Calling:
                     raise BadFrame(f"a frame of kind {frame.kind}, which does not belong here")
         except BadFrame as error:
             _log.warning("the line to %s is closed: %s", self._address, error)
-            self._out.close()
+            self.is_open = False
+            self._out.abort()
 
     def lost(self) -> None:
         self.is_open = False
         self._deadlines.close()
         if not self.ready.done():
             self.ready.set_result(False)
+        self._parts.clear()
         waiting, self._waiting = self._waiting, {}
         for answer in waiting.values():
             if not answer.done():
@@ -115,7 +129,12 @@ class Calling:
 
     def _cancel(self, call_id: int) -> None:
         if self._waiting.pop(call_id, None) is not None:
+            self._parts.pop(call_id, None)
             self._out.add(self._packer.pack(Kind.CANCEL, call_id))
+
+    def _whole(self, frame: Frame) -> Frame:
+        parts = self._parts.pop(frame.id, None)
+        return frame if parts is None else frame._replace(body=b"".join((*parts, frame.body)))
 
 
 def _reply(frame: Frame) -> Reply:

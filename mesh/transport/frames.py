@@ -11,6 +11,7 @@ A frame is a head and up to three parts, of which any may be empty:
     HELLO                      metadata          the caller's first word, and who it is; then the other's
     CALL          seconds path metadata body     how long until the deadline; infinite: there is none
     CANCEL                                       the caller has gone, or its deadline has passed
+    PART                                body     a piece of a large answer; the last one is in the ANSWER
     ANSWER                     trailers body
     ERROR  status seconds text trailers          how long to wait before another try; infinite: no hint
     GOODBYE                                      the answering side takes no more calls on this line
@@ -19,7 +20,8 @@ Ids are the caller's; a HELLO has the version for one. Metadata are the same wit
 so both sides remember what they packed and unpacked last.
 
 Deliberately absent: sockets, tasks, and what a call means. Also windows: a frame is sent whole, and the one behind it
-waits; large messages therefore take another way (`mesh.transport.batched_line`).
+waits. Large calls therefore take another way (`mesh.transport.batched_line`), and large answers go in parts, between
+which others leave: a probe that waited behind one would find its pod dead.
 """
 
 from __future__ import annotations
@@ -34,6 +36,10 @@ from mesh.transport.base import Metadata
 VERSION = 1
 _HEAD = struct.Struct("<BBIdIII")
 HEAD_BYTES = _HEAD.size
+CALL_BYTES_MAX = 256 * 1024
+"""The body of a call."""
+PART_BYTES = 256 * 1024
+"""Answers with a larger body go in parts of so much."""
 TEXT_BYTES_MAX = 16 * 1024
 """Of a path, or of an error's message, which the sender has cut to an eighth of that."""
 METADATA_BYTES_MAX = 64 * 1024
@@ -60,6 +66,7 @@ class Kind(IntEnum):
     ANSWER = 4
     ERROR = 5
     GOODBYE = 6
+    PART = 7
 
 
 class Frame(NamedTuple):
@@ -114,7 +121,7 @@ class Unpacker:
 
     def __init__(self, body_bytes_max: int) -> None:
         """`body_bytes_max`: a frame with a larger body is an error."""
-        self._body_bytes_max = body_bytes_max
+        self.body_bytes_max = body_bytes_max
         self._pieces: list[bytes] = []
         self._kept_bytes = 0
         self._needed_bytes = HEAD_BYTES
@@ -139,7 +146,7 @@ class Unpacker:
             metadata_at = text_at + text_bytes
             body_at = metadata_at + metadata_bytes
             end = body_at + body_bytes
-            if body_bytes > self._body_bytes_max or metadata_bytes > METADATA_BYTES_MAX or text_bytes > TEXT_BYTES_MAX:
+            if body_bytes > self.body_bytes_max or metadata_bytes > METADATA_BYTES_MAX or text_bytes > TEXT_BYTES_MAX:
                 raise BadFrame(f"a frame of {text_bytes} + {metadata_bytes} + {body_bytes} bytes, above the limits")
             if end > size:
                 self._needed_bytes = end - position

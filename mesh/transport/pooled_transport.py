@@ -9,6 +9,7 @@ way they came.
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from mesh.transport.base import ListenAddress, PeerDoor, PeerWays, Routes, Trans
 from mesh.transport.listening import check_free, taken, with_port
 from mesh.transport.pipe import SocketPipe
 from mesh.transport.socket_directory import make_socket_directory
+
+_log = logging.getLogger(__name__)
 
 _GOODBYE_S = 0.5
 """For callers to end their lines when the pod stops."""
@@ -70,7 +73,7 @@ class PooledTransport:
         try:
             await self._open_door()
         except BaseException:
-            await self._within.stop(0.0)
+            await self.stop(0.0)
             raise
         return port
 
@@ -86,7 +89,11 @@ class PooledTransport:
         self._servers.append(server)
         self._sockets = make_socket_directory()
         socket = str(self._sockets / "peers")
-        self._servers.append(await loop.create_unix_server(new_line, socket))
+        try:
+            self._servers.append(await loop.create_unix_server(new_line, socket))
+        except OSError as error:
+            _log.warning("pods of this machine call this one over TCP: it cannot listen on %s: %s", socket, error)
+            socket = ""
         bound_port = server.sockets[0].getsockname()[1]
         self._ways = PeerWays(self._within.addresses[0].address, with_port(self._door_address, bound_port), socket)
 
@@ -95,11 +102,11 @@ class PooledTransport:
         await self._admission.close(grace_s)
         for server in self._servers:
             server.close()
-        await self._exchange.say_goodbye(_GOODBYE_S)
+        await self._exchange.say_goodbye(_GOODBYE_S, max(_GOODBYE_S, grace_ends_s - time.monotonic()))
         await self._within.stop(max(0.0, grace_ends_s - time.monotonic()))
         if self._sockets is not None:
             shutil.rmtree(self._sockets, ignore_errors=True)
 
 
 def _new_line(exchange: Exchange) -> SocketPipe:
-    return SocketPipe(Answering(exchange))
+    return SocketPipe(Answering(exchange), reads_when_full=False)

@@ -8,12 +8,23 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
 import psutil
 
 _PREFIX = "hexcomb-sockets-"
+
+
+def is_own_socket(path: str) -> bool:
+    """Whether this is a socket in a directory that this user has made, and nobody else can put one into."""
+    try:
+        directory, socket = os.stat(os.path.dirname(path)), os.stat(path)
+    except (OSError, ValueError):
+        return False
+    others_may_write = directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return stat.S_ISSOCK(socket.st_mode) and directory.st_uid == os.geteuid() and not others_may_write
 
 
 def make_socket_directory() -> Path:
