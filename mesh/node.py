@@ -34,6 +34,7 @@ from mesh.endpoint.access import Access
 from mesh.endpoint.aliases import AliasesEndpoint, AliasSetting
 from mesh.endpoint.descriptions import Describer
 from mesh.endpoint.explain import ExplainEndpoint
+from mesh.endpoint.fan_out import fanning_out
 from mesh.endpoint.health import HealthEndpoint
 from mesh.endpoint.http import HttpFront, build_app
 from mesh.endpoint.management import ManagementEndpoint
@@ -42,6 +43,7 @@ from mesh.endpoint.modelmesh import ModelMeshEndpoint
 from mesh.endpoint.pods import PodsEndpoint
 from mesh.endpoint.pool import PoolEndpoint
 from mesh.endpoint.quick import QuickInference
+from mesh.endpoint.relay import RelayEndpoint
 from mesh.endpoint.repository import RepositoryEndpoint
 from mesh.endpoint.rest.calls import HttpCalls
 from mesh.endpoint.revisions import catching_up
@@ -72,6 +74,7 @@ from mesh.node_settings import (
     own_host,
     peer_address,
     read_constraints,
+    read_data_plane,
 )
 from mesh.overview import Alone, InPool, Overview
 from mesh.parking import Parking
@@ -442,6 +445,12 @@ class Node:
             **AliasesEndpoint(aliases, self.registry, describer, access).routes(),
         }
         unary[messages.MODEL_INFER.path] = server_settings.traced(shared_memory.by_reference(v2.model_infer))
+        of_runtimes = {method for server in self._beside for method in server.link.methods}
+        methods = read_data_plane(self._settings).methods(of_runtimes)
+        relay = RelayEndpoint(v2, self.serving, access, methods)
+        unary = {**relay.routes(), **unary}
+        for path in (messages.MODEL_INFER.path, *(path for path in methods if unary[path] == relay.relay)):
+            unary[path] = fanning_out(unary[path])
         unary = {path: catching_up(handler, self.registry) for path, handler in unary.items()}
         unary[messages.HEALTH_CHECK.path] = self.health.check
         if self.pool is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from cache.limits import CacheLimits
 from cache.tenancy import check_shares
 from cache.types import Bytes
+from mesh.endpoint.relay import BY_HEADER, DataPlane, InvalidDataPlane, parse_data_plane
 from mesh.loading.places import HOST_MEMORY, HOST_TIER, place_of
 from mesh.pod import runtime_reports
 from mesh.settings import Settings
@@ -137,6 +138,16 @@ def read_constraints(settings: Settings) -> Constraints:
     if settings.type_constraints is None:
         return NO_CONSTRAINTS
     return parse_constraints(read_file(settings.type_constraints, "type_constraints"))
+
+
+def read_data_plane(settings: Settings) -> DataPlane:
+    """Which methods of runtimes clients may call. Raises CannotStart."""
+    if settings.data_plane is None:
+        return BY_HEADER
+    try:
+        return parse_data_plane(read_file(settings.data_plane, "data_plane"))
+    except InvalidDataPlane as error:
+        raise CannotStart(f"data_plane: {settings.data_plane}: {error}") from error
 
 
 def read_file(path: Path, setting: str) -> str:

@@ -34,14 +34,18 @@ from mesh.resident import SMALL_REQUEST_BYTES, Resident
 from mesh.running import CopyGone, Runs, TooLate
 from mesh.streaming import answers_of
 from mesh.telemetry import Telemetry
+from mesh.threads import in_thread
 from mesh.wire.request_options import NO_OPTIONS, RequestOptions, SequencePart
 from placement.errors import NotFound
 from placement.records import ModelRecord
 from placement.registry import Registry
 from runtime_adapters.base import SEQUENCE_END, SEQUENCE_ID, SEQUENCE_START, Array, ModelMetadata, is_explanation
 from runtime_adapters.errors import BadInput, ModelCrashed, OutOfMemory
+from runtime_adapters.external import ExternalModel
 from runtime_adapters.workspace import shape_of
 
+RELAYS_MAX = 64
+"""Calls of runtimes' own methods at a time; each has a thread that waits for it."""
 _COPIES_TRIED_MAX = 6
 """By a request whose copies die under others: each of those others kills two at most."""
 _TRIES_WHEN_GONE = 2
@@ -109,6 +113,7 @@ class Serving:
         self._draw = draw
         self._access_log = access_log
         self._large_came = large_came
+        self._relays = asyncio.Semaphore(RELAYS_MAX)
         self.hits = 0
         self.misses = 0
 
@@ -364,6 +369,49 @@ class Serving:
         except TimeoutError as error:
             own_s = tensors.options.timeout_s
             raise TooLate(f"the request's own timeout of {own_s:g} s, or its deadline, is past") from error
+
+    async def relay(
+        self,
+        record: ModelRecord,
+        resident: Resident | None,
+        deadline_s: float | None,
+        ask: Callable[[ExternalModel, float | None], bytes],
+        space_wait_s: float = inf,
+    ) -> bytes:
+        """Have a model asked by a method of its runtime's own, on a copy that `hit` gave or one that is waited for.
+        `ask` blocks; it is given the seconds that are left, and called once more where the runtime has lost its models.
+
+        Raises as `infer`, and BadInput for a model that no runtime beside the pod runs.
+        """
+        began = time.perf_counter()
+        wait_s: float | None = None
+        for last in (False, True):
+            if resident is None:
+                self.misses += 1
+                record, resident = await self._wait(record, deadline_s, space_wait_s)
+                wait_s = time.perf_counter() - began
+            else:
+                self.hits += 1
+            model = resident.model
+            try:
+                if not isinstance(model, ExternalModel):
+                    raise BadInput(f"model {record.id!r} is run by the pod itself, which is asked by V2")
+                async with self._relays:
+                    left_s = None if deadline_s is None else max(0.001, deadline_s - time.monotonic())
+                    answer = await in_thread("relay", ask, model, left_s)
+                self._answered(record, resident, time.perf_counter(), began, wait_s)
+                return answer
+            except Exception as error:
+                self._failed(resident, error, time.perf_counter(), began)
+                if not isinstance(error, ModelCrashed):
+                    raise
+                self._crashed(resident, error)
+                if last:
+                    raise
+            finally:
+                resident.let_go()
+            resident = None
+        raise AssertionError("unreachable: the last try returns or raises")
 
     async def _run_with_room(
         self, resident: Resident, record: ModelRecord, tensors: Tensors, deadline_s: float | None, why: str

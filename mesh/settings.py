@@ -238,6 +238,12 @@ class Settings(BaseSettings):
         "runtime adapters): each with its kind, address, formats and capacity. The root README shows one.",
     )
 
+    data_plane: Path | None = Field(
+        None,
+        description="ModelMesh's data-plane configuration (JSON): which gRPC methods of runtimes clients may call, and "
+        "which field of a request names the model. Without it, all that the runtimes name, by the mm-model-id header.",
+    )
+
     # Loading ----------------------------------------------------------------------------------------------------
     loads_concurrent_max: int = Field(
         2, ge=1, le=64, description="Loads at a time: each takes a core; more only adds peak memory."

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import numpy as np
 import pytest
 
 from mesh.client import Client, HexcombError, InvalidRequest, Refused, RetryPolicy
-from tests.e2e.runtimes.spi_server import SIZE_FACTOR
+from mesh.wire.field_paths import with_text_at
+from tests.e2e.runtimes.spi_server import DOUBLE, SIZE_FACTOR
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Pod, StartPod
@@ -69,7 +71,9 @@ def pod(server: Server, directory: Path, start_module_pod: StartPod) -> Iterator
         "plain": {"kind": "modelmesh", "address": plain.address, "confined": True, "size_factor": 1.5},
     }
     runtimes.write_text(json.dumps(described))
-    yield start_module_pod(runtimes=runtimes, failure_backoff_base_s=0.2, residency_min_s=0)
+    data_plane = directory / "data-plane.json"
+    data_plane.write_text(json.dumps({"rpcConfigs": {DOUBLE[1:]: {"idExtractionPath": [2, 1], "vModelId": True}}}))
+    yield start_module_pod(data_plane=data_plane, runtimes=runtimes, failure_backoff_base_s=0.2, residency_min_s=0)
     plain.kill()
 
 
@@ -77,6 +81,7 @@ def pod(server: Server, directory: Path, start_module_pod: StartPod) -> Iterator
 def client(pod: Pod) -> Iterator[Client]:
     with pod.client(timeout_s=60.0, retry=NO_RETRIES) as client:
         yield client
+        client.delete_alias("alias")
         client.unregister_many([model.id for model in client.list_models()])
     pod.wait_until(lambda: held(pod)[0] == held(pod, "plain")[0] == 0, "nothing is held")
 
@@ -144,6 +149,33 @@ def test_what_a_runtime_refuses_is_told_as_it_said_it(client: Client, tmp_path: 
 def test_a_runtime_that_may_run_code_loads_from_trusted_prefixes_only(client: Client, tmp_path: Path) -> None:
     with pytest.raises(HexcombError, match="confined"):
         client.register("m", uri=linear(tmp_path / "m", 2.0).as_uri(), format="strict")
+
+
+def test_a_method_of_the_runtimes_own_reaches_its_model_by_a_field_or_a_header(
+    pod: Pod, client: Client, tmp_path: Path
+) -> None:
+    for name in ("m", "n"):
+        client.register(name, uri=linear(tmp_path / name, 2.0).as_uri(), format="sk")
+    client.set_alias("alias", "m")
+
+    def double(message: bytes, *metadata: tuple[str, str]) -> str:
+        with grpc.insecure_channel(pod.target) as channel:
+            answer: bytes = channel.unary_unary(DOUBLE)(message, metadata=metadata, timeout=30)
+        return answer.decode()
+
+    message = with_text_at(with_text_at(b"", (2, 1), "m"), (3,), "ab")
+    there, header, text = double(message).split("|")
+    assert (there, text) == (header, "abab")
+    assert there.startswith("m-")
+    assert double(with_text_at(message, (2, 1), "alias")).split("|")[0] == there
+    unnamed = with_text_at(b"", (3,), "x")
+    assert double(unnamed, ("mm-model-id", "n")).startswith("n-")
+    both = double(unnamed, ("mm-model-id", "n"), ("mm-model-id", "m"), ("mm-required", "all"))
+    assert both.startswith("n-")
+    assert f"xx{there}" in both
+    with pytest.raises(grpc.RpcError) as refused:
+        double(with_text_at(message, (2, 1), "nobody"))
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 def test_a_runtime_that_dies_costs_its_copies_and_no_pod(

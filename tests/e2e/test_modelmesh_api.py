@@ -12,7 +12,7 @@ import pytest
 
 from mesh.client import AlreadyExists, Client, NotFound, Refused
 from mesh.wire import messages
-from mesh.wire.generated import mmesh_pb2
+from mesh.wire.generated import inference_pb2, mmesh_pb2
 from mesh.wire.tensors import decode_response, encode_request
 
 if TYPE_CHECKING:
@@ -265,3 +265,25 @@ def test_a_target_that_was_made_for_its_alias_goes_with_it(client: Client, call:
     assert [model.id for model in client.list_models()] == ["own-2"]
     call(messages.DELETE_VMODEL, vModelId="v")
     assert list(client.list_models()) == []
+
+
+def test_all_required_models_answer_one_call(
+    client: Client, pod: Pod, raw_call: Callable[..., Any], files: ModelFiles
+) -> None:
+    twice, thrice = files.scale(2.0), files.scale(3.0)
+    client.register("twice", uri=twice.uri)
+    client.register("thrice", uri=thrice.uri)
+    message = encode_request("", twice.inputs)
+    named = [("mm-model-id", "thrice"), ("mm-model-id", "twice")]
+    answer = raw_call(pod.target, messages.MODEL_INFER.path, message, [*named, ("mm-required", "all")])
+    joined = inference_pb2.ModelInferResponse.FromString(answer)
+    assert [output.name for output in joined.outputs] == ["y", "y"]
+    found = [np.frombuffer(raw, np.float32).reshape(2, 4) for raw in joined.raw_output_contents]
+    np.testing.assert_array_equal(found[0], thrice.expected["y"])
+    np.testing.assert_array_equal(found[1], twice.expected["y"])
+    last = raw_call(pod.target, messages.MODEL_INFER.path, message, named)
+    np.testing.assert_array_equal(decode_response(last).outputs["y"], twice.expected["y"])
+    unknown = raw_call(
+        pod.target, messages.MODEL_INFER.path, message, [*named, ("mm-model-id", "no"), ("mm-required", "all")]
+    )
+    assert unknown.code is grpc.StatusCode.NOT_FOUND
