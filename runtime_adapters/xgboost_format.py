@@ -321,8 +321,8 @@ def depth_of(document: dict[str, Any]) -> int:
         left, right = np.asarray(tree["left_children"], np.int64), np.asarray(tree["right_children"], np.int64)
         level, depth = np.zeros(1, np.int64), 0
         while level.size:
-            below = np.concatenate((left[level], right[level]))
-            level, depth = below[below >= 0], depth + 1
+            splits = level[left[level] != -1]  # the right child of a leaf is whatever the file says
+            level, depth = np.concatenate((left[splits], right[splits])), depth + 1
         deepest = max(deepest, depth)
     return deepest
 

@@ -44,6 +44,7 @@ def _first(key: str, value: str) -> tuple[str, str]:
         (*_first("left_child", "99"), "left_child of node 0"),
         (*_first("left_child", "0"), "left_child of node 0"),
         (*_first("right_child", "-77"), "right_child of node 0"),
+        (r"(?m)^left_child=(\S+) .*\nright_child=.*", r"left_child=1 2 3 -1\nright_child=1 2 3 -2", "child of another"),
         (*_first("right_child", "9999999999999999999999"), "right_child"),
         (*_first("split_feature", "4"), "split_feature"),
         (*_first("split_feature", "-1"), "split_feature"),

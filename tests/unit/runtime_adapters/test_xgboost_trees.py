@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from runtime_adapters import ubjson
 from runtime_adapters.base import Device, LoadOptions
 from runtime_adapters.errors import BadArtifact, LoadFailed
-from runtime_adapters.xgboost_format import read_model
+from runtime_adapters.xgboost_format import depth_of, read_model
 from runtime_adapters.xgboost_trees import ADAPTER
 
 OPTIONS = LoadOptions("m")
@@ -92,6 +92,19 @@ def test_json_is_handed_over_as_the_ubj_that_xgboost_itself_would_read(documents
 
 def test_an_undamaged_ubj_file_is_handed_over_byte_for_byte(documents: tuple[bytes, bytes]) -> None:
     assert read_model(documents[0]).ubj is documents[0]
+
+
+def test_how_deep_a_tree_is_has_nothing_to_do_with_what_a_leaf_calls_its_right_child(
+    documents: tuple[bytes, bytes],
+) -> None:
+    document = json.loads(documents[1])
+    for right_of_leaf in (-1, 0, 10**8):
+        for tree in _trees(document):
+            leaves = [at for at, left in enumerate(tree["left_children"]) if left == -1]
+            for at in leaves:
+                tree["right_children"][at] = right_of_leaf
+        read = read_model(json.dumps(document).encode())
+        assert depth_of(ubjson.read(read.ubj)) == 4
 
 
 @pytest.mark.parametrize("nested", [b'{"a":' * 100_000, b'{"learner":' + b"[" * 100_000])
