@@ -47,6 +47,7 @@ _SUFFIXES = {
     ".pt": "torch",
 }
 """Which format a model file's suffix means in all layouts. `.bst` is XGBoost's or LightGBM's; its content tells."""
+_READ = frozenset(_SUFFIXES.values())
 _OF_CONTENT = (".bst", ".model", ".bin")
 
 _MLSERVER = {
@@ -108,6 +109,8 @@ class Found:
 
 def find_model(artifact: Path, declared: str = "") -> Found:
     """Where the model is. `declared`: the format that the registration names, if any. Raises BadArtifact."""
+    if declared and declared not in _READ:
+        return Found("", (declared,))  # its adapter, or the server that it is for, knows its own layout
     if not artifact.is_dir() or (artifact / "model.py").is_file():  # a file, or a custom model
         return Found("", (declared,) if declared else ())
     found = _found_in(artifact)

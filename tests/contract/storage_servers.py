@@ -29,6 +29,7 @@ from mesh.demo.server import stop_process
 
 AZURITE = "azurite@3.35.0"
 FAKE_GCS = "github.com/fsouza/fake-gcs-server@v1.52.2"
+GATEWAY = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
 REGISTRY = "github.com/google/go-containerregistry/cmd/registry@v0.20.6"
 START_TIMEOUT_S = 60.0
 AZURITE_ACCOUNT = "devstoreaccount1"
@@ -153,6 +154,19 @@ def azurite(directory: Path) -> Iterator[str]:
     command = [
         *(*npm_program(AZURITE, "azurite-blob"), "--blobHost", "127.0.0.1", "--blobPort", str(port)),
         *("--inMemoryPersistence", "--silent", "--skipApiVersionCheck", "--disableTelemetry"),
+    ]
+    with running(command, port, directory) as base:
+        yield base
+
+
+@contextmanager
+def s3_gateway(directory: Path, access_key: str, secret_key: str) -> Iterator[str]:
+    """S3 in front of a directory, by versitygw."""
+    (port,) = free_ports(1)
+    (directory / "buckets").mkdir()
+    command = [
+        *(str(go_program(GATEWAY)), "--access", access_key, "--secret", secret_key, "--port", f"127.0.0.1:{port}"),
+        *("--quiet", "posix", str(directory / "buckets")),
     ]
     with running(command, port, directory) as base:
         yield base

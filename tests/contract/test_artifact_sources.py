@@ -1,6 +1,7 @@
 """One suite for every place that artifacts come from: files, a web server, an object store. And what servers do wrong.
 
-The web server is real and misbehaves on request; the buckets are moto's S3 behind HTTP, fake-gcs-server and Azurite.
+The web server is real and misbehaves on request; the buckets are moto's S3 behind HTTP, versitygw, fake-gcs-server and
+Azurite.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from tests.contract.storage_servers import (
     ToolMissing,
     azurite,
     fake_gcs,
+    s3_gateway,
 )
 
 # The places -----------------------------------------------------------------------------------------------------
@@ -116,13 +118,31 @@ def moto_endpoint() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def gateway_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    try:
+        with s3_gateway(tmp_path_factory.mktemp("gateway"), "KEY", SECRET) as base:
+            yield base
+    except ToolMissing as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture
 def s3(moto_endpoint: str, request: pytest.FixtureRequest) -> S3Place:
+    return bucket_at(moto_endpoint, request)
+
+
+@pytest.fixture
+def gateway(gateway_endpoint: str, request: pytest.FixtureRequest) -> S3Place:
+    return bucket_at(gateway_endpoint, request)
+
+
+def bucket_at(endpoint: str, request: pytest.FixtureRequest) -> S3Place:
     import boto3
 
     client = boto3.client(
         "s3",
-        endpoint_url=moto_endpoint,
+        endpoint_url=endpoint,
         aws_access_key_id="KEY",
         aws_secret_access_key=SECRET,
         region_name="us-east-1",
@@ -176,7 +196,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FilePlace:
     return FilePlace(tmp_path / "source")
 
 
-REAL_BUCKETS = [pytest.param(name, marks=pytest.mark.clients) for name in ("gs", "azure")]
+REAL_BUCKETS = [pytest.param(name, marks=pytest.mark.clients) for name in ("gateway", "gs", "azure")]
 BUCKETS = ["s3", *REAL_BUCKETS]
 
 
@@ -201,7 +221,7 @@ def keys(request: pytest.FixtureRequest) -> StorageKeys:
     elif "claim" in wanted:
         name, key = "claim", PvcKey("claim")
     else:
-        endpoint = request.getfixturevalue("moto_endpoint")
+        endpoint = request.getfixturevalue("gateway_endpoint" if "gateway" in wanted else "moto_endpoint")
         name, key = "minio", S3Key(endpoint_url=endpoint, access_key_id="KEY", secret_access_key=SECRET)
     return StorageKeys({("default", name): key, ("other", name): key})
 

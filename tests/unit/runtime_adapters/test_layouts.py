@@ -167,6 +167,11 @@ def test_a_declared_format_must_be_the_layouts(tmp_path: Path) -> None:
         find_model(directory, "sklearn")
 
 
+def test_what_another_server_runs_keeps_its_layout(tmp_path: Path) -> None:
+    files = {"config.pbtxt": 'platform: "tensorflow_savedmodel"', "1/model.savedmodel/saved_model.pb": ""}
+    assert find_model(written(tmp_path / "m", files), "triton") == Found("", ("triton",))
+
+
 def test_a_file_is_its_own_layout(tmp_path: Path) -> None:
     (tmp_path / "MLmodel").write_text("")
     assert find_model(tmp_path / "MLmodel") == Found()
