@@ -1,4 +1,4 @@
-"""Where a copy's small requests run: on the event loop, or on a worker thread. Decided from what its runs cost.
+"""Where requests of about one size run, for one copy: on the event loop, or on a thread. Decided from what runs cost.
 
 On the loop a run delays everybody for as long as it takes; on a thread it costs a hand-over, which delays everybody as
 well. So what is quicker than a hand-over belongs on the loop. What a run costs is its thread's processor time, and
@@ -15,6 +15,9 @@ a way back:
   that it may be, single runs are tried on the loop; `TRIES` good ones in a row bring it back.
 * Each try that fails, and each return that does not last, doubles the while, up to `WHILE_MAX`: a model whose runs
   really differ does not hold up the loop again and again.
+
+What a load measured is a guess: some frameworks have nothing to warm up, and then it says nothing. So the least of the
+first `FIRST_RUNS` on the loop takes its place, and a slow model holds up the loop no more often than that.
 
 Runs that requests share count as what each of them costs. Reading a thread's processor time costs a tenth of a tiny
 run, so on the loop only one run in `MEASURED_EVERY` is measured so, and so many after each that lasted long.
@@ -41,6 +44,7 @@ WHILE_MIN, WHILE_MAX = 32, 4096
 LASTING = 4096
 """Runs on the loop, after which a return has lasted."""
 TRIES = 3
+FIRST_RUNS = 3
 MEASURED_EVERY = 8
 
 
@@ -50,7 +54,9 @@ class RunPlace:
     __slots__ = (
         "_at",
         "_costs_s",
+        "_first_runs",
         "_good_tries",
+        "_least_s",
         "_measured_more",
         "_runs_here",
         "_sum_s",
@@ -72,6 +78,10 @@ class RunPlace:
         """Since it came where it is; on the loop, since the last that was measured, too."""
         self._trying = False
         self._good_tries = 0
+        self._first_runs = FIRST_RUNS
+        """That are still to come."""
+        self._least_s = COUNTED_MAX_S
+        """Of those that were."""
         self._at = 0
         self._sum_s = 0.0
         self._costs_s = array("d")
@@ -97,7 +107,10 @@ class RunPlace:
         if self._trying:
             self._tried(cost_s)
             return
-        self._note(cost_s)
+        if self._first_runs:
+            self._first_run(cost_s)
+        else:
+            self._note(cost_s)
         if self._sum_s > LEAVE_S * WINDOW:
             self._leave()
         elif self._runs_here >= LASTING:
@@ -123,6 +136,14 @@ class RunPlace:
             self._fill(cost_s)
             if not self.on_loop and cost_s < RETURN_S:
                 self._return()
+
+    def _first_run(self, cost_s: float) -> None:
+        self._first_runs -= 1
+        self._least_s = min(self._least_s, cost_s)
+        if self._first_runs:
+            self.measured = True
+        else:
+            self._fill(self._least_s)
 
     def _tried(self, cost_s: float) -> None:
         self.on_loop = self._trying = False

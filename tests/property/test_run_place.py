@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mesh.batching.run_place import (
     COUNTED_MAX_S,
+    FIRST_RUNS,
     HANDOVER_S,
     LEAVE_S,
     MEASURED_EVERY,
@@ -62,6 +63,19 @@ def test_a_slow_model_leaves_the_loop_whatever_was_before(past: list[float], cos
     assert sum(run(place, cost_s) for _ in range(2 * WHILE_MAX)) <= 10, "tries"
 
 
+@given(st.floats(0, RETURN_S / 2), slow_s)
+def test_a_slow_model_that_its_load_took_for_quick_leaves_after_a_few_runs(first_s: float, cost_s: float) -> None:
+    place = RunPlace(first_s)
+    assert sum(run(place, cost_s) for _ in range(WHILE_MIN)) == FIRST_RUNS
+
+
+@given(st.permutations([5e-6, 0.02, 0.001]))
+def test_a_quick_model_whose_first_runs_set_things_up_stays(first_runs_s: list[float]) -> None:
+    place = RunPlace(0.0)
+    assert all(run(place, cost_s) for cost_s in first_runs_s)
+    assert all(run(place, 5e-6) for _ in range(100))
+
+
 @given(quick_s, st.lists(st.floats(1e-3, 10.0), min_size=1, max_size=WINDOW), st.integers(12, 40))
 def test_a_few_runs_that_the_machine_held_up_move_nothing(cost_s: float, held_s: list[float], apart: int) -> None:
     place = RunPlace(cost_s / 3)
@@ -111,7 +125,7 @@ def test_on_the_loop_one_run_in_a_few_is_measured_and_some_after_a_long_one() ->
     for _ in range(4 * MEASURED_EVERY):
         measured.append(place.measured)
         place.ran_on_loop(5e-6)
-    assert sum(measured) <= 1 + 4
+    assert sum(measured) <= FIRST_RUNS + 4
     place.ran_on_loop(5e-6)
     assert not place.measured
     place.ran_on_loop(1.0)  # on a clock that also shows what others do: it says nothing of the model
