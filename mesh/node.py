@@ -395,10 +395,17 @@ class Node:
     def _routes(self, access: Access, name: str) -> Routes:
         router = None if self.pool is None else self.pool.router
         v2 = V2Endpoint(self.serving, access, self.unready_reason, router, EXTENSIONS)
-        quick = QuickInference(
-            self.serving, access, self.registry, self.unready_reason, guarded_unary(v2.model_infer), router
-        )
         shared_memory = SharedMemoryEndpoint(Regions(), access, int(self._settings.bytes_in_flight_max))
+        quick = QuickInference(
+            self.serving,
+            access,
+            self.registry,
+            self.unready_reason,
+            guarded_unary(v2.model_infer),
+            router,
+            v2.go_on,
+            shared_memory.names_regions,
+        )
         streams = StreamEndpoint(v2, self.serving, shared_memory, self.overview, access, self._world.clock)
         uploads = Uploads(self._settings.data_dir / "uploads") if self.pool is None else None
         describer = Describer(self.registry, self.status, self.overview)

@@ -112,6 +112,11 @@ class Settings(BaseSettings):
         description="HOST:PORT where other pods reach `peer_port`. Empty: the host of the advertised address, and on "
         "the same machine a unix socket.",
     )
+    tell_owner: bool = Field(
+        True,
+        description="Whether an answer that another pod of the pool gave says at which address that pod is, so that "
+        "our Python client asks there next time.",
+    )
     zone: str = Field("", description="Failure zone of this pod: further copies of a model go to other zones first.")
     labels: Words = Field(
         (), description="Labels of this pod (comma separated), which models may require or prefer: `gpu`, `disk=ssd`."

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from mesh.client import operations
 from mesh.client.attempts import Pause, Received
-from mesh.client.client import DEFAULT_ENDPOINT, DEFAULT_TIMEOUT_S, Calls, Progress, decoded
+from mesh.client.client import CONNECTIONS_MAX, DEFAULT_ENDPOINT, DEFAULT_TIMEOUT_S, Calls, Progress, decoded
 from mesh.client.connection import AsyncConnection, ClientTls
 from mesh.client.endpoints import parse_endpoints
 from mesh.client.errors import HexcombError
@@ -36,11 +36,23 @@ class AsyncClient:
         retry: RetryPolicy | None = None,
         tls: ClientTls | None = None,
         metadata: Metadata = (),
+        follow_owners: bool = True,
     ) -> None:
-        """`endpoint`: HOST:PORT, or several: a list, or one text with commas between them. Raises ValueError."""
+        """`endpoint`: HOST:PORT, or several: a list, or one text with commas between them. `follow_owners`: ask for a
+        model at the pod that had it last time, where that pod can be reached. Raises ValueError."""
         addresses = parse_endpoints(endpoint)
+        self._tls = tls
         self._connections = {address: AsyncConnection(address, tls) for address in addresses}
-        self._calls = Calls(addresses, tenant, timeout_s, retry, metadata)
+        self._calls = Calls(addresses, tenant, timeout_s, retry, metadata, self._ready if follow_owners else None)
+
+    def _ready(self, address: str) -> bool:
+        """Whether a connection to a pod that an answer named stands; else one is made."""
+        connection = self._connections.get(address)
+        if connection is None:
+            if len(self._connections) >= CONNECTIONS_MAX:
+                return False
+            connection = self._connections[address] = AsyncConnection(address, self._tls)
+        return connection.is_ready()
 
     async def close(self) -> None:
         await asyncio.gather(*(connection.close() for connection in self._connections.values()))
@@ -55,7 +67,7 @@ class AsyncClient:
 
     async def call(self, operation: Operation[Answer], timeout_s: float | None = None) -> Answer:
         """Any operation of `mesh.client.operations`."""
-        steps = self._calls.begin(timeout_s)
+        steps = self._calls.begin(timeout_s, operation.model)
         outcome: Received | HexcombError | None = None
         while True:
             try:

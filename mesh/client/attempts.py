@@ -5,6 +5,7 @@ generator: it yields a step, is sent what came of it, and returns the answer's b
 
     Send ──► answer ─────────────────────────────► done
          ──► no answer, or "not me" (Unavailable) ─► the next endpoint, at once, until all were asked
+         ──► the same, of a model's owner ─────────► the endpoints
          ──► anything else, or all were asked ─────► `mesh.client.retries`: Pause and another round, or the error
 
 A try that may have reached a pod and ended without its answer is counted, and the count travels with the tries after
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 
 from mesh.client.endpoints import Endpoints
 from mesh.client.errors import HexcombError, Unavailable
+from mesh.client.owners import Owners
 from mesh.client.retries import RetryPolicy, wait_before_retry_s
 from mesh.transport.base import Metadata
 from mesh.wire.messages import PREVIOUS_ATTEMPTS_METADATA
@@ -51,6 +53,8 @@ class Received:
     draining: bool = False
     revision: int = 0
     """Of the store, after a write; 0: nothing was written."""
+    owner: str = ""
+    """HOST:PORT of the pod that answered, where it is not the one that was asked."""
 
 
 Conversation = Generator[Send | Pause, Received | HexcombError | None, bytes]
@@ -63,20 +67,34 @@ def conversation(
     deadline_s: float,
     clock: Callable[[], float],
     chance: Callable[[], float],
+    owners: Owners | None = None,
+    model: str = "",
 ) -> Conversation:
-    """The steps of one call. `deadline_s` is on `clock`; `chance` draws from [0, 1). Raises HexcombError."""
+    """The steps of one call. `deadline_s` is on `clock`; `chance` draws from [0, 1). With `owners`, and for a call that
+    one `model` answers, its owner is asked first. Raises HexcombError."""
+    if not model:
+        owners = None
+    owner = None if owners is None else owners.choose(model)
     rounds, unanswered = 1, 0
     tried: list[str] = []
     shown: HexcombError | None = None
     while True:
-        address = endpoints.choose(tried)
-        tried.append(address)
+        if owner is None:
+            address = endpoints.choose(tried)
+            tried.append(address)
+        else:
+            address = owner
         sent = (*metadata, *endpoints.metadata())
         if unanswered:
             sent = (*sent, (PREVIOUS_ATTEMPTS_METADATA, str(unanswered)))
         outcome = yield Send(address, sent, max(deadline_s - clock(), LEAST_TIMEOUT_S))
         if isinstance(outcome, Received):
             endpoints.answered(address, draining=outcome.draining)
+            if owners is not None:
+                if outcome.owner:
+                    owners.told(model, outcome.owner)
+                elif outcome.draining:
+                    owners.forget(model, address)
             if outcome.revision:
                 endpoints.wrote(outcome.revision)
             return outcome.body
@@ -89,6 +107,13 @@ def conversation(
         if shown is None or outcome.answered:
             shown = outcome
         remaining_s = deadline_s - clock()
+        if owner is not None and owners is not None:
+            owner = None
+            owners.forget(model, address)
+            if not outcome.answered:
+                owners.lost(address)
+            if isinstance(outcome, Unavailable) and remaining_s > 0:
+                continue
         if isinstance(outcome, Unavailable) and len(tried) < len(endpoints) and remaining_s > 0:
             continue
         wait_s = wait_before_retry_s(shown, rounds, remaining_s, policy, chance())

@@ -12,6 +12,7 @@ Imports beside tritonclient in one process.
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -25,6 +26,7 @@ from mesh.client.connection import BlockingConnection, ClientTls
 from mesh.client.endpoints import Endpoints, parse_endpoints
 from mesh.client.errors import HexcombError, ServerFailed
 from mesh.client.operations import AliasFields, Operation, PutAliasFields, SpecFields
+from mesh.client.owners import Owners
 from mesh.client.retries import RetryPolicy
 from mesh.transport.base import Metadata, StatusCode
 from mesh.wire.generated import hexcomb_pb2, inference_pb2, mmesh_pb2
@@ -36,6 +38,8 @@ Progress = Callable[[int], None]
 """Called after each message of a bulk call with the number of entries that it answered."""
 
 DEFAULT_ENDPOINT = "127.0.0.1:8033"
+CONNECTIONS_MAX = 256
+"""To endpoints, and to pods that answers named: the pods of a large pool, and those that came after them."""
 DEFAULT_TIMEOUT_S = 60.0
 """Long enough for a cold model of ordinary size; every method takes another."""
 
@@ -52,11 +56,25 @@ class Client:
         retry: RetryPolicy | None = None,
         tls: ClientTls | None = None,
         metadata: Metadata = (),
+        follow_owners: bool = True,
     ) -> None:
-        """`endpoint`: HOST:PORT, or several: a list, or one text with commas between them. Raises ValueError."""
+        """`endpoint`: HOST:PORT, or several: a list, or one text with commas between them. `follow_owners`: ask for a
+        model at the pod that had it last time, where that pod can be reached. Raises ValueError."""
         addresses = parse_endpoints(endpoint)
+        self._tls = tls
+        self._connecting = threading.Lock()
         self._connections = {address: BlockingConnection(address, tls) for address in addresses}
-        self._calls = Calls(addresses, tenant, timeout_s, retry, metadata)
+        self._calls = Calls(addresses, tenant, timeout_s, retry, metadata, self._ready if follow_owners else None)
+
+    def _ready(self, address: str) -> bool:
+        """Whether a connection to a pod that an answer named stands; else one is made."""
+        with self._connecting:
+            connection = self._connections.get(address)
+            if connection is None:
+                if len(self._connections) >= CONNECTIONS_MAX:
+                    return False
+                connection = self._connections[address] = BlockingConnection(address, self._tls)
+        return connection.is_ready()
 
     def close(self) -> None:
         for connection in self._connections.values():
@@ -72,7 +90,7 @@ class Client:
 
     def call(self, operation: Operation[Answer], timeout_s: float | None = None) -> Answer:
         """Any operation of `mesh.client.operations`."""
-        steps = self._calls.begin(timeout_s)
+        steps = self._calls.begin(timeout_s, operation.model)
         outcome: Received | HexcombError | None = None
         while True:
             try:
@@ -232,16 +250,28 @@ class Calls:
         timeout_s: float,
         retry: RetryPolicy | None,
         metadata: Metadata,
+        ready: Callable[[str], bool] | None,
     ) -> None:
+        """`ready`: see `Owners`; None: no owner is followed."""
         self._endpoints = Endpoints(addresses, time.monotonic, random.randrange(len(addresses)))
         self._metadata = metadata if tenant is None else (*metadata, (TENANT_METADATA, tenant))
         self._timeout_s = timeout_s
         self._retry = retry or RetryPolicy()
+        self._owners = None if ready is None else Owners(ready, time.monotonic, random.random)
 
-    def begin(self, timeout_s: float | None) -> Conversation:
-        """A call that ends after `timeout_s`, or after the client's own time."""
+    def begin(self, timeout_s: float | None, model: str) -> Conversation:
+        """A call that ends after `timeout_s`, or after the client's own time. `model`: see `Operation`."""
         deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
-        return conversation(self._endpoints, self._retry, self._metadata, deadline_s, time.monotonic, random.random)
+        return conversation(
+            self._endpoints,
+            self._retry,
+            self._metadata,
+            deadline_s,
+            time.monotonic,
+            random.random,
+            self._owners,
+            model,
+        )
 
 
 def decoded(operation: Operation[Answer], body: bytes) -> Answer:

@@ -15,7 +15,7 @@ from mesh.client.attempts import Received
 from mesh.client.errors import HexcombError, error_of
 from mesh.transport.base import Metadata, StatusCode
 from mesh.transport.grpcio_channel import channel_options, failed_call
-from mesh.wire.messages import DRAINING_METADATA, REVISION_METADATA
+from mesh.wire.messages import DRAINING_METADATA, OWNER_METADATA, REVISION_METADATA
 
 PING_TIMEOUT_S = 4.0
 """A pod that leaves a ping, or a new connection, unanswered is frozen or cut off; the call goes to another one."""
@@ -57,6 +57,8 @@ class BlockingConnection:
         else:
             self._channel = grpc.secure_channel(endpoint, _credentials(tls), _options(endpoint))
         self._callables: dict[str, Callable[..., Any]] = {}
+        self._ready_state = grpc.ChannelConnectivity.READY
+        self._is_ready = self._is_watched = False
 
     def call(self, path: str, body: bytes, metadata: Metadata, timeout_s: float) -> Received:
         """One attempt. Raises HexcombError."""
@@ -66,8 +68,24 @@ class BlockingConnection:
         try:
             reply, call = callable_(body, timeout=timeout_s, metadata=metadata)
         except self._rpc_error as failure:
-            raise _as_ours(failure, self._endpoint) from failure
+            error = _as_ours(failure, self._endpoint)
+            self._is_ready &= error.answered
+            raise error from failure
         return _received(reply, call.trailing_metadata())
+
+    def is_ready(self) -> bool:
+        """Whether a call would leave at once; else it connects, in the background."""
+        if not self._is_ready and not self._is_watched:
+            self._is_watched = True
+            self._channel.subscribe(self._changed, try_to_connect=True)
+        return self._is_ready
+
+    def _changed(self, state: Any) -> None:
+        if state is self._ready_state:
+            self._is_ready = True
+            # A channel that is watched has a thread that polls; who calls it hears of its end anyway.
+            self._channel.unsubscribe(self._changed)
+            self._is_watched = False
 
     def close(self) -> None:
         self._channel.close()
@@ -87,6 +105,7 @@ class AsyncConnection:
         else:
             self._channel = grpc.aio.secure_channel(endpoint, _credentials(tls), _options(endpoint))
         self._callables: dict[str, Callable[..., Any]] = {}
+        self._ready_state = grpc.ChannelConnectivity.READY
 
     async def call(self, path: str, body: bytes, metadata: Metadata, timeout_s: float) -> Received:
         """One attempt. Raises HexcombError."""
@@ -98,6 +117,10 @@ class AsyncConnection:
             return _received(await call, await call.trailing_metadata())
         except self._rpc_error as failure:
             raise _as_ours(failure, self._endpoint) from failure
+
+    def is_ready(self) -> bool:
+        """Whether a call would leave at once; else it connects, in the background."""
+        return self._channel.get_state(try_to_connect=True) is self._ready_state
 
     async def close(self) -> None:
         await self._channel.close()
@@ -125,13 +148,15 @@ def _credentials(tls: ClientTls) -> Any:
 def _received(reply: bytes, trailers: Any) -> Received:
     if not trailers:
         return Received(reply)
-    draining, revision = False, 0
+    draining, revision, owner = False, 0, ""
     for key, value in trailers:
         if key == DRAINING_METADATA:
             draining = True
         elif key == REVISION_METADATA and str(value).isdecimal():
             revision = int(value)
-    return Received(reply, draining, revision)
+        elif key == OWNER_METADATA:
+            owner = str(value)
+    return Received(reply, draining, revision, owner)
 
 
 def _as_ours(failure: Any, endpoint: str) -> HexcombError:

@@ -94,8 +94,10 @@ class Endpoints:
             return self._order[min(range(count), key=preference)].address
 
     def answered(self, address: str, *, draining: bool) -> None:
-        """It gave an answer, good or bad."""
-        endpoint = self._endpoints[address]
+        """It gave an answer, good or bad. Others than endpoints may, too."""
+        endpoint = self._endpoints.get(address)
+        if endpoint is None:
+            return
         if not draining and not endpoint.failures and not endpoint.draining_until_s:
             return
         with self._lock:
@@ -104,8 +106,10 @@ class Endpoints:
             endpoint.draining_until_s = self._clock() + DRAINING_S if draining else 0.0
 
     def failed(self, address: str) -> None:
-        """It gave no answer."""
-        endpoint = self._endpoints[address]
+        """It gave no answer. Others than endpoints may not, either."""
+        endpoint = self._endpoints.get(address)
+        if endpoint is None:
+            return
         with self._lock:
             now_s = self._clock()
             if now_s < endpoint.left_out_until_s:

@@ -38,6 +38,8 @@ class Operation(Generic[Answer]):
     path: str
     body: bytes
     decode: Callable[[bytes], Answer]
+    model: str = ""
+    """Whose copy answers it; empty: any pod does."""
 
 
 class SpecFields(TypedDict):
@@ -92,7 +94,7 @@ def infer(
         body = encode_request(model, arrays, outputs, version, request_id)
     except UnsendableOutput as error:
         raise InvalidRequest(f"cannot send this request: {error}", StatusCode.INVALID_ARGUMENT) from error
-    return Operation(messages.MODEL_INFER.path, body, decode_response)
+    return Operation(messages.MODEL_INFER.path, body, decode_response, model)
 
 
 def server_live() -> Operation[bool]:

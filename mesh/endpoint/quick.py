@@ -10,16 +10,19 @@ nothing has happened. Requests that arrived together for one copy share its run,
 A request for a copy that does not run on the loop, or that is large, is read here all the same, and then answered by a
 task that has little left to do: V2 would read the message field by field.
 
-What is out of the ordinary: a model that is unknown, not here, or busier than its other copies; a message that has no
-pattern, or a timeout, a priority or a sequence; ModelMesh's headers; a view that is behind what the client has seen; a
-pod that drains.
+A request for a model that serves on another pod is sent on at once, over a line that does not need anybody to wait for
+it; the answer goes to the client as it comes. Only if the first try fails does a task go on with it.
+
+What is out of the ordinary: a model that is unknown, that serves nowhere, or is busier here than its other copies; a
+message that has no pattern, or a timeout, a priority or a sequence; ModelMesh's headers; a view that is behind what the
+client has seen; a pod that drains.
 
 Belongs to the event loop; nothing awaits between the look and a run there, so nothing changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -27,15 +30,18 @@ from typing import NamedTuple
 from mesh.batching.joining import Request
 from mesh.endpoint.access import Access
 from mesh.endpoint.revisions import revision_seen
-from mesh.endpoint.status import as_transport_error
+from mesh.endpoint.status import as_transport_error, guarded_unary
+from mesh.endpoint.v2 import from_draining
 from mesh.plans import Plan, plan_request
 from mesh.resident import Resident
-from mesh.routing.hop import Hop, hop_of
-from mesh.routing.router import Router
+from mesh.routing.hop import Hop, hop_of, previous_attempts
+from mesh.routing.router import FirstTry, Router
 from mesh.serving import Serving, Tensors, UnknownModel
-from mesh.transport.base import Call, Metadata, QuickReply, Reply, TransportError, UnaryHandler
+from mesh.transport.base import Call, Later, Metadata, QuickReply, Reply, TransportError, UnaryHandler
 from mesh.wire import messages
+from mesh.wire.errors import InvalidMessage
 from mesh.wire.patterns import PATTERN_BYTES_MAX
+from mesh.wire.peek import peek
 from placement.errors import PlacementError
 from placement.records import ModelRecord
 from placement.registry import Registry
@@ -67,6 +73,8 @@ class _Asker:
     hop: Hop | None
     revision: int
     """Of the registry, that the client has seen."""
+    has_tried: bool
+    """The client has sent this call before."""
 
 
 class _Asked(NamedTuple):
@@ -91,14 +99,19 @@ class QuickInference:
         unready: Callable[[], str],
         otherwise: UnaryHandler,
         router: Router | None = None,
+        go_on: Callable[[FirstTry, Call], Awaitable[Reply]] | None = None,
+        names_regions: Callable[[bytes], bool] = lambda _: False,
     ) -> None:
-        """`otherwise`: V2's handler."""
+        """`otherwise`: V2's handler. Of a pod in a pool: `go_on` with a request whose first try on another pod failed;
+        whether a request `names_regions` of this machine's memory, and so cannot go elsewhere as it is."""
         self._serving = serving
         self._access = access
         self._registry = registry
         self._unready = unready
         self._otherwise = otherwise
         self._router = router
+        self._go_on = go_on
+        self._names_regions = names_regions
         self._askers: dict[tuple[Metadata, str | None], _Asker | None] = {}
 
     def answer(self, calls: Sequence[Call]) -> Sequence[QuickReply]:
@@ -127,9 +140,9 @@ class QuickInference:
 
     def _ask(
         self, call: Call, draining: bool, of_copies: dict[int, list[tuple[int, _Asked]]]
-    ) -> _Asked | Exception | None:
-        """What a call asks of which copy, which is pinned for it then; None: it is left to V2. `of_copies`: those that
-        arrived with it, of which no copy is any busier."""
+    ) -> _Asked | Exception | Later | None:
+        """What a call asks of which copy, which is pinned for it then, or the answer of another pod's; None: it is left
+        to V2. `of_copies`: those that arrived with it, of which no copy is any busier."""
         body = call.body
         if len(body) > PATTERN_BYTES_MAX or not isinstance(body, bytes):
             return None
@@ -141,9 +154,11 @@ class QuickInference:
         if name is None:
             return None
         record = self._find(asker, name)
-        resident = None if record is None else self._serving.hit(record)
-        if record is None or resident is None:
+        if record is None:
             return None
+        resident = self._serving.hit(record)
+        if resident is None:
+            return self._forward(call, asker, record, name, body)
         asked: _Asked | Exception | None = None
         try:
             in_flight = resident.copy.pins - len(of_copies.get(id(resident), ()))
@@ -154,6 +169,32 @@ class QuickInference:
         if not isinstance(asked, _Asked):
             resident.let_go()
         return asked
+
+    def _forward(self, call: Call, asker: _Asker, record: ModelRecord, name: str, body: bytes) -> Later | None:
+        """Have another pod answer, if that is plain."""
+        router = self._router
+        if router is None or asker.hop is not None or asker.has_tried or self._names_regions(body):
+            return None
+        try:
+            envelope = peek(body)
+        except InvalidMessage:
+            return None
+        if envelope.model_name != name or envelope.model_version:
+            return None
+        later = Later()
+        registered = self._serving.registered(record) or record
+        cancel = router.forward_now(call, asker.tenant, registered, partial(self._forwarded, later))
+        if cancel is None:
+            return None
+        later.cancel = cancel
+        return later
+
+    def _forwarded(self, later: Later, outcome: Reply | FirstTry) -> None:
+        if isinstance(outcome, FirstTry):
+            assert self._go_on is not None
+            later.settle(guarded_unary(partial(self._go_on, outcome)))
+        else:
+            later.settle(from_draining(outcome) if self._unready() else outcome)
 
     def _read_request(self, record: ModelRecord, resident: Resident, name: str, body: bytes) -> _Asked | None:
         plan = self._plan(resident, name, body)
@@ -252,7 +293,7 @@ class QuickInference:
         try:
             tenant = self._access.caller(call).tenant
             hop = hop_of(call) if self._access.is_peer(call) else None
-            return _Asker(tenant, hop, revision_seen(call))
+            return _Asker(tenant, hop, revision_seen(call), previous_attempts(call) > 0)
         except TransportError:
             return None
 

@@ -121,13 +121,17 @@ class SharedMemoryEndpoint:
         messages.parse(messages.CUDA_SHM_UNREGISTER, call.body)
         return inference_pb2.CudaSharedMemoryUnregisterResponse().SerializeToString()
 
+    def names_regions(self, body: bytes | memoryview) -> bool:
+        """Whether a request may name regions that are registered here."""
+        return bool(self._regions) and _MARK in bytes(body)
+
     # Requests -----------------------------------------------------------------------------------------------
 
     def by_reference(self, handler: UnaryHandler) -> UnaryHandler:
         """The handler of ModelInfer, for requests that name regions as well. A look, where no region is registered."""
 
         async def infer(call: Call) -> Reply:
-            if not self._regions or _MARK not in bytes(call.body):
+            if not self.names_regions(call.body):
                 return await handler(call)
             plain, places = await self.plain(call, self._access.caller(call).tenant)
             reply = await handler(plain)

@@ -18,7 +18,7 @@ from math import inf
 from mesh.endpoint.access import Access
 from mesh.resident import Resident
 from mesh.routing.hop import Hop, hop_of
-from mesh.routing.router import Router
+from mesh.routing.router import FirstTry, Router
 from mesh.serving import Serving, Tensors, UnknownModel
 from mesh.transport.base import Call, Reply, ReplyWithTrailers, UnaryHandler
 from mesh.wire import messages
@@ -87,13 +87,24 @@ class V2Endpoint:
 
         return self._own_word(await self.routed(call, caller.tenant, hop, record, run_here), hop)
 
+    async def go_on(self, first: FirstTry, call: Call) -> Reply:
+        """Answer a client's call after a first try on another pod that was not waited for, for the model that it had
+        then: an alias is not drawn again."""
+        assert self._router is not None
+        tenant = self._access.caller(call).tenant
+        envelope = peek(call.body)
+        name = asked_name(call, envelope.model_name)
+        registered = self._serving.registered(first.sent.record) or first.sent.record
+
+        async def run(space_wait_s: float) -> Reply:
+            current = self._serving.current(registered)
+            return await self.run(call, envelope, name, current, self._serving.hit(current), space_wait_s)
+
+        return self._own_word(await self._router.from_client(call, tenant, registered, run, first), None)
+
     def _own_word(self, reply: Reply, hop: Hop | None) -> Reply:
         """The answer, and whether the pod that the client called is leaving: this one, not the one that ran it."""
-        if hop is not None or not self._ready():
-            return reply
-        if isinstance(reply, ReplyWithTrailers):
-            return ReplyWithTrailers(reply.body, (*reply.trailers, _DRAINING_TRAILER))
-        return ReplyWithTrailers(reply, (_DRAINING_TRAILER,))
+        return reply if hop is not None or not self._ready() else from_draining(reply)
 
     async def resolve(self, call: Call, tenant: str, name: str, version: str) -> tuple[ModelRecord, Hop | None]:
         """The generation that answers here, and the hop that brought the call, if it came from another pod."""
@@ -210,6 +221,13 @@ async def decoded(body: bytes | memoryview, envelope: Envelope) -> Tensors:
 def shown_name(name: str, envelope: Envelope, record: ModelRecord) -> str:
     """What an answer calls the model that was asked for by `name`: as the message does, else by its id."""
     return envelope.model_name if name == envelope.model_name else record.id
+
+
+def from_draining(reply: Reply) -> Reply:
+    """The answer of a pod that is leaving."""
+    if isinstance(reply, ReplyWithTrailers):
+        return ReplyWithTrailers(reply.body, (*reply.trailers, _DRAINING_TRAILER))
+    return ReplyWithTrailers(reply, (_DRAINING_TRAILER,))
 
 
 def asked_name(call: Call, in_message: str) -> str:

@@ -13,11 +13,12 @@ Deliberately absent: who is down (`probes`), what to do then (`router`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from mesh.transport.base import Dial, Line, LineBroken, Metadata, PeerWays, Reply, StatusCode, TransportError
+from mesh.transport.base import Dial, Heard, Line, LineBroken, Metadata, PeerWays, Reply, StatusCode, TransportError
 from mesh.wire import messages
 from placement.policy.snapshot import Pod
 
@@ -30,6 +31,15 @@ class _Link:
     in_flight: int = 0
     calls: dict[asyncio.Task[Any], bool] = field(default_factory=dict)
     """In the order in which they came; True: `cut` has cancelled it, and it has not noticed yet."""
+    begun: set[_Begun] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False)
+class _Begun:
+    """A call that nobody waits for: `heard` is told how it ends."""
+
+    heard: Heard
+    cancel: Callable[[], None]
 
 
 class Links:
@@ -94,15 +104,51 @@ class Links:
             return await link.line.call(path, body, shown, deadline_s)
         except asyncio.CancelledError:
             if link.calls[task] and task.uncancel() == 0:
-                raise LineBroken(
-                    f"pod {pod_id!r} at {link.ways.address} does not answer any more", sent=True, cut=True
-                ) from None
+                raise _hung_up(pod_id, link) from None
             raise
         finally:
             del link.calls[task]
             link.in_flight -= 1
             if self._links.get(pod_id) is link:
                 self._in_flight[pod_id] = link.in_flight
+
+    def begin(
+        self,
+        pod_id: str,
+        path: str,
+        body: bytes | memoryview,
+        metadata: Metadata,
+        deadline_s: float | None,
+        heard: Heard,
+    ) -> Callable[[], None] | None:
+        """One call to a pod, without waiting for it: see `Line.begin`. None where `call` would refuse it, too."""
+        link = self._links.get(pod_id)
+        if link is None or link.in_flight >= self._calls_per_pod_max:
+            return None
+
+        def ended(outcome: Reply | TransportError | LineBroken) -> None:
+            self._forget(pod_id, link, begun)
+            heard(outcome)
+
+        shown = (*metadata, (messages.PEER_KEY_METADATA, link.peer_key))
+        cancel = link.line.begin(path, body, shown, deadline_s, ended)
+        if cancel is None:
+            return None
+        begun = _Begun(heard, cancel)
+        link.begun.add(begun)
+        link.in_flight += 1
+        self._in_flight[pod_id] = link.in_flight
+        return partial(self._cancel, pod_id, link, begun)
+
+    def _cancel(self, pod_id: str, link: _Link, begun: _Begun) -> None:
+        self._forget(pod_id, link, begun)
+        begun.cancel()
+
+    def _forget(self, pod_id: str, link: _Link, begun: _Begun) -> None:
+        link.begun.discard(begun)
+        link.in_flight -= 1
+        if self._links.get(pod_id) is link:
+            self._in_flight[pod_id] = link.in_flight
 
     def cut(self, pod_id: str) -> None:
         """End every call to this pod: LineBroken for those who wait."""
@@ -113,6 +159,9 @@ class Links:
             if not is_cut:
                 link.calls[task] = True
                 task.cancel()
+        for begun in list(link.begun):
+            self._cancel(pod_id, link, begun)
+            begun.heard(_hung_up(pod_id, link))
 
     async def close(self) -> None:
         """Hang up everywhere."""
@@ -120,6 +169,10 @@ class Links:
             self._hang_up(pod_id)
         if self._closing:
             await asyncio.gather(*self._closing, return_exceptions=True)
+
+
+def _hung_up(pod_id: str, link: _Link) -> LineBroken:
+    return LineBroken(f"pod {pod_id!r} at {link.ways.address} does not answer any more", sent=True, cut=True)
 
 
 def _ways_to(pod: Pod) -> PeerWays:

@@ -154,6 +154,7 @@ class PoolSide:
             observe=self.outlying.observe,
             is_draining=lambda: condition().draining,
             attempts_max=settings.route_attempts_max,
+            tells_owner=settings.tell_owner,
             clock=world.clock,
         )
         self.hooks = PoolHooks(

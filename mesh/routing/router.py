@@ -25,7 +25,9 @@ import logging
 from collections.abc import Awaitable, Callable, Container, Iterable
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from cachetools import LRUCache
 
 from cache.types import RefusalKind
 from mesh.endpoint.status import as_transport_error
@@ -35,7 +37,8 @@ from mesh.routing.links import Links
 from mesh.routing.losses import Losses
 from mesh.routing.names import WAIT_S, Names
 from mesh.routing.probes import Probes
-from mesh.transport.base import Call, LineBroken, Reply, StatusCode, TransportError
+from mesh.transport.base import Call, LineBroken, Metadata, Reply, ReplyWithTrailers, StatusCode, TransportError
+from mesh.wire import messages
 from placement.expected import ExpectedPool
 from placement.membership import HeldBy, Membership
 from placement.policy.load_choice import LoadChoice, choose_load_pod
@@ -74,6 +77,11 @@ SPACE_WAIT_MIN_S = 1.5
 copies that were loaded a moment ago may leave for it."""
 DEATHS_MAX = 2
 """Pods that may die over one request: after the first it is tried once more, after the second it is the suspect."""
+
+
+METADATA_KEPT_MAX = 4096
+METADATA_BYTES_MAX = 1024
+"""What goes with forwarded requests is made once for all that are alike: how many kinds, and how long each."""
 
 
 class HereNow(Protocol):
@@ -128,6 +136,25 @@ class _Tries:
         self.space_wait_s = max(SPACE_WAIT_MIN_S, left_s)
 
 
+class _Sent(NamedTuple):
+    """One try elsewhere."""
+
+    record: ModelRecord
+    """The registered generation."""
+    pod: str
+    incarnation: str
+    generation: int
+    mode: Mode
+    began_s: float
+
+
+class FirstTry(NamedTuple):
+    """A try that failed of a request that was sent on without waiting."""
+
+    sent: _Sent
+    failure: LineBroken | TransportError
+
+
 class _Healthy:
     """Pods that answer, as a container: everybody but those that the probes, or the outlier rule, put out."""
 
@@ -158,9 +185,11 @@ class Router:
         observe: Callable[[str, ModelName, float], None],
         is_draining: Callable[[], bool],
         attempts_max: int,
+        tells_owner: bool,
         clock: Callable[[], float],
     ) -> None:
-        """`slow_pods`: those that answer too slowly to be asked; `observe(pod, name, seconds)`: an answer came."""
+        """`slow_pods`: those that answer too slowly to be asked; `observe(pod, name, seconds)`: an answer came;
+        `tells_owner`: an answer of another pod names that pod."""
         self._own_pod = own_pod
         self.names = names
         self._registry = registry
@@ -174,8 +203,10 @@ class Router:
         self._observe = observe
         self._is_draining = is_draining
         self._attempts_max = attempts_max
+        self._tells_owner = tells_owner
         self._clock = clock
         self._ordinals = itertools.count()
+        self._metadata: LRUCache[tuple[Metadata, str, str, int, int], Metadata] = LRUCache(METADATA_KEPT_MAX)
         self._claims: dict[ModelName, asyncio.Task[tuple[str, ...]]] = {}
         self.forwarded = 0
         """Requests answered by other pods."""
@@ -202,13 +233,55 @@ class Router:
         limit = self._here.limit(name)
         return limit > 0 and in_flight > limit and len(self._membership.view.copies.get(name, ())) > 1
 
-    async def from_client(self, call: Call, tenant: str, record: ModelRecord, run_here: RunLocally) -> Reply:
-        """Answer a client's request. `record` is the registered generation."""
+    def forward_now(
+        self, call: Call, tenant: str, record: ModelRecord, heard: Callable[[Reply | FirstTry], None]
+    ) -> Callable[[], None] | None:
+        """Send a client's first request on to a copy that serves elsewhere, without waiting for the answer.
+
+        Answers how to cancel it; None: it is no such plain case, and left to `from_client`. So it is after a try that
+        failed, which `heard` is told of in place of an answer.
+        """
+        name = ModelName(record.tenant, record.id)
+        view = self._membership.view
+        if name in view.suspicions:
+            return None
+        route = self._route(view, name, record.generation, (), forwarded=False)
+        if not isinstance(route, Forward) or route.mode is not Mode.HIT:
+            return None
+        sent = self._sent(record, route.pod, route.generation, Mode.HIT)
+
+        def answered(outcome: Reply | LineBroken | TransportError) -> None:
+            if isinstance(outcome, Exception):
+                heard(FirstTry(sent, outcome))
+            else:
+                heard(self._answered(sent, outcome))
+
+        metadata = self._plain_metadata(call, tenant, record, route.generation)
+        return self._links.begin(route.pod, call.method, call.body, metadata, call.deadline_s, answered)
+
+    def _plain_metadata(self, call: Call, tenant: str, record: ModelRecord, generation: int) -> Metadata:
+        """What goes with a request to a copy that serves: the same for all that are alike."""
+        known = (call.metadata, tenant, record.id, generation, record.revision)
+        metadata = self._metadata.get(known)
+        if metadata is None:
+            hop = Hop(self._own_pod, record.id, generation, record.revision, load=False)
+            metadata = forwarded_metadata(call, tenant, hop)
+            if sum(len(key) + len(value) for key, value in metadata) <= METADATA_BYTES_MAX:
+                self._metadata[known] = metadata
+        return metadata
+
+    async def from_client(
+        self, call: Call, tenant: str, record: ModelRecord, run_here: RunLocally, first: FirstTry | None = None
+    ) -> Reply:
+        """Answer a client's request. `record` is the registered generation; `first` was its first try."""
         name = ModelName(record.tenant, record.id)
         tries = _Tries()
+        if first is not None:
+            await self._learn(*first, tries)
+            self.retried += 1
         await self._losses.heed_retries(call, name, record.generation)
         self._refuse_quarantined(name, record.generation)
-        for _ in range(self._attempts_max):
+        for _ in range(self._attempts_max - (first is not None)):
             reply = await self._try_once(call, tenant, record, name, run_here, tries)
             if reply is not None:
                 return reply
@@ -342,65 +415,84 @@ class Router:
         mode: Mode,
     ) -> Reply | None:
         """One try elsewhere. What it took says something about the pod only where a copy was known to serve."""
-        deaths = tries.deaths
         insists = tries.insists or self._own_pod in tries.excluded
-        load = mode is Mode.LOAD
-        hop = Hop(self._own_pod, record.id, generation, record.revision, load, insists, tries.space_wait_s)
-        metadata = forwarded_metadata(call, tenant, hop)
-        name = ModelName(record.tenant, record.id)
-        began_s = self._clock()
-        incarnation = self._incarnation_of(pod)
+        hop = Hop(self._own_pod, record.id, generation, record.revision, mode is Mode.LOAD, insists, tries.space_wait_s)
+        sent = self._sent(record, pod, generation, mode)
         try:
+            metadata = forwarded_metadata(call, tenant, hop)
             reply = await self._links.call(pod, call.method, call.body, metadata, call.deadline_s)
-        except LineBroken as broken:
-            self._probes.broke(pod)
-            tries.excluded.add(pod)
-            tries.last = TransportError(StatusCode.UNAVAILABLE, str(broken), 0.1)
-            if broken.sent and not broken.cut:
-                deaths.append((pod, incarnation))
-                if len(deaths) >= DEATHS_MAX:
-                    await self._losses.killed(name, generation, deaths)
-                    raise TransportError(
-                        StatusCode.INTERNAL,
-                        f"{len(deaths)} pods died while they worked on this request for model {record.id!r}; it is "
-                        "not tried again, and the model runs in a process of its own from now on",
-                    ) from broken
-                await self._losses.first_death(name, generation, pod, incarnation)
+        except (LineBroken, TransportError) as failure:
+            await self._learn(sent, failure, tries)
             return None
-        except TransportError as error:
-            found = why_not_here(error)
-            full = found is None and error.status is StatusCode.RESOURCE_EXHAUSTED
-            if found is None and not full and error.status is not StatusCode.UNAVAILABLE:
-                if mode is Mode.HIT:
-                    self._observe(pod, name, self._clock() - began_s)
-                raise  # the model's own word
-            if found == (HELD, self._own_pod) and not tries.insists:
-                # A copy has begun to load here meanwhile, and is joined next; or the store knows of one that has gone.
-                here = self._here
-                tries.insists = not (here.is_loading(name, record.generation) or here.servable_generation(name))
-            elif found is not None and found[0] == ABSENT and pod not in tries.gone:
-                tries.gone.add(pod)
-                tries.denied.append(pod)
-            else:
-                tries.excluded.add(pod)
-            if found is not None and found[0] == NO_ROOM:
-                tries.found_no_room(self._clock() - began_s)
-            if full and not self._is_served(name, tries.excluded):
-                raise  # loading it once more would not make the pool less busy
-            tries.last = error
-            holder = found[1] if found is not None else ""
-            if (
-                holder
-                and holder not in tries.excluded | tries.gone
-                and holder != self._own_pod
-                and holder in self.healthy()
-            ):
-                tries.named = (holder, generation)
-            return None
-        if mode is Mode.HIT:
-            self._observe(pod, name, self._clock() - began_s)
+        return self._answered(sent, reply)
+
+    def _sent(self, record: ModelRecord, pod: str, generation: int, mode: Mode) -> _Sent:
+        return _Sent(record, pod, self._incarnation_of(pod), generation, mode, self._clock())
+
+    def _answered(self, sent: _Sent, reply: Reply) -> Reply:
+        """The answer of another pod, as the client gets it."""
+        if sent.mode is Mode.HIT:
+            name = ModelName(sent.record.tenant, sent.record.id)
+            self._observe(sent.pod, name, self._clock() - sent.began_s)
         self.forwarded += 1
-        return reply
+        owner = self._membership.view.pods.get(sent.pod) if self._tells_owner else None
+        if owner is None:
+            return reply
+        body, trailers = (reply.body, reply.trailers) if isinstance(reply, ReplyWithTrailers) else (reply, ())
+        return ReplyWithTrailers(body, (*trailers, (messages.OWNER_METADATA, owner.address)))
+
+    async def _learn(self, sent: _Sent, failure: LineBroken | TransportError, tries: _Tries) -> None:
+        """What a try that failed says to the next one. Raises what no other pod would change."""
+        record, pod = sent.record, sent.pod
+        name = ModelName(record.tenant, record.id)
+        if isinstance(failure, LineBroken):
+            await self._learn_of_break(sent, failure, name, tries)
+            return
+        found = why_not_here(failure)
+        full = found is None and failure.status is StatusCode.RESOURCE_EXHAUSTED
+        if found is None and not full and failure.status is not StatusCode.UNAVAILABLE:
+            if sent.mode is Mode.HIT:
+                self._observe(pod, name, self._clock() - sent.began_s)
+            raise failure  # the model's own word
+        if found == (HELD, self._own_pod) and not tries.insists:
+            # A copy has begun to load here meanwhile, and is joined next; or the store knows of one that has gone.
+            here = self._here
+            tries.insists = not (here.is_loading(name, record.generation) or here.servable_generation(name))
+        elif found is not None and found[0] == ABSENT and pod not in tries.gone:
+            tries.gone.add(pod)
+            tries.denied.append(pod)
+        else:
+            tries.excluded.add(pod)
+        if found is not None and found[0] == NO_ROOM:
+            tries.found_no_room(self._clock() - sent.began_s)
+        if full and not self._is_served(name, tries.excluded):
+            raise failure  # loading it once more would not make the pool less busy
+        tries.last = failure
+        holder = found[1] if found is not None else ""
+        if (
+            holder
+            and holder not in tries.excluded | tries.gone
+            and holder != self._own_pod
+            and holder in self.healthy()
+        ):
+            tries.named = (holder, sent.generation)
+
+    async def _learn_of_break(self, sent: _Sent, broken: LineBroken, name: ModelName, tries: _Tries) -> None:
+        pod, deaths = sent.pod, tries.deaths
+        self._probes.broke(pod)
+        tries.excluded.add(pod)
+        tries.last = TransportError(StatusCode.UNAVAILABLE, str(broken), 0.1)
+        if not broken.sent or broken.cut:
+            return
+        deaths.append((pod, sent.incarnation))
+        if len(deaths) >= DEATHS_MAX:
+            await self._losses.killed(name, sent.generation, deaths)
+            raise TransportError(
+                StatusCode.INTERNAL,
+                f"{len(deaths)} pods died while they worked on this request for model {sent.record.id!r}; it is "
+                "not tried again, and the model runs in a process of its own from now on",
+            ) from broken
+        await self._losses.first_death(name, sent.generation, pod, sent.incarnation)
 
     def _is_served(self, name: ModelName, excluded: Container[str]) -> bool:
         healthy = self.healthy()

@@ -22,6 +22,7 @@ from mesh.simulation.virtual_loop import Process, VirtualLoop
 from mesh.transport.base import (
     Call,
     Dial,
+    Heard,
     LineBroken,
     ListenAddress,
     Metadata,
@@ -209,6 +210,11 @@ class SimulatedLine:
         self._network = network
         self._machine = machine
         self._address = ways.address
+
+    def begin(
+        self, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None, heard: Heard
+    ) -> None:
+        """See `Line`: here every call is waited for."""
 
     async def call(self, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None) -> Reply:
         """See `Line`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from typing import Protocol
 
 from mesh.transport.base import StatusCode, TransportError, TransportLimits
 
@@ -21,12 +21,19 @@ _LAST_CALLS_S = 0.1
 with CANCELLED, or not at all, and clients repeat neither."""
 
 
+class Running(Protocol):
+    """A call in hand: the task that answers it, or what stands for it where none has to wait."""
+
+    def cancel(self) -> object:
+        """End it; it is answered with `stopped` while `ending`."""
+
+
 class Admission:
     """The calls of one transport, all addresses together."""
 
     def __init__(self, limits: TransportLimits) -> None:
         self._limits = limits
-        self._running: set[asyncio.Task[Any]] = set()
+        self._running: set[Running] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._bytes_in_flight = 0
@@ -67,16 +74,16 @@ class Admission:
             )
         return None
 
-    def enter(self, task: asyncio.Task[Any], body_bytes: int = 0) -> None:
-        """A call that was not refused is served by this task until `leave`."""
+    def enter(self, running: Running, body_bytes: int = 0) -> None:
+        """A call that was not refused is in hand until `leave`."""
         self._bytes_in_flight += body_bytes
-        self._running.add(task)
+        self._running.add(running)
         self._idle.clear()
 
-    def leave(self, task: asyncio.Task[Any], body_bytes: int = 0) -> None:
+    def leave(self, running: Running, body_bytes: int = 0) -> None:
         """The call's handler has ended."""
         self._bytes_in_flight -= body_bytes
-        self._running.discard(task)
+        self._running.discard(running)
         if not self._running:
             self._idle.set()
 
@@ -89,8 +96,8 @@ class Admission:
         except TimeoutError:
             _log.warning("%d calls did not finish within %.1f s of grace and are ended", len(self._running), grace_s)
             self.ending = True
-            for task in tuple(self._running):
-                task.cancel()
+            for running in tuple(self._running):
+                running.cancel()
         if self._was_called:
             self._was_called = False
             await asyncio.sleep(_LAST_CALLS_S)

@@ -140,8 +140,48 @@ class ReplyWithTrailers:
 Reply = bytes | ReplyWithTrailers
 
 UnaryHandler = Callable[[Call], Awaitable[Reply]]
-QuickReply = Reply | Exception | UnaryHandler | None
-"""A call's answer, or its error; else who is to answer it: this handler, or, for None, the method's."""
+Outcome = Reply | Exception | UnaryHandler
+"""A call's answer, or its error; else who is to answer it, in a task."""
+
+
+class Later:
+    """The answer to a call that comes later, from elsewhere, so that no task needs to wait for it.
+
+    Whoever promises it settles it, once; whoever answers the call hears of it, or cancels it and hears nothing more.
+    """
+
+    __slots__ = ("_hear", "_outcome", "cancel")
+
+    def __init__(self) -> None:
+        self.cancel: Callable[[], None] = _nothing
+        """The client has gone: nobody waits for it any more. Set by whoever promises it."""
+        self._hear: Callable[[Outcome], None] | None = None
+        self._outcome: Outcome | None = None
+
+    def settle(self, outcome: Outcome) -> None:
+        """This is it."""
+        hear, self._hear = self._hear, None
+        self.cancel = (
+            _nothing  # whoever is told, and who told it, hold one another no longer: no work for the collector
+        )
+        if hear is None:
+            self._outcome = outcome
+        else:
+            hear(outcome)
+
+    def heard_by(self, hear: Callable[[Outcome], None]) -> None:
+        """Call this with the outcome, at once if there is one."""
+        self._hear = hear
+        if self._outcome is not None:
+            hear(self._outcome)
+
+
+def _nothing() -> None:
+    pass
+
+
+QuickReply = Outcome | Later | None
+"""What becomes of a call; None: the method's handler is to answer it."""
 QuickHandler = Callable[[Sequence[Call]], Sequence[QuickReply]]
 """For each call what becomes of it. Raises nothing."""
 StreamHandler = Callable[[Call, AsyncIterator[bytes]], AsyncIterator[bytes]]
@@ -220,8 +260,20 @@ class LineBroken(Exception):
         self.cut = cut
 
 
+Heard = Callable[[Reply | TransportError | LineBroken], None]
+"""Told how a call ended that was begun without waiting for it."""
+
+
 class Line(Protocol):
     """The calling side of the seam: a connection to one peer, that heals itself."""
+
+    def begin(
+        self, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None, heard: Heard
+    ) -> Callable[[], None] | None:
+        """`call`, without waiting: `heard` is told, in a later turn of the loop, what `call` would answer or raise.
+
+        Answers how to cancel it, after which `heard` is told nothing; or None, where only `call` can do it.
+        """
 
     async def call(self, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None) -> Reply:
         """One unary call, body untouched. `deadline_s` is on this process's `time.monotonic()`.

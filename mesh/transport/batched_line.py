@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from math import inf
 
-from mesh.transport.base import Line, Metadata, PeerWays, Reply
+from mesh.transport.base import Heard, Line, Metadata, PeerWays, Reply
 from mesh.transport.calling import Calling
 from mesh.transport.frames import CALL_BYTES_MAX
 from mesh.transport.pipe import SocketPipe
@@ -50,6 +50,15 @@ class BatchedLine:
     def is_batched(self) -> bool:
         """Whether calls that come now go in batches."""
         return self._calling is not None and self._calling.is_open
+
+    def begin(
+        self, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None, heard: Heard
+    ) -> Callable[[], None] | None:
+        """See `Line`."""
+        calling = self._calling
+        if calling is None or not calling.is_open or calling.is_full or len(body) > CALL_BYTES_MAX:
+            return None
+        return calling.begin(path, body, metadata, deadline_s, heard)
 
     async def call(self, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None) -> Reply:
         """See `Line`."""

@@ -1,4 +1,4 @@
-"""The calling end of a line between two pods: one future per call, all calls of a turn of the loop in one piece.
+"""The calling end of a line between two pods: all calls of a turn of the loop in one piece.
 
 Calls that wait when the line ends may have been begun at the other end; each is a broken line to its caller, who has
 other pods to try. A line that the other end wants to end is ended once what is under way is answered.
@@ -10,9 +10,11 @@ import asyncio
 import itertools
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from math import inf
 
-from mesh.transport.base import LineBroken, Metadata, Reply, ReplyWithTrailers, StatusCode, TransportError
+from mesh.transport.base import Heard, LineBroken, Metadata, Reply, ReplyWithTrailers, StatusCode, TransportError
 from mesh.transport.deadlines import Deadlines
 from mesh.transport.frames import VERSION, BadFrame, Frame, Kind, Packer, Unpacker
 from mesh.transport.pipe import Outbox
@@ -36,7 +38,7 @@ class Calling:
         """Whether the other end takes calls: it has said HELLO, or has gone before it did."""
         self.is_open = False
         """It takes calls now."""
-        self._waiting: dict[int, asyncio.Future[Frame]] = {}
+        self._waiting: dict[int, Heard] = {}
         self._ids = itertools.count()
         self._parts: dict[int, list[bytes]] = {}
         """Of answers that have not come whole."""
@@ -60,11 +62,12 @@ class Calling:
         try:
             for frame in self._unpacker.take(data):
                 if frame.kind in (Kind.ANSWER, Kind.ERROR):
-                    answer = self._waiting.pop(frame.id, None)
+                    heard = self._waiting.pop(frame.id, None)
                     if self._parts:
                         frame = self._whole(frame)
-                    if answer is not None and not answer.done():
-                        answer.set_result(frame)
+                    if heard is not None:
+                        self._deadlines.discard(frame.id)
+                        heard(_outcome(frame))
                 elif frame.kind == Kind.PART:
                     if frame.id in self._waiting:
                         self._parts.setdefault(frame.id, []).append(frame.body)
@@ -73,13 +76,16 @@ class Calling:
                         self.is_open = True
                         self.ready.set_result(True)
                 elif frame.kind == Kind.GOODBYE:
-                    self.close()
+                    self.is_open = False
                 else:
                     raise BadFrame(f"a frame of kind {frame.kind}, which does not belong here")
         except BadFrame as error:
             _log.warning("the line to %s is closed: %s", self._address, error)
             self.is_open = False
             self._out.abort()
+        else:
+            if not self.is_open and self.ready.done():
+                self.close()
 
     def lost(self) -> None:
         self.is_open = False
@@ -88,31 +94,41 @@ class Calling:
             self.ready.set_result(False)
         self._parts.clear()
         waiting, self._waiting = self._waiting, {}
-        for answer in waiting.values():
-            if not answer.done():
-                answer.set_exception(LineBroken(f"{self._address}: the line broke", sent=True))
+        for heard in waiting.values():
+            heard(LineBroken(f"{self._address}: the line broke", sent=True))
 
     # What the pod wants -----------------------------------------------------------------------------------------------
 
-    async def call(self, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None) -> Reply:
+    def begin(
+        self, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None, heard: Heard
+    ) -> Callable[[], None]:
         """See `mesh.transport.base.Line`; only while `is_open`."""
         call_id = next(self._ids) % _IDS
         left_s = inf if deadline_s is None else deadline_s - time.monotonic()
-        frame = self._packer.pack(Kind.CALL, call_id, seconds=left_s, text=path, metadata=metadata, body=body)
-        self._out.add(frame)
-        answer: asyncio.Future[Frame] = self._loop.create_future()
-        self._waiting[call_id] = answer
+        self._out.add(self._packer.pack(Kind.CALL, call_id, seconds=left_s, text=path, metadata=metadata, body=body))
+        self._waiting[call_id] = heard
         if deadline_s is not None:
             self._deadlines.add(call_id, deadline_s)
+        return partial(self._cancel, call_id)
+
+    async def call(self, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None) -> Reply:
+        """See `mesh.transport.base.Line`; only while `is_open`."""
+        answer: asyncio.Future[Reply] = self._loop.create_future()
+
+        def heard(outcome: Reply | TransportError | LineBroken) -> None:
+            if answer.done():
+                pass  # the caller is being cancelled
+            elif isinstance(outcome, Exception):
+                answer.set_exception(outcome)
+            else:
+                answer.set_result(outcome)
+
+        cancel = self.begin(path, body, metadata, deadline_s, heard)
         try:
-            return _reply(await answer)
+            return await answer
         except asyncio.CancelledError:
-            self._cancel(call_id)
+            cancel()
             raise
-        finally:
-            self._deadlines.discard(call_id)
-            if not self.is_open:
-                self.close()
 
     def close(self) -> None:
         """Take no more calls, and end the line once those under way are answered."""
@@ -121,25 +137,28 @@ class Calling:
             self._out.close()
 
     def _too_late(self, call_id: int) -> None:
-        answer = self._waiting.get(call_id)
-        if answer is not None and not answer.done():
-            message = f"no answer from {self._address} before the deadline"
-            answer.set_exception(TransportError(StatusCode.DEADLINE_EXCEEDED, message))
+        heard = self._waiting.get(call_id)
+        if heard is not None:
             self._cancel(call_id)
+            message = f"no answer from {self._address} before the deadline"
+            heard(TransportError(StatusCode.DEADLINE_EXCEEDED, message))
 
     def _cancel(self, call_id: int) -> None:
         if self._waiting.pop(call_id, None) is not None:
             self._parts.pop(call_id, None)
+            self._deadlines.discard(call_id)
             self._out.add(self._packer.pack(Kind.CANCEL, call_id))
+            if not self.is_open:
+                self.close()
 
     def _whole(self, frame: Frame) -> Frame:
         parts = self._parts.pop(frame.id, None)
         return frame if parts is None else frame._replace(body=b"".join((*parts, frame.body)))
 
 
-def _reply(frame: Frame) -> Reply:
-    trailers = tuple((key, value) for key, value in frame.metadata if isinstance(value, str))
+def _outcome(frame: Frame) -> Reply | TransportError:
+    trailers = tuple((key, value) for key, value in frame.metadata if isinstance(value, str)) if frame.metadata else ()
     if frame.kind == Kind.ANSWER:
         return ReplyWithTrailers(frame.body, trailers) if trailers else frame.body
     retry_after_s = None if frame.seconds == inf else frame.seconds
-    raise TransportError(StatusCode(frame.status), frame.text, retry_after_s, trailers)
+    return TransportError(StatusCode(frame.status), frame.text, retry_after_s, trailers)

@@ -1,6 +1,7 @@
 """Calls that arrived together, and their handlers: what is the same for every way on which calls come in batches.
 
-Those of one method go to its quick handler together, if it has one; what that leaves gets a task each. How a call is
+Those of one method go to its quick handler together, if it has one; what that leaves gets a task each, but for
+calls whose answers come from elsewhere (`Later`): those are only kept in mind. How a call is
 answered on the wire is the caller's (`answer`, `fail`), by whatever number it knows the call.
 
 Belongs to the event loop.
@@ -12,9 +13,11 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from mesh.transport.admission import Admission
+from mesh.transport.admission import Admission, Running
 from mesh.transport.base import (
     Call,
+    Later,
+    Outcome,
     QuickHandler,
     Reply,
     ReplyWithTrailers,
@@ -41,6 +44,19 @@ def methods_of(routes: Routes) -> list[Method]:
     return [Method(path, handler, routes.quick.get(path)) for path, handler in routes.unary.items()]
 
 
+@dataclass(slots=True, eq=False)
+class _Promised:
+    """A call whose answer comes later: what is counted, and can be cancelled, like a task."""
+
+    dispatch: Dispatch
+    call_id: int
+    later: Later
+    size_bytes: int
+
+    def cancel(self) -> None:
+        self.dispatch._give_up(self)
+
+
 class Dispatch:
     """The calls of one port, or of one line."""
 
@@ -56,10 +72,11 @@ class Dispatch:
         self._answer = answer
         self._fail = fail
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._promised: dict[int, _Promised] = {}
 
     def __contains__(self, call_id: object) -> bool:
-        """Whether a task answers this call."""
-        return call_id in self._tasks
+        """Whether this call is not answered yet, and will be."""
+        return call_id in self._tasks or call_id in self._promised
 
     def refusal(self, body_bytes: int) -> TransportError | None:
         """Why a call with such a body is not let in; None: it is."""
@@ -84,6 +101,8 @@ class Dispatch:
             for (call_id, call), reply in zip(calls, method.quick([call for _, call in calls]), strict=True):
                 if isinstance(reply, bytes | ReplyWithTrailers):
                     self._answer(call_id, reply)
+                elif isinstance(reply, Later):
+                    self._await(call_id, method, call, reply)
                 elif isinstance(reply, Exception):
                     self._fail(call_id, as_transport_error(method.path, reply))
                 else:
@@ -91,14 +110,50 @@ class Dispatch:
 
     def cancel(self, call_id: int) -> None:
         """The client has gone, or its deadline has passed."""
-        task = self._tasks.get(call_id)
-        if task is not None:
-            task.cancel()
+        running: Running | None = self._tasks.get(call_id)
+        running = running or self._promised.get(call_id)
+        if running is not None:
+            running.cancel()
 
     def cancel_all(self) -> None:
         """Every client has gone."""
-        for task in list(self._tasks.values()):
-            task.cancel()
+        running: list[Running] = [*self._tasks.values(), *self._promised.values()]
+        for each in running:
+            each.cancel()
+
+    def _await(self, call_id: int, method: Method, call: Call, later: Later) -> None:
+        """Answer the call when its answer is there."""
+        size_bytes = len(call.body)
+        error = self._admission.refusal(size_bytes)
+        if error is not None:
+            later.cancel()
+            self._fail(call_id, error)
+            return
+        promised = _Promised(self, call_id, later, size_bytes)
+        self._promised[call_id] = promised
+        self._admission.enter(promised, size_bytes)
+
+        def hear(outcome: Outcome) -> None:
+            self._end(promised)
+            if isinstance(outcome, (bytes, ReplyWithTrailers)):
+                self._answer(call_id, outcome)
+            elif isinstance(outcome, Exception):
+                self._fail(call_id, as_transport_error(method.path, outcome))
+            else:
+                self._begin(call_id, method.path, outcome, call)
+
+        later.heard_by(hear)
+
+    def _end(self, promised: _Promised) -> None:
+        del self._promised[promised.call_id]
+        self._admission.leave(promised, promised.size_bytes)
+
+    def _give_up(self, promised: _Promised) -> None:
+        """Its client has gone, or the grace is over."""
+        self._end(promised)
+        promised.later.cancel()
+        if self._admission.ending:
+            self._fail(promised.call_id, self._admission.stopped())
 
     def _begin(self, call_id: int, path: str, handler: UnaryHandler, call: Call) -> None:
         size_bytes = len(call.body)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mesh.transport.base import (
+    Heard,
     LineBroken,
     Metadata,
     Reply,
@@ -50,6 +51,11 @@ class GrpcioLine:
             )
             self._channel = grpc.aio.secure_channel(address, credentials, options)
         self._methods: dict[str, Callable[..., Any]] = {}
+
+    def begin(
+        self, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None, heard: Heard
+    ) -> None:
+        """See `Line`: gRPC's calls have to be waited for."""
 
     async def call(self, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None) -> Reply:
         method = self._methods.get(path)

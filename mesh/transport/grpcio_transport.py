@@ -28,7 +28,9 @@ from typing import TYPE_CHECKING, Any
 from mesh.transport.admission import Admission
 from mesh.transport.base import (
     Call,
+    Later,
     ListenAddress,
+    Outcome,
     QuickHandler,
     Reply,
     ReplyWithTrailers,
@@ -137,7 +139,7 @@ class GrpcioTransport(Listening):
             admission.enter(task, len(body))
             try:
                 call = _call(path, body, context, tenant, task)
-                reply = handler if quick is None else _quick_reply(quick, call) or handler
+                reply = handler if quick is None else await _quick_reply(quick, call) or handler
                 if not isinstance(reply, bytes | ReplyWithTrailers):
                     reply = await reply(call)
                 if isinstance(reply, ReplyWithTrailers):
@@ -192,12 +194,33 @@ def _current_task() -> asyncio.Task[Any]:
     return task
 
 
-def _quick_reply(quick: QuickHandler, call: Call) -> Reply | UnaryHandler | None:
-    """The answer to one call, if there is one at once, or who gives it. Raises what the handler gives as its error."""
+async def _quick_reply(quick: QuickHandler, call: Call) -> Reply | UnaryHandler | None:
+    """The answer to one call, if there is or will be one without a handler, or who gives it. Raises what the quick
+    handler gives as its error."""
     (reply,) = quick((call,))
     if isinstance(reply, Exception):
         raise reply
-    return reply
+    if not isinstance(reply, Later):
+        return reply
+    outcome = await _settled(reply)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+async def _settled(later: Later) -> Outcome:
+    settled: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def hear(outcome: Outcome) -> None:
+        if not settled.done():  # else the task is being cancelled
+            settled.set_result(outcome)
+
+    later.heard_by(hear)
+    try:
+        return await settled
+    except asyncio.CancelledError:
+        later.cancel()
+        raise
 
 
 def _call(

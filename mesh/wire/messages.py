@@ -170,6 +170,8 @@ PREVIOUS_ATTEMPTS_METADATA = "hexcomb-previous-attempts"
 """With a call that our client repeats: how many tries of it ended without anybody's answer."""
 DRAINING_METADATA = "hexcomb-draining"
 """Trailing metadata of an answer: this pod is about to stop, use another one from now on."""
+OWNER_METADATA = "hexcomb-owner"
+"""Trailing metadata of an answer that another pod gave: HOST:PORT of that pod, which has the model."""
 REVISION_METADATA = "hexcomb-revision"
 """Trailing metadata of an answer to a write: the revision of the store that has it. A client sends the highest that it
 was told with its next calls, so that another pod, whose view is a moment behind, waits for it instead of answering

@@ -9,8 +9,8 @@ are compared with the first answer, byte by byte.
   next pod, so three requests of four are for another one. Each round makes new connections, as clients behind a load
   balancer do every minute.
 * **One to two pods**: the same model with a copy on one pod, asked there, and with one on each of two, asked on both.
-* **To the owner**: clients that heed what an answer says of where the model is, against those that do not.
-* What a client sees of a hop, one request at a time, in pairs.
+* **One at a time**: what a client waits for at the pod that has the model, at the other one, and when it heeds what the
+  other one's answers say of where the model is.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _MODEL = "onnx-tiny"
 _SPREAD_MODELS = 16
 _CONNECTIONS = 8
 _WARM_UP_S = 1.0
-_WARM_UP_PAIRS = 200
+_WARM_UP_TIMES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def _two_pods(bench: Reporter, transport: str) -> None:
             ratio = _cost_us(forwarded) / _cost_us(local)
             bench.figure(f"{name}, forwarded / local", ratio, "times", bar=bar)
         if transport == "native":
-            _pairs(bench, model, there, elsewhere)
+            _one_at_a_time(bench, model, there, elsewhere)
             client.register_many([_registration("both", model, copies=2)])
             for pod in pool.pods:
                 ask_once(pod.grpc_port, _message("both", model))
@@ -215,24 +215,24 @@ def _report(bench: Reporter, name: str, rounds: Sequence[LoadResult], note: str 
     return median(rates)
 
 
-def _pairs(bench: Reporter, model: BenchModel, there: LocalPod, elsewhere: LocalPod) -> None:
-    """One request at a time, to the one and to the other."""
+def _one_at_a_time(bench: Reporter, model: BenchModel, there: LocalPod, elsewhere: LocalPod) -> None:
+    """What a client waits for: at the pod that has the model, at the other one, and where answers send it."""
     once = RetryPolicy(attempts_max=1)
-    pairs = bench.choose(4000, 600)
+    times = bench.choose(4000, 600)
     inputs = _inputs(model)
-    local_ms, forwarded_ms = [], []
-    with Client(there.grpc_endpoint, retry=once) as direct, Client(elsewhere.grpc_endpoint, retry=once) as through:
-        for number in range(_WARM_UP_PAIRS + pairs):
-            began = time.perf_counter()
-            direct.infer("one", inputs)
-            between = time.perf_counter()
-            through.infer("one", inputs)
-            ended = time.perf_counter()
-            if number >= _WARM_UP_PAIRS:
-                local_ms.append((between - began) * 1e3)
-                forwarded_ms.append((ended - between) * 1e3)
-    local = bench.samples("answered where it came in", local_ms, "ms")
-    bench.samples("forwarded", forwarded_ms, "ms", baseline=local.value, baseline_name="answered where it came in")
-    for percent in (50, 99):
-        added_ms = float(np.percentile(forwarded_ms, percent) - np.percentile(local_ms, percent))
-        bench.figure(f"added by a hop, p{percent}", added_ms, "ms", note=f"{pairs} pairs, one at a time")
+    local, forwarded, followed = "answered where it came in", "forwarded", "asked where the answer before said"
+    taken_ms: dict[str, list[float]] = {local: [], forwarded: [], followed: []}
+    with contextlib.ExitStack() as stack:
+        clients = {
+            name: stack.enter_context(Client(pod.grpc_endpoint, retry=once, follow_owners=name == followed))
+            for name, pod in ((local, there), (forwarded, elsewhere), (followed, elsewhere))
+        }
+        for number in range(_WARM_UP_TIMES + times):
+            for name, client in clients.items():
+                began = time.perf_counter()
+                client.infer("one", inputs)
+                if number >= _WARM_UP_TIMES:
+                    taken_ms[name].append((time.perf_counter() - began) * 1e3)
+    beside = bench.samples(local, taken_ms[local], "ms")
+    for name in (forwarded, followed):
+        bench.samples(name, taken_ms[name], "ms", baseline=beside.value, baseline_name=local)

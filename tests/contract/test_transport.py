@@ -19,6 +19,7 @@ import pytest
 from mesh.transport.base import (
     Call,
     CannotListen,
+    Later,
     ListenAddress,
     QuickReply,
     ReplyWithTrailers,
@@ -43,6 +44,7 @@ class EchoServer:
     calls: list[Call] = field(default_factory=list)
     entered: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
     release: asyncio.Event = field(default_factory=asyncio.Event)
+    promised: list[Later] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def wait_entered(self, calls: int) -> None:
@@ -94,7 +96,14 @@ class EchoServer:
             b"large": bytes(2000),
             b"later": self.trail,
         }
-        return [answers.get(bytes(call.body)) for call in calls]
+        return [self.promise() if call.body == b"promised" else answers.get(bytes(call.body)) for call in calls]
+
+    def promise(self) -> Later:
+        later = Later()
+        later.cancel = self.cancelled.set
+        self.promised.append(later)
+        self.entered.release()
+        return later
 
     async def stream(self, call: Call, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         self.calls.append(call)
@@ -322,6 +331,49 @@ async def test_a_quick_handler_answers_what_it_can_and_leaves_the_rest_to_a_hand
         await hold(b"plain")
     assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
     await stopping
+
+
+async def test_a_promise_of_a_quick_handler_is_kept_when_it_is_settled_and_counts_until_then(start, dial, server):
+    transport = await start()
+    call = dial(transport.addresses[0].address).unary_unary("/test.Echo/hold")
+
+    async def told(outcome):
+        asked = asyncio.ensure_future(call(b"promised"))
+        await server.wait_entered(1)
+        assert transport.calls_in_flight == 1
+        server.promised.pop().settle(outcome)
+        return await asked
+
+    assert await told(b"at last") == b"at last"
+    assert await told(server.trail) == b"promised"
+    for error, status, text in (
+        (TransportError(StatusCode.NOT_FOUND, "none of that name"), grpc.StatusCode.NOT_FOUND, "none of that name"),
+        (RuntimeError("password=hunter2"), grpc.StatusCode.INTERNAL, "incident"),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await told(error)
+        assert failed.value.code() is status
+        assert text in failed.value.details()
+    assert transport.calls_in_flight == 0
+
+
+@pytest.mark.parametrize("how", ["leaves", "is late", "outlasts the grace"])
+async def test_a_promise_to_a_client_that_is_not_answered_any_more_is_cancelled(start, dial, server, how):
+    transport = await start()
+    call = dial(transport.addresses[0].address).unary_unary("/test.Echo/hold")
+    asked = asyncio.ensure_future(call(b"promised", timeout=0.2 if how == "is late" else 20))
+    await server.wait_entered(1)
+    if how == "leaves":
+        asked.cancel()
+    elif how == "outlasts the grace":
+        await transport.stop(0.0)
+    with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)) as ended:
+        await asked
+    if how == "outlasts the grace":
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    async with asyncio.timeout(20):
+        await server.cancelled.wait()
+    assert transport.calls_in_flight == 0
 
 
 async def test_a_defect_of_a_quick_handler_is_answered_and_the_next_call_served(start, dial):

@@ -46,8 +46,10 @@ SETTINGS: Mapping[str, Any] = {
     "drain_grace_s": 20,
     "stop_grace_s": 5,
     "failure_backoff_base_s": 0.2,
+    "no_tell_owner": True,
 }
-"""Of pods in tests: a short lease, so that what waits for its end is soon over."""
+"""Of pods in tests: a short lease, so that what waits for its end is soon over; and clients that ask one pod are not
+sent to another."""
 
 
 def start_pool(

@@ -15,8 +15,9 @@ from mesh.endpoint.quick import PLANS_MAX, TOGETHER_MIN, QuickInference
 from mesh.endpoint.v2 import V2Endpoint
 from mesh.plans import Plan
 from mesh.routing.hop import FORWARD_METADATA, Hop, encode_hop
+from mesh.routing.router import FirstTry
 from mesh.serving import Answer, Tensors, UnknownModel
-from mesh.transport.base import Call, Metadata, StatusCode, TransportError
+from mesh.transport.base import Call, Later, LineBroken, Metadata, ReplyWithTrailers, StatusCode, TransportError
 from mesh.wire.generated.inference_pb2 import ModelInferRequest
 from mesh.wire.messages import MODEL_INFER, PEER_KEY_METADATA, REVISION_METADATA
 from mesh.wire.patterns import PATTERN_BYTES_MAX
@@ -66,6 +67,9 @@ class Here:
 
     def model(self, tenant: str, model_id: str) -> ModelRecord:
         return self.resolve(tenant, model_id)
+
+    def registered(self, record: ModelRecord) -> ModelRecord:
+        return record
 
     def current(self, record: ModelRecord) -> ModelRecord:
         return record
@@ -119,6 +123,23 @@ class Here:
         return self.run(tensors.inputs, tensors.outputs)
 
 
+class Elsewhere:
+    """A router that sends requests on, and what it was given."""
+
+    def __init__(self) -> None:
+        self.sent: list[Call] = []
+        self.cancelled = 0
+
+    def forward_now(self, call: Call, tenant: str, record: ModelRecord, heard: Callable[[Any], None]) -> Any:
+        assert (tenant, record.id) == ("default", "m")
+        self.sent.append(call)
+        self.heard = heard
+        return self.cancel
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+
 KEY = "this pod's own"
 
 
@@ -138,6 +159,10 @@ def quick_of(here: Here, unready: str = "", router: Any = None) -> QuickInferenc
     registry: Any = here
     v2 = V2Endpoint(serving, Access(KEY), lambda: "")
     return QuickInference(serving, Access(KEY), registry, lambda: unready, v2.model_infer, router)
+
+
+async def never_called(_: Call) -> bytes:
+    raise AssertionError("V2 has nothing to do with it")
 
 
 def call(body: bytes, metadata: Metadata = ()) -> Call:
@@ -267,7 +292,9 @@ def test_what_is_out_of_the_ordinary_is_left_to_v2_and_nothing_has_happened(
 @pytest.mark.parametrize("why", ["not loaded", "draining", "busier than the other copies"])
 def test_a_pod_that_is_not_to_answer_at_once_leaves_it_to_v2(here: Here, why: str):
     here.loaded = why != "not loaded"
-    router: Any = SimpleNamespace(saturated=lambda record, in_flight: why == "busier than the other copies")
+    router: Any = SimpleNamespace(
+        saturated=lambda record, in_flight: why == "busier than the other copies", forward_now=lambda *_: None
+    )
     quick = quick_of(here, unready="draining" if why == "draining" else "", router=router)
     assert quick.answer([call(encode_request("m", {"x": ROW}))]) == [None]
     assert (here.runs, here.pins) == (0, 0)
@@ -370,3 +397,78 @@ def test_a_call_that_meets_a_defect_costs_those_beside_it_nothing(here: Here, mo
     assert isinstance(replies[0], bytes)
     assert replies[0] == replies[2]
     assert here.pins == 0
+
+
+def outcomes_of(reply: Any) -> list[Any]:
+    """What becomes of a promise."""
+    assert isinstance(reply, Later)
+    outcomes: list[Any] = []
+    reply.heard_by(outcomes.append)
+    return outcomes
+
+
+def test_a_request_for_a_model_elsewhere_is_sent_on_and_answered_with_what_comes(here: Here):
+    here.loaded, router = False, Elsewhere()
+    asked = call(encode_request("m", {"x": ROW}))
+    (later,) = quick_of(here, router=router).answer([asked])
+    outcomes = outcomes_of(later)
+    assert router.sent == [asked]
+    router.heard(b"there")
+    assert outcomes == [b"there"]
+    (left,) = quick_of(here, router=router).answer([asked])
+    assert isinstance(left, Later)
+    left.cancel()
+    assert router.cancelled == 1
+
+
+def test_the_answer_of_another_pod_says_that_this_one_drains_if_it_does_by_then(here: Here):
+    here.loaded, router, unready = False, Elsewhere(), [""]
+    serving: Any = here
+    quick = QuickInference(serving, Access(KEY), serving, lambda: unready[0], never_called, router)
+    (later,) = quick.answer([call(encode_request("m", {"x": ROW}))])
+    outcomes = outcomes_of(later)
+    unready[0] = "draining"
+    router.heard(b"there")
+    assert outcomes == [ReplyWithTrailers(b"there", (("hexcomb-draining", "1"),))]
+
+
+async def test_after_a_first_try_that_failed_a_task_goes_on_and_its_errors_have_their_codes(here: Here):
+    here.loaded, router, seen = False, Elsewhere(), []
+    serving: Any = here
+
+    async def go_on(first: FirstTry, asked: Call) -> bytes:
+        seen.append((first, asked))
+        raise UnknownModel("it has gone")
+
+    quick = QuickInference(serving, Access(KEY), serving, lambda: "", never_called, router, go_on)
+    asked = call(encode_request("m", {"x": ROW}))
+    (later,) = quick.answer([asked])
+    outcomes = outcomes_of(later)
+    sent: Any = None
+    first = FirstTry(sent, LineBroken("gone", sent=True))
+    router.heard(first)
+    with pytest.raises(TransportError, match="it has gone") as refused:
+        await outcomes[0](asked)
+    assert refused.value.status is StatusCode.NOT_FOUND
+    assert seen == [(first, asked)]
+
+
+@pytest.mark.parametrize(
+    ("body", "metadata"),
+    [
+        (encode_request("m", {"x": ROW}), forwarded()),
+        (encode_request("m", {"x": ROW}), (("grpc-previous-rpc-attempts", "1"),)),
+        (encode_request("m", {"x": ROW}, model_version="3"), ()),
+        (encode_request("m", {"x": ROW}) + encode_request("other", {}), ()),
+        (encode_request("m", {"x": ROW}) + b"\x0b", ()),
+        (encode_request("m", {"x": ROW}) + b"in shared memory", ()),
+    ],
+)
+def test_what_is_no_plain_request_for_a_model_elsewhere_is_left_to_v2(here: Here, body: bytes, metadata: Metadata):
+    here.loaded, router = False, Elsewhere()
+    serving: Any = here
+    quick = QuickInference(
+        serving, Access(KEY), serving, lambda: "", never_called, router, names_regions=lambda body: b"memory" in body
+    )
+    assert quick.answer([call(body, metadata)]) == [None]
+    assert router.sent == []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from mesh.routing.links import Links
-from mesh.transport.base import LineBroken, Metadata, PeerWays, Reply, StatusCode, TransportError
+from mesh.transport.base import Heard, LineBroken, Metadata, PeerWays, Reply, StatusCode, TransportError
 from mesh.wire.messages import PEER_KEY_METADATA
 from placement.policy.snapshot import Pod
 
@@ -24,6 +25,8 @@ class Wire:
         self.cancelled = 0
         self.shown: list[Metadata] = []
         self.closed = False
+        self.takes = True
+        self.begun: list[Heard] = []
 
     async def call(self, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None) -> Reply:
         self.shown.append(metadata)
@@ -32,6 +35,15 @@ class Wire:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+
+    def begin(
+        self, path: str, body: bytes | memoryview, metadata: Metadata, deadline_s: float | None, heard: Heard
+    ) -> Callable[[], None] | None:
+        if not self.takes:
+            return None
+        self.shown.append(metadata)
+        self.begun.append(heard)
+        return lambda: self.begun.remove(heard)
 
     async def close(self) -> None:
         self.closed = True
@@ -134,3 +146,53 @@ async def test_a_pod_that_moved_is_dialled_anew_and_its_old_calls_end(links: Lin
         await task
     assert [wire.ways for wire in wires] == [PeerWays("h:1"), PeerWays("h:2")]
     assert links.in_flight == {"p1": 0}
+
+
+Outcomes = list[Reply | TransportError | LineBroken]
+
+
+def begun(links: Links, heard: Outcomes) -> Callable[[], None] | None:
+    return links.begin("p1", "/m", b"body", (("a", "b"),), None, heard.append)
+
+
+async def test_a_call_that_is_not_waited_for_counts_until_its_answer_is_heard(links: Links, wires: list[Wire]) -> None:
+    heard: Outcomes = []
+    assert begun(links, heard) is not None
+    assert links.in_flight == {"p1": 1}
+    assert wires[0].shown == [(("a", "b"), (PEER_KEY_METADATA, "key"))]
+    wires[0].begun.pop()(b"ok")
+    assert heard == [b"ok"]
+    assert links.in_flight == {"p1": 0}
+
+
+async def test_a_call_that_is_not_waited_for_is_cancelled_once_and_hears_nothing(
+    links: Links, wires: list[Wire]
+) -> None:
+    heard: Outcomes = []
+    cancel = begun(links, heard)
+    assert cancel is not None
+    cancel()
+    assert (heard, wires[0].begun, links.in_flight) == ([], [], {"p1": 0})
+
+
+async def test_a_pod_that_is_found_dead_fails_calls_that_nobody_waits_for(links: Links, wires: list[Wire]) -> None:
+    heard: Outcomes = []
+    begun(links, heard)
+    begun(links, heard)
+    links.cut("p1")
+    links.cut("p1")
+    assert [isinstance(each, LineBroken) and each.cut for each in heard] == [True, True]
+    assert (wires[0].begun, links.in_flight) == ([], {"p1": 0})
+
+
+async def test_what_cannot_be_begun_is_not_counted(links: Links, wires: list[Wire]) -> None:
+    heard: Outcomes = []
+    wires[0].takes = False
+    assert begun(links, heard) is None
+    assert links.in_flight == {"p1": 0}
+    wires[0].takes = True
+    assert None not in (begun(links, heard), begun(links, heard))
+    assert begun(links, heard) is None, "the line is full"
+    links.follow([])
+    assert begun(links, heard) is None, "the pod has left"
+    assert len(heard) == 2

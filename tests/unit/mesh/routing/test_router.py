@@ -15,8 +15,8 @@ import pytest
 from cache.types import Refusal, RefusalKind
 from mesh.loading.loading import Refused
 from mesh.routing.hop import Hop, hop_of, not_here, why_not_here
-from mesh.routing.router import Router
-from mesh.transport.base import Call, LineBroken, Metadata, Reply, StatusCode, TransportError
+from mesh.routing.router import FirstTry, Router
+from mesh.transport.base import Call, Heard, LineBroken, Metadata, Reply, StatusCode, TransportError
 from mesh.wire.messages import MODEL_INFER
 from placement.membership import Claim, Claimed, HeldBy, StoreAway
 from placement.policy.snapshot import ModelFacts, ModelName, Pod, PoolView, Suspicion, Verdict
@@ -36,6 +36,13 @@ class Lines:
     def __init__(self, mesh: Pool) -> None:
         self.in_flight: dict[str, int] = {}
         self.call = mesh.call
+        self.begun: list[tuple[str, Metadata, Heard]] = []
+
+    def begin(
+        self, pod_id: str, path: str, body: bytes, metadata: Metadata, deadline_s: float | None, heard: Heard
+    ) -> Callable[[], None]:
+        self.begun.append((pod_id, metadata, heard))
+        return lambda: None
 
 
 class Pool:
@@ -62,7 +69,8 @@ class Pool:
         self.now_s = 0.0
         self.here: Callable[[float], Awaitable[Reply]] = self.answer_here
         itself: Any = self
-        lines: Any = Lines(self)
+        self.lines = Lines(self)
+        lines: Any = self.lines
         self.router = Router(
             "me",
             itself,
@@ -77,6 +85,7 @@ class Pool:
             observe=lambda pod_id, model, seconds: self.observed.append(pod_id),
             is_draining=lambda: self.draining,
             attempts_max=8,
+            tells_owner=False,
             clock=lambda: self.now_s,
         )
 
@@ -536,3 +545,73 @@ async def test_what_cannot_be_loaded_here_goes_back_with_its_code_and_the_word_t
     assert error.value.status is StatusCode.RESOURCE_EXHAUSTED
     assert why_not_here(error.value) == ("full", "")
     assert mesh.published, "the claim was withdrawn"
+
+
+def sent_on(mesh: Pool) -> list[Reply | FirstTry]:
+    """What is heard of a request that is sent on without waiting."""
+    heard: list[Reply | FirstTry] = []
+    assert mesh.router.forward_now(CALL, "t", RECORD, heard.append) is not None
+    return heard
+
+
+async def test_a_request_for_a_copy_elsewhere_is_sent_on_without_waiting_for_its_answer() -> None:
+    mesh = pool("p1")
+    heard = sent_on(mesh)
+    sent_on(mesh)
+    (pod_id, metadata, answer), (_, again, _) = mesh.lines.begun
+    assert (pod_id, hop_of(Call("", b"", metadata))) == ("p1", Hop("me", "m", 1, RECORD.revision, load=False))
+    assert dict(metadata)["hexcomb-tenant"] == "t"
+    assert again is metadata, "it is made once for all that are alike"
+    answer(b"there")
+    assert heard == [b"there"]
+    assert mesh.observed == ["p1"]
+    assert mesh.router.forwarded == 1
+
+
+@pytest.mark.parametrize("why", ["it is here", "it is being loaded", "nobody has it", "it is suspect"])
+async def test_only_a_plain_hit_elsewhere_is_sent_on_without_waiting(why: str) -> None:
+    mesh = pool(*([] if why == "nobody has it" else ["p1"]), servable=int(why != "it is being loaded"), loading=1)
+    mesh.servable = int(why == "it is here")
+    if why == "it is suspect":
+        mesh.view = replace(mesh.view, suspicions={name("m"): Suspicion(1, Verdict.SUSPECT, ())})
+    assert mesh.router.forward_now(CALL, "t", RECORD, lambda _: None) is None
+    assert mesh.lines.begun == []
+
+
+async def test_after_a_first_try_that_failed_the_request_goes_on_where_it_did_not_fail() -> None:
+    mesh = pool("p1", "p2")
+    heard = sent_on(mesh)
+    (tried, _, answer) = mesh.lines.begun[0]
+    answer(LineBroken("gone", sent=True))
+    (first,) = heard
+    assert isinstance(first, FirstTry)
+    other = "p2" if tried == "p1" else "p1"
+    mesh.answers(other, b"there")
+    assert await mesh.router.from_client(CALL, "t", RECORD, mesh.here, first) == b"there"
+    assert (mesh.asked_pods, mesh.broken, mesh.router.retried) == ([other], [tried], 1)
+
+
+async def test_a_second_death_after_a_first_try_that_nobody_waited_for_is_the_second() -> None:
+    mesh = pool("p1", "p2", "p3")
+    heard = sent_on(mesh)
+    (tried, _, answer) = mesh.lines.begun[0]
+    answer(LineBroken("gone", sent=True))
+    (first,) = heard
+    assert isinstance(first, FirstTry)
+    for pod_id in ("p1", "p2", "p3"):
+        mesh.answers(pod_id, LineBroken("gone", sent=True))
+    with pytest.raises(TransportError, match="2 pods died"):
+        await mesh.router.from_client(CALL, "t", RECORD, mesh.here, first)
+    assert len(mesh.asked) == 1
+    assert mesh.deaths[0][0][0] == tried
+
+
+async def test_the_models_own_error_is_the_answer_to_a_first_try_too() -> None:
+    mesh = pool("p1", "p2")
+    heard = sent_on(mesh)
+    mesh.lines.begun[0][2](TransportError(StatusCode.INVALID_ARGUMENT, "three columns"))
+    (first,) = heard
+    assert isinstance(first, FirstTry)
+    with pytest.raises(TransportError, match="three columns"):
+        await mesh.router.from_client(CALL, "t", RECORD, mesh.here, first)
+    assert mesh.asked == []
