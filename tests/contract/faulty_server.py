@@ -39,6 +39,8 @@ class FaultyServer:
     files: dict[str, Served] = field(default_factory=dict)
     faults: dict[str, list[str]] = field(default_factory=dict)
     guards: dict[str, tuple[str, str]] = field(default_factory=dict)
+    fault_of_all: str = ""
+    """How every request is answered, whatever its path."""
     seen: list[Seen] = field(default_factory=list)
     hold: threading.Event = field(default_factory=threading.Event)
     at_hold: threading.Event = field(default_factory=threading.Event)
@@ -75,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.end_headers()
                 return
         queued = self.world.faults.get(path, [])
-        fault = queued.pop(0) if queued else ""
+        fault = self.world.fault_of_all or (queued.pop(0) if queued else "")
         try:
             self._answer(path, headers, fault)
         except (BrokenPipeError, ConnectionResetError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from runtime_adapters.artifacts import file_source
 from runtime_adapters.artifacts.credentials import StorageKeys
 from runtime_adapters.artifacts.errors import ArtifactDenied, BadLocation
 from runtime_adapters.artifacts.fetch import FetchRequest
+from runtime_adapters.artifacts.fetching import FetchLimits
 from runtime_adapters.artifacts.source_policy import SourcePolicy
-from runtime_adapters.artifacts.storage_keys import AzureKey, GcsKey, PvcKey, S3Key, StorageKey
-from runtime_adapters.errors import BadArtifact
+from runtime_adapters.artifacts.storage_keys import AzureKey, GcsKey, GitKey, HfKey, OciKey, PvcKey, S3Key, StorageKey
+from runtime_adapters.errors import AdapterError, BadArtifact
 from tests.contract.artifact_stores import SECRET, content_of, opened
 from tests.contract.faulty_server import FaultyServer, Served
 
@@ -163,6 +165,34 @@ async def test_a_key_names_the_bucket_that_a_uri_leaves_out(server: FaultyServer
     async with opened(tmp_path, storage=keys) as store:
         for uri, name in (("gs:///m.bin", "google"), ("az:///m.bin", "microsoft"), ("s3:///m.bin", "amazon")):
             assert content_of(await store.fetch(FetchRequest(uri, storage_key=name))) == BODY
+
+
+@pytest.mark.parametrize("fault", ["status:403", "status:500", "reset"])
+async def test_no_store_that_fails_has_a_secret_said_or_logged(
+    fault: str, server: FaultyServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    host = server.base.removeprefix("http://")
+    encoded = base64.b64encode(SECRET.encode()).decode()
+    account = json.loads(service_account())
+    keys: dict[str, tuple[StorageKey, str]] = {
+        "s3": (key_of("s3", server.base), "s3://bucket/m.bin"),
+        "gs": (GcsKey(server.base, service_account=json.dumps(account)), "gs://bucket/m.bin"),
+        "azure": (AzureKey("acct1", endpoint_url=server.base, access_key=encoded), "az://bucket/m.bin"),
+        "sas": (AzureKey("acct1", endpoint_url=server.base, sas_token=f"sv=1&sig={SECRET}"), "az://bucket/m.bin"),
+        "hf": (HfKey(server.base, SECRET), "hf://org/m"),
+        "oci": (OciKey({host: ("me", SECRET)}, (host,)), f"oci://{host}/org/m:1"),
+        "git": (GitKey(server.base, "me", SECRET), f"git+{server.base}/org/m"),
+    }
+    limits = FetchLimits(attempts_max=2, retry_delay_s=0.01, stall_timeout_s=2.0)
+    storage = StorageKeys({("default", name): key for name, (key, _) in keys.items()})
+    async with opened(tmp_path, storage=storage, limits=limits) as store:
+        for name, (_, uri) in keys.items():
+            server.fault_of_all = fault
+            with pytest.raises(AdapterError) as caught:
+                await store.fetch(FetchRequest(uri, storage_key=name))
+            said = f"{caught.value!r} {caught.value.__cause__!r} {caplog.text} {storage!r}"
+            assert not any(secret in said for secret in (SECRET, encoded, account["private_key"][40:80])), name
 
 
 # Claims ---------------------------------------------------------------------------------------------------------
