@@ -198,6 +198,18 @@ class ModelFiles:
             path, {"input": rows}, {"predict": model.predict(rows), "predict_proba": model.predict_proba(rows)}
         )
 
+    def iris(self) -> Example:
+        """scikit-learn: the README's flowers."""
+        import skops.io
+        from sklearn.datasets import load_iris
+        from sklearn.linear_model import LogisticRegression
+
+        path = self.directory / "iris.skops"
+        model = LogisticRegression(max_iter=500).fit(*load_iris(return_X_y=True))
+        skops.io.dump(model, path)
+        rows = np.array([[5.1, 3.5, 1.4, 0.2]])
+        return Example(path, {"input": rows}, {"predict": model.predict(rows)})
+
     def torch_program(self) -> Example:
         """An exported PyTorch program, x -> logits. Its loading runs code: serve it from a trusted prefix."""
         import torch

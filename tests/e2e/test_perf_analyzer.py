@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,8 @@ from tests.e2e.perf_analyzer import analyze
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import ModelFiles, StartPod, StartPool
+
+README = Path(__file__).parents[2] / "README.md"
 
 pytestmark = [pytest.mark.clients, pytest.mark.slow]
 
@@ -34,6 +37,18 @@ def test_it_measures_a_pod_over_both_protocols(start_pod: StartPod, files: Model
     assert counted(analyze("words", "grpc", pod.target, "--shape", "text:2"), "Successful request count") > 0
     with pod.client() as client:
         client.infer("scale", files.scale().inputs)
+
+
+def test_the_command_of_the_readme_runs_as_it_stands(start_pod: StartPod, files: ModelFiles) -> None:
+    pod = start_pod()
+    with pod.client() as client:
+        client.register("iris", uri=files.iris().uri)
+    found = re.search(r"<!-- run perf -->\n```bash\nperf_analyzer (.*?)\n```$", README.read_text(), re.S | re.M)
+    assert found is not None
+    model_option, model, *options = found[1].replace("127.0.0.1:8033", pod.target).split()
+    assert model_option == "-m"
+    assert options[:2] == ["-u", pod.target]
+    assert counted(analyze(model, "grpc", pod.target, *options[2:]), "Successful request count") > 0
 
 
 def test_it_measures_a_pool_whose_other_pod_has_the_model(start_pool: StartPool, files: ModelFiles) -> None:

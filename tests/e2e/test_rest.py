@@ -350,6 +350,7 @@ CALLS: list[tuple[str, str, Any]] = [
     ("/v2/repository/index", "/v2/repository/index", {}),
     ("/v2/repository/models/{model}/load", "/v2/repository/models/scale/load", {}),
     ("/v2/repository/models/{model}/unload", "/v2/repository/models/scale/unload", {}),
+    ("/", "/", None),
     ("/v1/models", "/v1/models", None),
     ("/v1/models/{model}", "/v1/models/scale", None),
     ("/v1/models/{model}:predict", "/v1/models/scale:predict", {"instances": [ROW]}),

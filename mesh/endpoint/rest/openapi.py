@@ -54,6 +54,7 @@ def document(version: str) -> dict[str, Any]:
                     ("unload", "repositoryUnload", "Have every copy leave memory, until a request comes", "Unloaded"),
                 )
             },
+            "/": {"get": _operation("alive", "Whether the process answers", "Alive")},
             "/v1/models": {"get": _operation("v1Models", "Names of the registered models", "Names")},
             "/v1/models/{model}": {
                 "parameters": [_path("model")],
@@ -250,6 +251,7 @@ _SCHEMAS: Schema = {
     ),
     "Error": _object({"error": _TEXT}),
     "ServerMetadata": _object({"name": _TEXT, "version": _TEXT, "extensions": _TEXTS}),
+    "Alive": _object({"status": {"type": "string", "enum": ["alive"]}}),
     "Live": _object({"live": {"type": "boolean"}}),
     "Ready": _object({"ready": {"type": "boolean"}}),
     "Names": _object({"models": _TEXTS}),

@@ -1,5 +1,6 @@
 """The V1 protocol, which TensorFlow Serving began and KServe goes on with: `/v1/models`.
 
+    GET  /                          {"status": "alive"}, as KServe's servers say it
     GET  /v1/models                 names of the registered models
     GET  /v1/models/M               whether M is ready
     POST /v1/models/M:explain       the same body -> {"explanations": ...}, or {"outputs": ...}
@@ -51,11 +52,17 @@ class V1Rest:
         """A model's name may hold slashes and colons."""
         answering = self._calls.answering
         return [
+            Route("/", answering(self.alive), methods=["GET"]),
             Route("/v1/models", answering(self.models), methods=["GET"]),
             Route("/v1/models/{model:path}:predict", answering(self.predict), methods=["POST"]),
             Route("/v1/models/{model:path}:explain", answering(self.explain), methods=["POST"]),
             Route("/v1/models/{model:path}", answering(self.model), methods=["GET"]),
         ]
+
+    async def alive(self, request: Request) -> Response:
+        """The process answers."""
+        await self._calls.ask_for(request, messages.SERVER_LIVE, inference_pb2.ServerLiveRequest())
+        return json_response({"status": "alive"})
 
     async def models(self, request: Request) -> Response:
         """Names, in order."""

@@ -1,0 +1,123 @@
+"""The kserve package's clients, in an environment of their own: every call of theirs, and the README's example."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.bench.peers.environments import python_of
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import ModelFiles, Pod, StartPod
+
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+REQUIREMENTS = ("kserve==0.21.0",)
+TIMEOUT_S = 120
+
+_CALLS = """
+import asyncio, sys
+import httpx
+import numpy as np
+from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, RESTConfig
+
+target, url = sys.argv[1:]
+X = np.array([[1, 2, 3, 4]], np.float32)
+
+
+def public(kind):
+    return {name for name in dir(kind) if not name.startswith("_")}
+
+
+def request(binary):
+    asked = InferInput("x", [1, 4], "FP32")
+    asked.set_data_from_numpy(X, binary_data=binary)
+    return InferRequest(model_name="scale", infer_inputs=[asked])
+
+
+async def over_grpc():
+    client = InferenceGRPCClient(target)
+    assert public(InferenceGRPCClient) == {
+        "close", "infer", "is_model_ready", "is_server_live", "is_server_ready"
+    }, public(InferenceGRPCClient)
+    assert await client.is_server_live() and await client.is_server_ready()
+    assert await client.is_model_ready("scale")
+    assert not await client.is_model_ready("nobody")
+    for binary in (True, False):
+        answer = await client.infer(request(binary))
+        assert (answer.outputs[0].as_numpy() == 2 * X).all()
+    await client.close()
+
+
+async def over_rest():
+    assert public(InferenceRESTClient) == {
+        "close", "explain", "infer", "is_model_ready", "is_server_live", "is_server_ready"
+    }, public(InferenceRESTClient)
+    for protocol in ("v1", "v2"):
+        client = InferenceRESTClient(RESTConfig(protocol=protocol))
+        assert await client.is_server_live(url), protocol
+        if protocol == "v2":
+            assert await client.is_server_ready(url)
+            for binary in (True, False):
+                answer = await client.infer(url, request(binary), model_name="scale")
+                assert (answer.outputs[0].as_numpy() == 2 * X).all()
+        else:
+            answer = await client.infer(url, {"instances": X.tolist()}, model_name="scale")
+            assert answer == {"predictions": (2 * X).tolist()}, answer
+            try:
+                await client.explain(url, "scale", {"instances": X.tolist()})
+            except httpx.HTTPStatusError as error:
+                assert error.response.status_code in (400, 501), error.response.text
+        assert await client.is_model_ready(url, "scale")
+        assert not await client.is_model_ready(url, "nobody")
+        await client.close()
+
+
+asyncio.run(over_grpc())
+asyncio.run(over_rest())
+print("every call was answered")
+"""
+
+
+@pytest.fixture(scope="module")
+def kserve() -> Path:
+    """The interpreter that has it."""
+    return python_of(ROOT / ".cache" / "clients", "kserve", REQUIREMENTS)
+
+
+@pytest.fixture(scope="module")
+def pod(start_module_pod: StartPod, files: ModelFiles) -> Pod:
+    pod = start_module_pod()
+    with pod.client() as client:
+        client.register("scale", uri=files.scale().uri)
+        client.register("iris", uri=files.iris().uri)
+    return pod
+
+
+def run(python: Path, script: str, directory: Path, *arguments: str) -> str:
+    ran = subprocess.run(
+        [python, "-P", "-c", script, *arguments],
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert ran.returncode == 0, ran.stdout
+    return ran.stdout
+
+
+def test_every_call_of_its_clients_is_answered(kserve: Path, pod: Pod, tmp_path: Path) -> None:
+    assert "every call was answered" in run(kserve, _CALLS, tmp_path, pod.target, pod.http)
+
+
+def test_the_example_of_the_readme_runs_as_it_stands(kserve: Path, pod: Pod, tmp_path: Path) -> None:
+    found = re.search(r"<!-- run kserve -->\n```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.S | re.M)
+    assert found is not None
+    example = found[1].replace("8033", str(pod.grpc_port)).replace("8008", str(pod.http_port))
+    assert run(kserve, example, tmp_path).count("\n") == 3
