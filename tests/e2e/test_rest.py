@@ -164,8 +164,9 @@ def test_the_repository_lists_loads_and_unloads_what_is_registered(pod: Pod) -> 
     assert ask(pod, "/v2/repository/models/words/unload", b"").json == {"name": "words", "unload": True}
     pod.wait_until(lambda: pod.status().models_resident == resident - 1, "it has left")
     assert ask(pod, "/v2/models/words/ready").code == 200, "a request brings it back"
-    override = ask(pod, "/v2/repository/models/words/load", {"parameters": {"config": "{}"}})
-    assert (override.code, "takes no parameters" in override.json["error"]) == (400, True)
+    for parameters, why in (({"config": '{"x": 1}'}, "cannot be set"), ({"file:a": "?"}, "not base64"), ([], "words")):
+        override = ask(pod, "/v2/repository/models/words/load", {"parameters": parameters})
+        assert (override.code, why in str(override.json)) == (400 if parameters else 200, True)
     assert ask(pod, "/v2/repository/models/nobody/load", b"").code == 404
     assert ask(pod, "/v2/repository/models/bad/load", b"").code == 503
 
