@@ -71,10 +71,11 @@ class Outcome:
     def report(self) -> str:
         """For people."""
         codes = ", ".join(f"{code} {count:,}" for code, count in self.codes.most_common())
-        rss = " → ".join(f"{each / 2**20:.1f}" for each in (self.rss_bytes[0], self.warm_rss_bytes, self.rss_bytes[-1]))
+        tenths = [self.rss_bytes[round(tenth / 10 * (len(self.rss_bytes) - 1))] for tenth in range(11)]
+        rss = " ".join(f"{each / 2**20:.1f}" for each in tenths)
         lines = [
             f"{self.cases:,} cases in {self.seconds:.0f} s over {len(self.methods)} methods: {codes}",
-            f"memory after the first batch, when warm, at the end: {rss} MiB",
+            f"memory at the beginning, and after each tenth: {rss} MiB",
             f"{len(self.failures)} failures" + "".join(f"\n  {each}" for each in self.failures[:FAILURES_SHOWN]),
         ]
         return "\n".join(lines)

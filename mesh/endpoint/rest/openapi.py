@@ -79,6 +79,8 @@ def document(version: str) -> dict[str, Any]:
     }
 
 
+_OPTIONAL_BODIES = frozenset({"IndexRequest", "LogSettingsChange", "TraceSettingsChange"})
+"""Without one, everything is listed, and nothing changed."""
 _INFER_ERRORS = frozenset({400, 404, 413, 429, 500, 503, 504})
 
 
@@ -125,7 +127,9 @@ def _of_model(path: str, suffix: str) -> dict[str, Any]:
 def _settings(name: str, schema: str, summary: str) -> dict[str, Any]:
     return {
         "get": _operation(f"{name}Settings", summary, schema),
-        "post": _operation(f"{name}Change", f"{summary}: change it, on every pod", schema, {413, 503}, schema),
+        "post": _operation(
+            f"{name}Change", f"{summary}: change it, on every pod", schema, {413, 503}, f"{schema}Change"
+        ),
     }
 
 
@@ -160,7 +164,7 @@ def _operation(
         responses["503"] = {"description": "The pod starts, or drains", "content": _json("Ready")}
     operation: dict[str, Any] = {"operationId": name, "summary": summary, "responses": responses}
     if body:
-        operation["requestBody"] = {"required": body != "IndexRequest", "content": _json(body)}
+        operation["requestBody"] = {"required": body not in _OPTIONAL_BODIES, "content": _json(body)}
     return operation
 
 
@@ -190,6 +194,11 @@ def _object(required: Schema, optional: Schema | None = None) -> dict[str, Any]:
     return {"type": "object", "required": list(required), "properties": {**required, **(optional or {})}}
 
 
+def _or_null(schema: Schema) -> dict[str, Any]:
+    """Of a setting in a request: null leaves it as it is."""
+    return {**schema, "type": [schema["type"], "null"]}
+
+
 _TEXT: Schema = {"type": "string"}
 _TEXTS: Schema = {"type": "array", "items": _TEXT}
 _PARAMETERS: Schema = {"type": "object", "additionalProperties": True}
@@ -212,6 +221,13 @@ _CONFIG_TENSOR = _object(
     },
     {"optional": {"type": "boolean"}},
 )
+
+_LOG_SETTINGS: Schema = {
+    **{key: {"type": "boolean"} for key in ("log_info", "log_warning", "log_error")},
+    "log_verbose_level": _COUNT,
+    **dict.fromkeys(("log_file", "log_format"), _TEXT),
+}
+_TRACE_TEXTS = ("trace_rate", "trace_count", "log_frequency", "trace_mode", "trace_file")
 
 _SCHEMAS: Schema = {
     "ModelConfig": _object(
@@ -268,20 +284,13 @@ _SCHEMAS: Schema = {
             }
         ),
     },
-    "LogSettings": _object(
+    "LogSettings": _object({}, _LOG_SETTINGS),
+    "LogSettingsChange": _object({}, {key: _or_null(schema) for key, schema in _LOG_SETTINGS.items()}),
+    "TraceSettings": _object({}, {"trace_level": _TEXTS, **dict.fromkeys(_TRACE_TEXTS, _TEXT)}),
+    # A number stands for its digits, an array of one value for the value.
+    "TraceSettingsChange": _object(
         {},
-        {
-            **{key: {"type": "boolean"} for key in ("log_info", "log_warning", "log_error")},
-            "log_verbose_level": _COUNT,
-            **dict.fromkeys(("log_file", "log_format"), _TEXT),
-        },
-    ),
-    "TraceSettings": _object(
-        {},
-        {
-            "trace_level": _TEXTS,
-            **dict.fromkeys(("trace_rate", "trace_count", "log_frequency", "trace_mode", "trace_file"), _TEXT),
-        },
+        {key: {"type": ["string", "integer", "boolean", "array", "null"]} for key in ("trace_level", *_TRACE_TEXTS)},
     ),
     "Done": {"type": "object"},
     "Region": _object({"byte_size": _COUNT}, {"key": _TEXT, "offset": _COUNT, "device_id": _COUNT}),
