@@ -187,7 +187,7 @@ class Staging:
                 self._artifacts.release(artifact)
                 artifact = await self._artifacts.fetch(replace(request, original=True))
             self._telemetry.load_stage(format_name or "unknown", "fetch", self._clock() - began)
-            if not artifact.form and not self._is_external(format_name):
+            if not artifact.form and not self._is_external(format_name) and (artifact.is_directory or not format_name):
                 inner, format_name = await in_thread("detect", _understand, artifact.path, format_name)
                 artifact = artifact.within(inner) if inner else artifact
             self._formats[key] = format_name

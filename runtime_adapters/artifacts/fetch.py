@@ -82,6 +82,11 @@ class Artifact:
     inner: str = ""
     """The model's place in a directory, where that is not the whole of it."""
 
+    @property
+    def is_directory(self) -> bool:
+        """Whether what was fetched is one, as its hash says."""
+        return self.content_hash.startswith("tree-")
+
     def within(self, inner: str) -> Artifact:
         """The same, whose model lies there. Not for a form, which is the model."""
         return replace(self, path=self.path / inner, inner=inner)

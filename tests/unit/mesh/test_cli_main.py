@@ -26,7 +26,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("command", ["models", "aliases", "explain", "pods", "top", "infer", "plan", "demo"])
+@pytest.mark.parametrize("command", ["models", "aliases", "explain", "pods", "top", "infer", "convert", "plan", "demo"])
 def test_help_of_a_command_imports_no_server_and_no_framework(command: str) -> None:
     code = (
         f"import sys; from mesh.cli.main import run; run([{command!r}, '--help']); "
