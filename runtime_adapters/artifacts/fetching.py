@@ -172,7 +172,8 @@ class Fetching:
             self._policy.check(location)
             return Seen(None, None, known.server, trusted)
         timeouts = Timeouts(self._limits.timeout_s, self._limits.stall_timeout_s, self._limits.connect_timeout_s)
-        source = open_source(location, key, self._policy, timeouts, self._limits.files_max, self._limits.bytes_max)
+        limits = self._limits
+        source = open_source(location, key, self._policy, timeouts, limits.files_max, limits.bytes_max, stop.check)
         listing = source.look(known_object(known) if known and known.server == server else None)
         return Seen(source, listing, server, trusted and (location.scheme not in _OF_THIS_MACHINE or listing.trusted))
 

@@ -21,7 +21,7 @@ import signal
 import subprocess
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -32,7 +32,6 @@ from runtime_adapters.artifacts.errors import (
     ArtifactNotFound,
     ArtifactTooLarge,
     FetchFailed,
-    FetchTimedOut,
 )
 from runtime_adapters.artifacts.listing import Listing, RemoteObject, check_count
 from runtime_adapters.artifacts.locations import Location
@@ -41,6 +40,8 @@ from runtime_adapters.artifacts.storage_keys import GitKey, origin_of
 from runtime_adapters.errors import BadArtifact
 
 _CHUNK_BYTES = 1024 * 1024
+_LOOK_UP_S = 0.2
+"""How often it is asked whether git's answer is still wanted."""
 _MEMORY_BYTES_MAX = 4 * 1024**3
 """Of one git process, addresses included that it maps and never touches."""
 _BLOCK_BYTES = 512
@@ -74,11 +75,18 @@ class GitSource:
     """A directory or a file of a repository."""
 
     def __init__(
-        self, location: Location, key: GitKey | None, timeouts: Timeouts, files_max: int, bytes_max: int
+        self,
+        location: Location,
+        key: GitKey | None,
+        timeouts: Timeouts,
+        files_max: int,
+        bytes_max: int,
+        check: Callable[[], None],
     ) -> None:
+        """`check` raises when nobody waits for the artifact any more, or not for so long: git is stopped then."""
         self._location = location
         self._where = f"uri {location.shown!r}"
-        self._timeouts = timeouts
+        self._check = check
         self._files_max = files_max
         self._bytes_max = bytes_max
         self._remote = f"{location.scheme.removeprefix('git+')}://{location.authority}/{location.path}"
@@ -148,12 +156,15 @@ class GitSource:
 
     def _run(self, *arguments: str) -> bytes:
         process = self._start(*arguments)
+        answer: tuple[bytes, bytes] | None = None
         try:
-            output, said = process.communicate(timeout=self._timeouts.whole_s)
-        except subprocess.TimeoutExpired:
-            raise FetchTimedOut(f"{self._where}: the fetch did not end in time; it is tried again later") from None
+            while answer is None:
+                self._check()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    answer = process.communicate(timeout=_LOOK_UP_S)
         finally:
             _end(process)
+        output, said = answer
         if process.returncode:
             self._raise(said.decode(errors="replace")[:_OUTPUT_SEARCHED_CHARACTERS])
         return output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from runtime_adapters.artifacts.bucket_source import BucketSource
 from runtime_adapters.artifacts.clients import Timeouts, azure_client, gcs_client, s3_client
 from runtime_adapters.artifacts.errors import ArtifactDenied, BadLocation
@@ -28,9 +30,18 @@ from runtime_adapters.artifacts.storage_keys import (
 
 
 def open_source(
-    location: Location, key: StorageKey | None, policy: SourcePolicy, timeouts: Timeouts, files_max: int, bytes_max: int
+    location: Location,
+    key: StorageKey | None,
+    policy: SourcePolicy,
+    timeouts: Timeouts,
+    files_max: int,
+    bytes_max: int,
+    check: Callable[[], None] = lambda: None,
 ) -> Source:
-    """The source for a location, after the operator's rules. Raises BadLocation, ArtifactDenied."""
+    """The source for a location, after the operator's rules. Raises BadLocation, ArtifactDenied.
+
+    `check` raises when nobody waits any more: for the sources that cannot be left in the middle of a look.
+    """
     policy.check(location)
     if isinstance(key, UnsupportedKey):
         raise ArtifactDenied(f"storage key is of type {key.type[:20]!r}, which this pod cannot read")
@@ -57,7 +68,7 @@ def open_source(
         case "oci":
             return ImageSource(location, key if isinstance(key, OciKey) else OciKey(), policy, timeouts, files_max)
         case "git":
-            return GitSource(location, key if isinstance(key, GitKey) else None, timeouts, files_max, bytes_max)
+            return GitSource(location, key if isinstance(key, GitKey) else None, timeouts, files_max, bytes_max, check)
         case _:
             return HttpSource(location, key if isinstance(key, HttpKey) else None, timeouts)
 

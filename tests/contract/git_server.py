@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import threading
@@ -24,6 +25,9 @@ class GitServer:
     authorization: str = ""
     redirect_to: str = ""
     seen: list[dict[str, str]] = field(default_factory=list)
+    at_hold: threading.Event = field(default_factory=threading.Event)
+    hold: threading.Event | None = None
+    """Where it is set to one, every request waits for it."""
 
     def commit(self, repository: str, files: dict[str, bytes], tag: str = "") -> str:
         """The commit that makes the repository hold these files too."""
@@ -73,6 +77,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bytes) -> None:
         self.world.seen.append({name.lower(): value for name, value in self.headers.items()})
+        if self.world.hold is not None:
+            self.world.at_hold.set()
+            self.world.hold.wait(20)
         if self.world.redirect_to:
             self.send_response(302)
             self.send_header("Location", self.world.redirect_to + self.path)
@@ -106,7 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(answer)
+        with contextlib.suppress(BrokenPipeError):
+            self.wfile.write(answer)
 
 
 @contextmanager

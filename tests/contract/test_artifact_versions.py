@@ -7,6 +7,7 @@ are what the public hub's API documents.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import hashlib
@@ -14,6 +15,7 @@ import io
 import json
 import os
 import tarfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +133,19 @@ async def test_a_repository_over_the_limits_is_refused(git: GitServer, tmp_path:
     async with opened(tmp_path, limits=FetchLimits(files_max=2)) as store:
         with pytest.raises(ArtifactTooLarge, match="more than 2 files"):
             await store.fetch(FetchRequest(git.uri("org/m")))
+
+
+async def test_git_is_stopped_when_nobody_waits_for_it_any_more(git: GitServer, tmp_path: Path) -> None:
+    git.commit("org/m", {"a": b"1"})
+    git.hold = threading.Event()
+    async with opened(tmp_path) as store:
+        only = asyncio.create_task(store.fetch(FetchRequest(git.uri("org/m"))))
+        await asyncio.to_thread(git.at_hold.wait, 10)
+        only.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await only
+        await asyncio.wait_for(store.close(), 10)
+    git.hold.set()
 
 
 async def test_a_pod_without_git_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
