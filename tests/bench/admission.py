@@ -56,7 +56,8 @@ _MIB = 1 << 20
 _SAFETY_SHARE = 0.2
 """Of the box, as `mesh.box` leaves it."""
 _START_LIMIT_BYTES = 8 << 30
-_SETTLE_S = 10.0
+_SETTLE_S = 30.0
+_STILL_S = 4.0
 _SETTLE_PAUSE_S = 0.3
 _STILL_BYTES = 256 << 10
 
@@ -339,14 +340,17 @@ def _metadata(model: BenchModel) -> Any:
 
 
 def _settled_rss(pid: int) -> int:
-    """Its resident set without mapped models, none of which is there: once it stands still."""
-    until_s, last = time.monotonic() + _SETTLE_S, -1
-    while True:
-        now_bytes = resident_bytes_of(pid)
-        if abs(now_bytes - last) < _STILL_BYTES or time.monotonic() > until_s:
-            return now_bytes
-        last = now_bytes
+    """Its resident set without mapped models, none of which is there: once it has stood still for longer than the pod
+    waits with giving freed memory back."""
+    until_s = time.monotonic() + _SETTLE_S
+    last = resident_bytes_of(pid)
+    still_since_s = time.monotonic()
+    while (now_s := time.monotonic()) < until_s and now_s - still_since_s < _STILL_S:
         time.sleep(_SETTLE_PAUSE_S)
+        now_bytes = resident_bytes_of(pid)
+        if abs(now_bytes - last) >= _STILL_BYTES:
+            last, still_since_s = now_bytes, time.monotonic()
+    return last
 
 
 def _wait_empty(client: Client) -> None:
