@@ -62,6 +62,7 @@ from mesh.loading.loading import Loading
 from mesh.loading.places import HOST_MEMORY, RAM
 from mesh.log_levels import LogSwitch
 from mesh.memory_watch import MemoryWatch
+from mesh.modelmesh_metrics import WithModelMeshNames
 from mesh.models import Models
 from mesh.node_settings import (
     CannotStart,
@@ -346,7 +347,12 @@ class Node:
         self.http = None
         if world.serves_http:
             self.http = HttpFront(
-                build_app(self.telemetry.registry, self.unready_reason, self.http_calls, version("hexcomb")),
+                build_app(
+                    WithModelMeshNames(self.telemetry.registry, self._world.wall_clock),
+                    self.unready_reason,
+                    self.http_calls,
+                    version("hexcomb"),
+                ),
                 settings.host,
                 settings.http_port,
                 limits,
