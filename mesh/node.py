@@ -40,6 +40,7 @@ from mesh.endpoint.http import HttpFront, build_app
 from mesh.endpoint.management import ManagementEndpoint
 from mesh.endpoint.model_config import ModelConfigEndpoint
 from mesh.endpoint.modelmesh import ModelMeshEndpoint
+from mesh.endpoint.payloads import PayloadProcessors
 from mesh.endpoint.pods import PodsEndpoint
 from mesh.endpoint.pool import PoolEndpoint
 from mesh.endpoint.quick import QuickInference
@@ -73,6 +74,7 @@ from mesh.node_settings import (
     installed_formats,
     listen_addresses,
     own_host,
+    payload_watchers,
     peer_address,
     read_constraints,
     read_data_plane,
@@ -460,10 +462,11 @@ class Node:
         unary[messages.MODEL_INFER.path] = server_settings.traced(shared_memory.by_reference(v2.model_infer))
         of_runtimes = {method for server in self._beside for method in server.link.methods}
         methods = read_data_plane(self._settings).methods(of_runtimes)
+        processors = PayloadProcessors(payload_watchers(self._settings), access)
         relay = RelayEndpoint(v2, self.serving, access, methods)
         unary = {**relay.routes(), **unary}
         for path in (messages.MODEL_INFER.path, *(path for path in methods if unary[path] == relay.relay)):
-            unary[path] = fanning_out(unary[path])
+            unary[path] = processors.watched(fanning_out(unary[path]))
         unary = {path: catching_up(handler, self.registry) for path, handler in unary.items()}
         unary[messages.HEALTH_CHECK.path] = self.health.check
         if self.pool is not None:
@@ -482,7 +485,7 @@ class Node:
         return Routes(
             {path: guarded_unary(handler) for path, handler in unary.items()},
             {path: guarded_stream(handler) for path, handler in streaming.items()},
-            {messages.MODEL_INFER.path: server_settings.unless_traced(quick.answer)},
+            {} if processors.any else {messages.MODEL_INFER.path: server_settings.unless_traced(quick.answer)},
         )
 
     def unready_reason(self) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from cache.limits import CacheLimits
 from cache.tenancy import check_shares
 from cache.types import Bytes
+from mesh.endpoint.payloads import Watcher, parse_watcher
 from mesh.endpoint.relay import BY_HEADER, DataPlane, InvalidDataPlane, parse_data_plane
 from mesh.loading.places import HOST_MEMORY, HOST_TIER, place_of
 from mesh.pod import runtime_reports
@@ -148,6 +149,14 @@ def read_data_plane(settings: Settings) -> DataPlane:
         return parse_data_plane(read_file(settings.data_plane, "data_plane"))
     except InvalidDataPlane as error:
         raise CannotStart(f"data_plane: {settings.data_plane}: {error}") from error
+
+
+def payload_watchers(settings: Settings) -> list[Watcher]:
+    """Who is told of requests and answers. Raises CannotStart."""
+    try:
+        return [parse_watcher(text) for text in settings.payload_processors]
+    except ValueError as error:
+        raise CannotStart(f"payload_processors: {error}") from error
 
 
 def read_file(path: Path, setting: str) -> str:

@@ -249,6 +249,13 @@ class Settings(BaseSettings):
         "which field of a request names the model. Without it, all that the runtimes name, by the mm-model-id header.",
     )
 
+    payload_processors: Words = Field(
+        (),
+        description="Who is told of requests and answers (comma separated): http(s)://HOST/PATH?MODEL#METHOD gets each "
+        "as ModelMesh's JSON, logger://?MODEL#METHOD is the pod's log. What one does not take in time is dropped. "
+        "Requests cost more while there is one.",
+    )
+
     # Loading ----------------------------------------------------------------------------------------------------
     loads_concurrent_max: int = Field(
         2, ge=1, le=64, description="Loads at a time: each takes a core; more only adds peak memory."
@@ -426,6 +433,7 @@ class Settings(BaseSettings):
         "trusted_prefixes",
         "file_prefixes",
         "http_hosts",
+        "payload_processors",
         mode="before",
     )
     @classmethod

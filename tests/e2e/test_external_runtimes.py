@@ -73,7 +73,13 @@ def pod(server: Server, directory: Path, start_module_pod: StartPod) -> Iterator
     runtimes.write_text(json.dumps(described))
     data_plane = directory / "data-plane.json"
     data_plane.write_text(json.dumps({"rpcConfigs": {DOUBLE[1:]: {"idExtractionPath": [2, 1], "vModelId": True}}}))
-    yield start_module_pod(data_plane=data_plane, runtimes=runtimes, failure_backoff_base_s=0.2, residency_min_s=0)
+    yield start_module_pod(
+        payload_processors="logger://",
+        data_plane=data_plane,
+        runtimes=runtimes,
+        failure_backoff_base_s=0.2,
+        residency_min_s=0,
+    )
     plain.kill()
 
 
@@ -173,6 +179,7 @@ def test_a_method_of_the_runtimes_own_reaches_its_model_by_a_field_or_a_header(
     both = double(unnamed, ("mm-model-id", "n"), ("mm-model-id", "m"), ("mm-required", "all"))
     assert both.startswith("n-")
     assert f"xx{there}" in both
+    pod.wait_until(lambda: " of n: test.Doubler/Double OK" in pod.log_text(), "the payload processor has told the log")
     with pytest.raises(grpc.RpcError) as refused:
         double(with_text_at(message, (2, 1), "nobody"))
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
