@@ -344,7 +344,7 @@ class Serving:
         if resident.model.metadata.decoupled:
             raise OnlyStreams(
                 "this model may give any number of answers to a request (its transaction policy is decoupled); ask by "
-                "ModelStreamInfer, or by generate or generate_stream over HTTP"
+                "gRPC's ModelStreamInfer"
             )
         inputs, wanted_outputs = _checked(resident, tensors)
         if tensors.size_bytes > SMALL_REQUEST_BYTES:

@@ -24,7 +24,7 @@ What `predict` returns must match `outputs` in names, datatypes and shapes exact
 as bytes, str, or NumPy's fixed-width strings.
 
 `predict` may be a generator: then a request has as many answers as it yields, and clients call it by Triton's
-ModelStreamInfer, or by `generate` over HTTP (the model is *decoupled*, in Triton's word). It ends where it yields when
+ModelStreamInfer (the model is *decoupled*, in Triton's word). It ends where it yields when
 its client leaves.
 
 With `sequences = True` it may keep something between the requests of one sequence. `self.sequence` says to which one
