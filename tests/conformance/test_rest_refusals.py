@@ -76,7 +76,7 @@ def data_too_long(asked: dict[str, Any]) -> None:
 
 
 def data_of_text(asked: dict[str, Any]) -> None:
-    asked["inputs"][0]["data"][0] = "seven"
+    asked["inputs"][0]["data"][0] = "seven" if asked["inputs"][0]["datatype"] != "BYTES" else 7
 
 
 def data_of_objects(asked: dict[str, Any]) -> None:
@@ -108,7 +108,9 @@ def unknown_output(asked: dict[str, Any]) -> None:
 
 
 def other_datatype(asked: dict[str, Any]) -> None:
-    asked["inputs"][0].update(datatype="BYTES", data=["a"] * len(asked["inputs"][0]["data"]))
+    tensor, count = asked["inputs"][0], len(asked["inputs"][0]["data"])
+    other, element = ("BYTES", "a") if tensor["datatype"] != "BYTES" else ("FP32", 0.5)
+    tensor.update(datatype=other, data=[element] * count)
 
 
 def other_rank(asked: dict[str, Any]) -> None:
