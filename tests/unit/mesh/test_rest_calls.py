@@ -118,17 +118,26 @@ async def test_a_tenant_that_cannot_be_passed_on_is_refused_and_does_not_become_
     assert (code, "hexcomb-tenant is" in answer["error"]) == (400, True)
 
 
-@pytest.mark.parametrize("parameters", [{"config": "{}"}, {"\ud800": 1}, 5, True, ["a"]])
-async def test_parameters_of_a_load_reach_the_handler_that_refuses_them_whatever_they_are(parameters: object) -> None:
+@pytest.mark.parametrize(
+    "parameters", [{"\ud800": "1"}, {"config": 1}, {"config": "ü"}, {"file:1/m": "no base64!"}, 5, True, ["a"]]
+)
+async def test_parameters_of_a_load_that_say_nothing_are_refused(parameters: object) -> None:
+    path, body = "/v2/repository/models/m/load", json.dumps({"parameters": parameters}).encode()
+    code, _, answer = await Http(live).ask(path, body)
+    assert (code, "parameter" in answer["error"]) == (400, True)
+
+
+async def test_parameters_of_a_load_reach_the_handler() -> None:
     asked: list[inference_pb2.RepositoryModelLoadRequest] = []
 
     async def remember(call: Call) -> Reply:
         asked.append(messages.parse(messages.REPOSITORY_LOAD, call.body))
         return inference_pb2.RepositoryModelLoadResponse().SerializeToString()
 
-    path, body = "/v2/repository/models/m/load", json.dumps({"parameters": parameters}).encode()
-    assert (await Http(remember).ask(path, body))[0] == 200
-    assert len(asked[0].parameters) == 1
+    body = json.dumps({"parameters": {"config": "{}", "file:1/model.onnx": "AAE="}}).encode()
+    assert (await Http(remember).ask("/v2/repository/models/m/load", body))[0] == 200
+    assert asked[0].parameters["config"].string_param == "{}"
+    assert asked[0].parameters["file:1/model.onnx"].bytes_param == b"\x00\x01"
 
 
 async def test_other_calls_do_not_wait_while_the_index_of_many_models_is_written(
