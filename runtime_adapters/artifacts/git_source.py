@@ -2,7 +2,8 @@
 
 The `git` program does it, in processes that see no configuration, no credential helper and no environment of the pod;
 a login travels in its environment, where no list of processes shows it. It follows no redirect, since that would take
-the login along, and speaks nothing but HTTP. Memory and the size of a file are limited, for the server is a stranger.
+the login along, and speaks nothing but HTTP. Memory, the size of a file and of an answer are limited, for the server
+is a stranger: a few kilobytes of trees that name one another list as billions of files.
 
 A look fetches the commit into a directory of its own, where the files are read from; it goes with the source.
 
@@ -16,6 +17,7 @@ import base64
 import contextlib
 import os
 import re
+import selectors
 import shutil
 import signal
 import subprocess
@@ -51,7 +53,10 @@ _KEPT_VARIABLES = ("PATH", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 _FILE_MODES = ("100644", "100755")
-_OUTPUT_SEARCHED_CHARACTERS = 20_000
+_ANSWER_BYTES_MAX = 16 * 1024 * 1024
+"""Of a commit's list of files: more than 100,000 of them."""
+_SAID_BYTES_MAX = 20_000
+"""Of git's complaints, which are mixed with what the server says; the rest is read and dropped."""
 _MARKS = (
     # git says these in its own words only; they are what tells one failure from another.
     ("Authentication failed", "denied"),
@@ -156,18 +161,40 @@ class GitSource:
 
     def _run(self, *arguments: str) -> bytes:
         process = self._start(*arguments)
-        answer: tuple[bytes, bytes] | None = None
         try:
-            while answer is None:
-                self._check()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    answer = process.communicate(timeout=_LOOK_UP_S)
+            output, said = self._hear(process)
         finally:
             _end(process)
-        output, said = answer
         if process.returncode:
-            self._raise(said.decode(errors="replace")[:_OUTPUT_SEARCHED_CHARACTERS])
+            self._raise(said.decode(errors="replace"))
         return output
+
+    def _hear(self, process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+        """What it answers and what it complains of, when it has ended. Raises ArtifactTooLarge."""
+        assert process.stdout is not None
+        assert process.stderr is not None
+        output, said = bytearray(), bytearray()
+        with selectors.DefaultSelector() as streams:
+            streams.register(process.stdout, selectors.EVENT_READ, output)
+            streams.register(process.stderr, selectors.EVENT_READ, said)
+            while streams.get_map():
+                self._check()
+                for ready, _ in streams.select(_LOOK_UP_S):
+                    part = os.read(ready.fd, _CHUNK_BYTES)
+                    ready.data.extend(part)
+                    if not part:
+                        streams.unregister(ready.fileobj)
+                del said[_SAID_BYTES_MAX:]
+                if len(output) > _ANSWER_BYTES_MAX:
+                    raise ArtifactTooLarge(
+                        f"{self._where}: the list of the repository's files is longer than {_ANSWER_BYTES_MAX} bytes; "
+                        "put the artifact into a repository of its own, or into a bucket"
+                    )
+        while process.poll() is None:
+            self._check()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_LOOK_UP_S)
+        return bytes(output), bytes(said)
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         # The shell's limits hold before git starts its helpers.

@@ -44,9 +44,11 @@ class GitServer:
             self.git(repository, "tag", tag)
         return self.git(repository, "rev-parse", "HEAD")
 
-    def git(self, repository: str, *arguments: str) -> str:
+    def git(self, repository: str, *arguments: str, input: str = "") -> str:
         command = ["git", *IDENTITY, *arguments]
-        done = subprocess.run(command, cwd=self.root / repository, check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=self.root / repository, input=input, check=True, capture_output=True, text=True
+        )
         return done.stdout.strip()
 
     def uri(self, repository: str, rest: str = "") -> str:

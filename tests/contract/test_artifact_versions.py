@@ -135,6 +135,18 @@ async def test_a_repository_over_the_limits_is_refused(git: GitServer, tmp_path:
             await store.fetch(FetchRequest(git.uri("org/m")))
 
 
+async def test_trees_that_name_one_another_are_no_list_without_end(git: GitServer, tmp_path: Path) -> None:
+    git.commit("org/m", {"a": b"1"})
+    tree = git.git("org/m", "rev-parse", "HEAD^{tree}")
+    for _ in range(8):  # 10 names for each tree: 10 ** 8 files
+        names = "".join(f"040000 tree {tree}\td{number}\n" for number in range(10))
+        tree = git.git("org/m", "mktree", input=names)
+    git.git("org/m", "update-ref", "HEAD", git.git("org/m", "commit-tree", "-m", "models", tree))
+    async with opened(tmp_path) as store:
+        with pytest.raises(ArtifactTooLarge, match="list of the repository's files"):
+            await store.fetch(FetchRequest(git.uri("org/m")))
+
+
 async def test_git_is_stopped_when_nobody_waits_for_it_any_more(git: GitServer, tmp_path: Path) -> None:
     git.commit("org/m", {"a": b"1"})
     git.hold = threading.Event()
