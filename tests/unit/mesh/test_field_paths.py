@@ -43,6 +43,27 @@ def test_a_text_that_is_not_there_is_added_with_the_messages_around_it() -> None
     assert mmesh_pb2.RegisterModelRequest.FromString(changed).modelInfo == mmesh_pb2.ModelInfo(type="t", path="p")
 
 
+@pytest.mark.parametrize(
+    "second",
+    [
+        mmesh_pb2.RegisterModelRequest(modelInfo=mmesh_pb2.ModelInfo(type="another")).SerializeToString(),
+        b"\x92\x80\x80\x80\x10\x04\x0a\x02xy",  # its number is field 2's in the lowest 32 bits alone
+    ],
+)
+def test_a_message_that_names_two_models_is_refused_since_another_parser_would_take_the_other(second: bytes) -> None:
+    message = nested().SerializeToString() + second
+    with pytest.raises(InvalidMessage):
+        text_at(message, (2, 1))
+    with pytest.raises(InvalidMessage):
+        with_text_at(message, (2, 1), "new")
+
+
+def test_two_names_within_one_message_are_refused() -> None:
+    twice = 2 * mmesh_pb2.ModelInfo(type="xy").SerializeToString()
+    with pytest.raises(InvalidMessage, match="field 1 twice"):
+        text_at(b"\x12\x08" + twice, (2, 1))
+
+
 @pytest.mark.parametrize("message", [b"\x0a\x05ab", b"\x12\x05\x0a\x09abc", b"\x00\x01", b"\x0a", b"\x0a\x02\xff\xfe"])
 def test_a_message_that_is_none_is_the_clients_mistake(message: bytes) -> None:
     path = (2, 1) if message.startswith(b"\x12") else (1,)
