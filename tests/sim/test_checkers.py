@@ -125,8 +125,8 @@ def test_a_request_that_nobody_answers_is_noticed(monkeypatch: pytest.MonkeyPatc
 def test_memory_that_is_sold_twice_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     limits_of = node.cache_limits
 
-    def doubled(settings: Settings, devices: Sequence[Device]) -> CacheLimits:
-        limits = limits_of(settings, devices)
+    def doubled(settings: Settings, devices: Sequence[Device], beside: Mapping[Device, int]) -> CacheLimits:
+        limits = limits_of(settings, devices, beside)
         return replace(limits, capacity=limits.capacity + limits.capacity)
 
     monkeypatch.setattr(node, "cache_limits", doubled)
