@@ -279,6 +279,9 @@ class Fetching:
 
     def _check_size(self, errand: Errand, listing: Listing) -> None:
         total_bytes = listing.total_bytes
+        if any(item.size_bytes < 0 for item in listing.objects):
+            # With it, others could be larger than their sum.
+            raise BadArtifact(f"uri {errand.location.shown!r}: its store names a size below 0; push it again")
         if total_bytes == 0:
             raise BadArtifact(f"uri {errand.location.shown!r}: the artifact is empty (0 bytes); upload it again")
         if total_bytes > self._limits.bytes_max:

@@ -136,12 +136,19 @@ class ImageSource(ContentObjects):
     def _ask(self, path: str) -> Answer:
         accepted = {"Accept": ", ".join((*_MANIFESTS, *_INDEXES))}
         url = f"{self._base}/{path}"
-        answer = ask(url, accepted | self._authorization, self._timeouts, self._key.certificate, self._where)
+        answer = self._answer(url, accepted | self._authorization)
         if answer.status == 401 and not self._authorization:
             self._authorization = self._authorized(answer.headers.get("WWW-Authenticate", ""))
-            answer = ask(url, accepted | self._authorization, self._timeouts, self._key.certificate, self._where)
+            answer = self._answer(url, accepted | self._authorization)
         _check(answer, self._where, self._login is not None)
         return answer
+
+    def _answer(self, url: str, headers: dict[str, str]) -> Answer:
+        return ask(url, headers, self._timeouts, self._key.certificate, self._where, self._check_server)
+
+    def _check_server(self, url: str) -> None:
+        """Raises BadLocation where the operator's rules forbid what the registry points to."""
+        self._policy.check(parse_location(url))
 
     def _authorized(self, challenge: str) -> dict[str, str]:
         """The header that the registry's challenge asks for; none where there is nothing to answer it with."""
@@ -159,11 +166,11 @@ class ImageSource(ContentObjects):
             raise ArtifactDenied(
                 f"{self._where}: the registry gives its tokens away without TLS; no login is sent there"
             )
-        self._policy.check(parse_location(realm))
+        self._check_server(realm)
         query = {"scope": said.get("scope") or f"repository:{self._location.path}:pull"}
         query |= {"service": said["service"]} if "service" in said else {}
         url = realm + ("&" if "?" in realm else "?") + urlencode(query)
-        answer = ask(url, basic, self._timeouts, self._key.certificate, self._where)
+        answer = self._answer(url, basic)
         _check(answer, self._where, self._login is not None)
         given = answer.json(self._where)
         return {"Authorization": f"Bearer {given.get('token') or given.get('access_token') or ''}"}

@@ -1,7 +1,9 @@
 """Small answers over HTTP: what a registry or a hub says about its objects, with the headers that obstore keeps back.
 
 The standard library's client: one connection a question, no more than `BYTES_MAX` of an answer, the operator's proxies
-and no other word of the environment (no netrc). A redirect is followed without the credentials of the first request.
+and no other word of the environment (no netrc). A redirect is followed without the credentials of the first request,
+from TLS to TLS only, and where it leads to is judged like the first URL: a registry is a stranger, whose answer may
+point into the pod's own network.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ import json
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from http.client import HTTPException
 from typing import Any
+from urllib.parse import urlsplit
 
 from runtime_adapters.artifacts.clients import Timeouts
 from runtime_adapters.artifacts.errors import ArtifactTooLarge, FetchFailed
@@ -43,13 +46,35 @@ class Answer:
         return found
 
 
-def ask(url: str, headers: Mapping[str, str], timeouts: Timeouts, certificate: str, where: str) -> Answer:
-    """GET. Raises FetchFailed where no answer comes. Blocking."""
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def __init__(self, check_server: Callable[[str], None], where: str) -> None:
+        self._check_server = check_server
+        self._where = where
+
+    def redirect_request(self, req: urllib.request.Request, *others: Any) -> urllib.request.Request | None:
+        *_, url = others
+        parts = urlsplit(url)
+        if parts.scheme != "https" and (req.type == "https" or parts.scheme != "http"):
+            raise BadArtifact(f"{self._where}: the server redirects to {parts.scheme[:10]!r}, where TLS is asked for")
+        self._check_server(f"{parts.scheme}://{parts.netloc}/")
+        return super().redirect_request(req, *others)
+
+
+def ask(
+    url: str,
+    headers: Mapping[str, str],
+    timeouts: Timeouts,
+    certificate: str,
+    where: str,
+    check_server: Callable[[str], None] = lambda _: None,
+) -> Answer:
+    """GET. Raises FetchFailed where no answer comes. Blocking. `check_server` raises for the URL of a server that a
+    redirect must not lead to."""
     request = urllib.request.Request(url)
     for name, value in headers.items():
         request.add_unredirected_header(name, value)
     context = ssl.create_default_context(cadata=certificate or None)
-    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context))
+    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), _Redirects(check_server, where))
     opener.addheaders = [("User-Agent", "hexcomb")]
     try:
         with opener.open(request, timeout=timeouts.stall_s) as answer:

@@ -2,7 +2,8 @@
 
 What an http, oci or git URI may reach: a registrar can make the pod send GET requests, so link-local addresses (cloud
 metadata services) are refused always, and `http_hosts` limits the rest. Two things it does not cover, for the network
-policy to cover: a name that resolves to an inner address, and a redirect, which the HTTP library follows by itself.
+policy to cover: a name that resolves to an inner address, and the redirect of a file or a layer, which the HTTP library
+follows by itself.
 Buckets and hubs are reached at the endpoints that storage keys name, else at the clouds' own.
 
 Trust is decided on names: "lies under this prefix" is a comparison of path segments (`locations`).

@@ -381,6 +381,36 @@ async def test_a_registry_cannot_send_the_pod_to_a_metadata_service(server: Faul
             await store.fetch(FetchRequest(images.uri("org/m", ":1")))
 
 
+async def test_a_registry_cannot_redirect_to_what_the_operator_forbids(server: FaultyServer, tmp_path: Path) -> None:
+    images = Registry(f"127.0.0.1:{server.port}", server)
+    images.push_files("org/m", "1", {"a": b"1"})
+    with faulty_server() as inner:
+        inner.put("token", b'{"token": "of the pod\'s own network"}')
+        server.put("token", b"{}")
+        server.faults["/token"] = [f"redirect:http://localhost:{inner.port}/token"] * 20
+        server.guards["/v2/"] = ("Bearer given", f'Bearer realm="{server.base}/token"')
+        async with opened(tmp_path, storage=plain(images), policy=SourcePolicy(http_hosts=("127.0.0.1",))) as store:
+            with pytest.raises(BadArtifact, match="host localhost is not among"):
+                await store.fetch(FetchRequest(images.uri("org/m", ":1")))
+            server.faults["/token"] = ["redirect:http://169.254.169.254/latest"] * 20
+            with pytest.raises(BadArtifact, match="link-local"):
+                await store.fetch(FetchRequest(images.uri("org/m", ":1")))
+        assert not inner.seen
+    assert all("network" not in seen.headers.get("authorization", "") for seen in server.seen)
+
+
+async def test_sizes_that_cancel_each_other_out_make_no_room(server: FaultyServer, tmp_path: Path) -> None:
+    images = Registry(f"127.0.0.1:{server.port}", server)
+    title = "org.opencontainers.image.title"
+    large = describe(BODY, "application/octet-stream", {title: "large"})
+    less = describe(b"", "application/octet-stream", {title: "less"}) | {"size": 1 - len(BODY)}
+    images.push("org/m", "1", manifest_of([large, less], b"{}", f"{OCI}.empty.v1+json"), [BODY, b"", b"{}"])
+    async with opened(tmp_path, storage=plain(images), limits=FetchLimits(bytes_max=1000)) as store:
+        with pytest.raises(BadArtifact, match="below 0"):
+            await store.fetch(FetchRequest(images.uri("org/m", ":1")))
+        assert store.use().used_bytes == 0
+
+
 async def test_without_insecure_a_registry_is_spoken_to_over_tls_alone(server: FaultyServer, tmp_path: Path) -> None:
     storage = keys(default_oci=OciKey({f"127.0.0.1:{server.port}": ("me", SECRET)}))
     async with opened(tmp_path, storage=storage) as store:
