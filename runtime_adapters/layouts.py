@@ -77,8 +77,9 @@ _TRITON_FIL = {
     "lightgbm": ("lightgbm", "model.txt"),
 }
 _MODEL_TYPE = re.compile(
-    r"key\s*:\s*[\"']model_type[\"']\s*,?\s*value\s*:?\s*\{\s*string_value\s*:\s*[\"']([^\"']*)[\"']"
+    r"key\s*+:\s*+[\"']model_type[\"'](?:\s*+,)?\s*+value(?:\s*+:)?\s*+\{\s*+string_value\s*+:\s*+[\"']([^\"']*+)[\"']"
 )
+"""Without a second try anywhere: a megabyte of spaces would take hours."""
 _TRITON_FILES = {"onnx": ("model.onnx",), "torch": ("model.pt2", "model.pt")}
 
 _ADVICE = (
@@ -96,6 +97,18 @@ _ELSEWHERE = (
     ("*.pdmodel", "a Paddle model"),
     ("model.xml", "an OpenVINO model"),
 )
+
+
+class _PlainYaml(yaml.SafeLoader):
+    """Without merge keys (`<<`): a kilobyte of them becomes gigabytes, and MLflow writes none."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.YAMLError("merge keys are not read")
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_PlainYaml)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +179,7 @@ def _mlflow(directory: Path) -> Found | None:
     path = directory / "MLmodel"
     if not path.is_file():
         return None
-    flavours = _mapping(path, yaml.safe_load).get("flavors")
+    flavours = _mapping(path, _parse_yaml).get("flavors")
     if not isinstance(flavours, Mapping) or not flavours:
         raise BadArtifact(f"{path.name} lists no flavours; log the model again with MLflow")
     for flavour, field_name in _MLFLOW:

@@ -22,6 +22,7 @@ from runtime_adapters.validation import refuse_unknown_parameters
 TRITON_PARAMETERS = ("backend", "filename")
 _CONFIG = "config.pbtxt"
 _SETTINGS = "model-settings.json"
+_DESCRIPTION_BYTES_MAX = 1024 * 1024
 _FILE_NAMES = {
     "tensorflow": "model.savedmodel",
     "keras": "model.savedmodel",
@@ -32,7 +33,8 @@ _FILE_NAMES = {
     "python": "model.py",
 }
 """What Triton expects a version to hold, by format."""
-_TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"|#[^\n]*|[{}\[\]]|[A-Za-z_]\w*(?=\s*:)')
+_TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*+"?|#[^\n]*|[{}\[\]]|[A-Za-z_]\w*+')
+"""Whatever begins is taken, ended or not: to try again behind each beginning would take hours for a megabyte."""
 _NAME_VALUE = re.compile(r'\s*:\s*("(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\')[ \t]*[,;]?')
 
 
@@ -112,6 +114,8 @@ def without_name(config: str) -> str:
 
 def _text(path: Path) -> str:
     try:
+        if path.stat().st_size > _DESCRIPTION_BYTES_MAX:
+            raise BadArtifact(f"{path.name} is larger than {_DESCRIPTION_BYTES_MAX} bytes, which no description is")
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise BadArtifact(f"{path.name} cannot be read: {error}") from error

@@ -176,3 +176,17 @@ def test_a_file_is_its_own_layout(tmp_path: Path) -> None:
     (tmp_path / "MLmodel").write_text("")
     assert find_model(tmp_path / "MLmodel") == Found()
     assert find_model(tmp_path / "MLmodel", "onnx") == Found("", ("onnx",))
+
+
+def test_a_yaml_that_grows_when_it_is_read_is_refused(tmp_path: Path) -> None:
+    grown = (f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 20))
+    (tmp_path / "MLmodel").write_text("\n".join(("a0: &a0 {x: 1}", *grown)))
+    with pytest.raises(BadArtifact, match="cannot be read"):
+        find_model(tmp_path)
+
+
+def test_a_description_of_spaces_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "xgboost.model").touch()
+    (tmp_path / "config.pbtxt").write_text('backend: "fil"\nparameters { key: "model_type"' + " " * 1_000_000 + "}")
+    assert find_model(tmp_path) == Found("1/xgboost.model", ("xgboost",))

@@ -28,6 +28,22 @@ def test_only_the_models_own_name_is_taken_out_of_a_triton_configuration(config:
     assert without_name(config) == expected
 
 
+@pytest.mark.parametrize("config", ["a" * 1_000_000, '"' + '\\"' * 500_000])
+def test_a_configuration_that_is_none_is_read_once(config: str) -> None:
+    assert without_name(config) == config
+
+
+def test_a_description_is_not_read_at_any_length(tmp_path: Path) -> None:
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    for name in ("config.pbtxt", "model-settings.json"):
+        (artifact / name).write_text(" " * (1024 * 1024 + 1))
+    with pytest.raises(BadArtifact, match="larger than"):
+        lay_out_for_triton(artifact, "triton", {}, tmp_path / "a")
+    with pytest.raises(BadArtifact, match="larger than"):
+        lay_out_for_mlserver(artifact, None, {}, tmp_path / "b")
+
+
 def test_a_triton_model_directory_is_linked_under_its_new_name(tmp_path: Path) -> None:
     artifact = tmp_path / "artifact"
     (artifact / "3").mkdir(parents=True)
