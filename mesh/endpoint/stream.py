@@ -173,8 +173,16 @@ class StreamEndpoint:
             async with contextlib.aclosing(self._messages(call, tenant, body)) as messages_of_request:
                 async for message in messages_of_request:
                     await answers.put(message)
-        finally:
+        except asyncio.CancelledError:
+            # Nobody may be there any more to take what waits, and to wait for that would be for ever.
+            if answers.full():
+                answers.get_nowait()
+            answers.put_nowait(None)
+            raise
+        except BaseException:
             await answers.put(None)
+            raise
+        await answers.put(None)
 
     async def _messages(self, call: Call, tenant: str, body: bytes) -> AsyncGenerator[bytes, None]:
         try:
