@@ -15,7 +15,7 @@ from runtime_adapters.artifacts.content import ContentRecord, tree_record
 from runtime_adapters.artifacts.download import Downloaded, disk_errors
 from runtime_adapters.artifacts.errors import ArtifactTooLarge
 from runtime_adapters.artifacts.listing import Listing
-from runtime_adapters.artifacts.names import Parts, check_distinct
+from runtime_adapters.artifacts.names import Parts, check_distinct, safe_parts
 from runtime_adapters.artifacts.unpack import (
     OPAQUE,
     WHITEOUT,
@@ -45,7 +45,7 @@ def plan_layers(listing: Listing, directory: Path, limits: UnpackLimits, check: 
     chosen: dict[Parts, tuple[int, PlannedFile | None, int]] = {}
     for number, item in enumerate(listing.objects):
         if not item.archive:
-            chosen[tuple(item.name.split("/"))] = (number, None, item.size_bytes)
+            chosen[safe_parts(item.name)] = (number, None, item.size_bytes)
             continue
         found = plan_unpack(directory / str(number), item.archive, limits, check, below=item.below).files
         for file in found:

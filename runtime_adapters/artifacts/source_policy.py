@@ -22,6 +22,8 @@ from runtime_adapters.artifacts.locations import Location, parse_location
 
 _OF_ANY_HOST = frozenset(("http", "https", "oci", "git+http", "git+https"))
 """Schemes whose URI names the host that is asked."""
+_METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16")))
+"""Where AWS (by IPv6), Alibaba and Azure have services that tell a machine its credentials, beside link-local ones."""
 _NUMERIC_HOST = re.compile(r"[0-9a-fx.]+")
 
 
@@ -50,7 +52,8 @@ class SourcePolicy:
             host = _host_of(location.authority)
             if _is_link_local(host):
                 raise BadLocation(
-                    f"uri {location.shown!r}: {host} is a link-local address, which no model is served from"
+                    f"uri {location.shown!r}: {host} is a link-local address, or a cloud's for its machines, "
+                    "which no model is served from"
                 )
             if self.http_hosts is not None and host not in {allowed.lower() for allowed in self.http_hosts}:
                 raise BadLocation(
@@ -121,9 +124,13 @@ def _is_link_local(host: str) -> bool:
     try:
         if ":" in host:
             six = ipaddress.IPv6Address(host)
-            return six.is_link_local or (six.ipv4_mapped is not None and six.ipv4_mapped.is_link_local)
+            return _is_forbidden(six) or (six.ipv4_mapped is not None and _is_forbidden(six.ipv4_mapped))
         if _NUMERIC_HOST.fullmatch(host):
-            return ipaddress.IPv4Address(socket.inet_aton(host)).is_link_local
+            return _is_forbidden(ipaddress.IPv4Address(socket.inet_aton(host)))
     except (ValueError, OSError):
         return False
     return False
+
+
+def _is_forbidden(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return address.is_link_local or address in _METADATA

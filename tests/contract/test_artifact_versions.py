@@ -295,6 +295,16 @@ async def test_an_artifacts_files_have_their_titles(images: Registry, tmp_path: 
         assert content == {"model.onnx": BODY, "sub/config.json": b"{}"}
 
 
+async def test_two_spellings_of_a_title_are_one_file(server: FaultyServer, tmp_path: Path) -> None:
+    images = Registry(f"127.0.0.1:{server.port}", server)
+    title = "org.opencontainers.image.title"
+    blobs = [layer({"a": b"1"}), b"2"]
+    described = [describe(blobs[0], f"{OCI}.layer.v1.tar+gzip"), describe(blobs[1], "text/plain", {title: "./a"})]
+    images.push("org/m", "1", manifest_of(described, b"{}", f"{OCI}.empty.v1+json"), [*blobs, b"{}"])
+    async with opened(tmp_path, storage=plain(images)) as store:
+        assert content_of(await store.fetch(FetchRequest(images.uri("org/m", ":1")))) == {"a": b"2"}
+
+
 async def test_an_index_leads_to_the_manifest_for_this_machine(images: Registry, tmp_path: Path) -> None:
     digest = images.push_image("org/index", "amd", [layer({"models/a": b"1"})])
     kind = f"{OCI}.manifest.v1+json"

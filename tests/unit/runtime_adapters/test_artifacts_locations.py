@@ -175,7 +175,17 @@ def test_a_trusted_prefix_that_cannot_be_understood_stops_the_pod_at_its_start()
 
 @pytest.mark.parametrize(
     "host",
-    ["169.254.169.254", "2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "[fe80::1]", "[::ffff:169.254.169.254]"],
+    [
+        "169.254.169.254",
+        "2852039166",
+        "0xa9fea9fe",
+        "0251.0376.0251.0376",
+        "[fe80::1]",
+        "[::ffff:169.254.169.254]",
+        "[fd00:ec2::254]",
+        "100.100.100.200",
+        "[::ffff:168.63.129.16]",
+    ],
 )
 def test_link_local_addresses_are_refused_in_every_spelling(host: str) -> None:
     with pytest.raises(BadLocation, match="link-local"):
