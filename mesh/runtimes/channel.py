@@ -31,6 +31,10 @@ class RuntimeSilent(Exception):
     """The server cannot be reached, went away, or did not answer in time."""
 
 
+class RuntimeLate(RuntimeSilent):
+    """No answer in time. That says how long the caller would wait, and nothing of whether the server is there."""
+
+
 class RuntimeChannel:
     """Threads may share it. Connects when it is first used, and heals itself."""
 
@@ -57,7 +61,7 @@ class RuntimeChannel:
             failed = failed_call(failure)
             status = StatusCode(failed.status)
             if status is StatusCode.DEADLINE_EXCEEDED:
-                raise RuntimeSilent(f"no answer from {self._address} within {timeout_s or 0:g} s") from failure
+                raise RuntimeLate(f"no answer from {self._address} within {timeout_s or 0:g} s") from failure
             if status in _SILENCE and _is_grpcs_own(failed.details):
                 raise RuntimeSilent(f"{self._address}: {failed.details or status.name}") from failure
             raise RuntimeSaid(status, failed.details) from failure

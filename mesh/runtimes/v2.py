@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mesh.runtimes.channel import RuntimeChannel, RuntimeSaid, RuntimeSilent
+from mesh.runtimes.channel import RuntimeChannel, RuntimeLate, RuntimeSaid, RuntimeSilent
 from mesh.transport.base import StatusCode
 from mesh.wire import messages
 from mesh.wire.errors import InvalidMessage, UnsendableOutput
@@ -72,6 +72,8 @@ def _specs(tensors: Sequence[inference_pb2.ModelMetadataResponse.TensorMetadata]
 
 def run_error(runtime: str, error: RuntimeSaid | RuntimeSilent) -> AdapterError:
     """What a run's failure means. ModelCrashed: the copy is gone."""
+    if isinstance(error, RuntimeLate):  # else a client's short deadline would have the copy taken away from all others
+        return ModelRaised(f"runtime {runtime!r}: {error}")
     if isinstance(error, RuntimeSilent):
         return ModelCrashed(f"runtime {runtime!r}: {error}; this copy is gone, load it again")
     if error.status is StatusCode.NOT_FOUND or _LOST.search(error.details):
