@@ -27,6 +27,7 @@ import urllib.request
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from urllib.parse import unquote, urlsplit
 
 from mesh.endpoint.access import Access
@@ -173,5 +174,5 @@ def _hand_on(watcher: Watcher, line: queue.Queue[Payload]) -> None:
         try:
             with opener.open(request, timeout=TIMEOUT_S) as answer:
                 answer.read()
-        except (OSError, ValueError) as error:  # URLError among them
+        except (OSError, ValueError, HTTPException) as error:  # URLError among them
             log.warning("payload %s was not taken by %s: %s", payload.id, watcher.url, error)

@@ -131,8 +131,8 @@ class SharedMemoryEndpoint:
         """The handler of ModelInfer, for requests that name regions as well. A look, where no region is registered."""
 
         async def infer(call: Call) -> Reply:
-            if not self.names_regions(call.body):
-                return await handler(call)
+            if not self.names_regions(call.body) or self._access.is_peer(call):
+                return await handler(call)  # a pod's caller may be anywhere: its regions are that pod's
             plain, places = await self.plain(call, self._access.caller(call).tenant)
             reply = await handler(plain)
             if isinstance(reply, ReplyWithTrailers):

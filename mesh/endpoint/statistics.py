@@ -84,12 +84,14 @@ class StatisticsEndpoint:
 
     def _own(self, tenant: str, name: str, version: str) -> Iterator[inference_pb2.ModelStatistics]:
         wall_s = self._wall_clock()
+        loaded: dict[ModelKey, list[Resident]] = {}
+        for resident in self._residents.every():
+            loaded.setdefault(resident.copy.key, []).append(resident)
         for key, tally in self._tallies.of_tenant(tenant).items():
             if name in ("", key.model_id) and version in ("", str(key.generation)):
                 described = _described(key, tally, wall_s)
-                for resident in self._residents.every():
-                    if resident.copy.key == key:
-                        _add_memory(described, resident)
+                for resident in loaded.get(key, ()):
+                    _add_memory(described, resident)
                 yield described
 
     def _response(self, parts: Iterable[inference_pb2.ModelStatistics]) -> inference_pb2.ModelStatisticsResponse:

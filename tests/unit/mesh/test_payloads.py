@@ -28,14 +28,14 @@ class Heard:
         self.told: queue.Queue[dict[str, Any]] = queue.Queue()
         self.gate = threading.Event()
         self.gate.set()
+        self.speaks_nonsense = False
         heard = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 heard.gate.wait(30)
-                self.send_response(200)
-                self.end_headers()
+                self.wfile.write(b"no HTTP\r\n" if heard.speaks_nonsense else b"HTTP/1.0 200 OK\r\n\r\n")
                 heard.told.put(json.loads(body))
 
             def log_message(self, format: str, *args: Any) -> None:
@@ -95,6 +95,17 @@ async def test_a_watcher_is_told_of_what_it_is_for_and_never_waited_for(heard: H
     assert processors.dropped > 0
     heard.gate.set()
     assert {heard.told.get(timeout=30)["modelid"] for _ in range(WAITING_MAX)} == {"mine"}
+
+
+async def test_a_watcher_that_answers_nonsense_is_told_of_the_next_request(heard: Heard) -> None:
+    async def handler(call: Call) -> Reply:
+        return b""
+
+    watched = PayloadProcessors([parse_watcher(heard.url)], Access()).watched(handler)
+    heard.speaks_nonsense = True
+    for model in ("first", "second"):
+        await watched(infer(model))
+    assert [heard.told.get(timeout=30)["modelid"] for _ in range(4)] == ["first", "first", "second", "second"]
 
 
 @pytest.mark.parametrize("text", ["ftp://x", "http://", "nothing", ""])

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mesh.endpoint.shared_memory import is_on_this_machine
+from mesh.endpoint.access import Access
+from mesh.endpoint.shared_memory import REGION, SIZE, SharedMemoryEndpoint, is_on_this_machine
 from mesh.shared_memory import REGIONS_MAX, NoRegion, RegionError, RegionExists, Regions
+from mesh.transport.base import Call, Reply
+from mesh.wire import messages
+from mesh.wire.generated import inference_pb2
 
 
 @pytest.fixture
@@ -89,3 +93,18 @@ def test_regions_have_a_limit_and_a_region_outlives_its_name_while_it_is_read(re
 )
 def test_a_caller_on_this_machine_is_known_by_its_address(peer: str, here: bool) -> None:
     assert is_on_this_machine(peer) is here
+
+
+async def test_what_another_pod_forwards_reads_no_region_here(regions: Regions) -> None:
+    async def echo(call: Call) -> Reply:
+        return bytes(call.body)
+
+    regions.register("default", "r", "object", 0, 8)
+    request = inference_pb2.ModelInferRequest(model_name="m")
+    parameters = request.inputs.add(name="x", datatype="UINT8", shape=[8]).parameters
+    parameters[REGION].string_param, parameters[SIZE].int64_param = "r", 8
+    infer = SharedMemoryEndpoint(regions, Access("key"), 100).by_reference(echo)
+    body = request.SerializeToString()
+    path = messages.MODEL_INFER.path
+    assert bytes(range(8)) in await infer(Call(path, body, peer="unix:"))
+    assert await infer(Call(path, body, ((messages.PEER_KEY_METADATA, "key"),), peer="unix:")) == body
