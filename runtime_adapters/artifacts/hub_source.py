@@ -10,6 +10,7 @@ process's environment and home, which may be another tenant's here, and would do
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -31,7 +32,11 @@ _LEFT_OUT = (".gitattributes",)
 class HubSource(ContentObjects):
     """What lies in a repository of a hub."""
 
-    def __init__(self, location: Location, key: HfKey, timeouts: Timeouts, files_max: int) -> None:
+    def __init__(
+        self, location: Location, key: HfKey, timeouts: Timeouts, files_max: int, check: Callable[[], None]
+    ) -> None:
+        """`check` raises when nobody waits for the look any more."""
+        self._check_wanted = check
         self._key = key
         self._timeouts = timeouts
         self._files_max = files_max
@@ -44,7 +49,7 @@ class HubSource(ContentObjects):
         where = f"uri {self._location.shown!r}"
         revision = quote(self._location.revision or "main", safe="")
         url = f"{self._key.server}/api/models/{quote(self._repository)}/revision/{revision}?blobs=true"
-        answer = ask(url, self._headers, self._timeouts, self._key.certificate, where)
+        answer = ask(url, self._headers, self._timeouts, self._key.certificate, where, self._check_wanted)
         _check(answer, where, bool(self._key.token))
         described = answer.json(where)
         commit, files = described.get("sha"), described.get("siblings")

@@ -17,6 +17,7 @@ import base64
 import hashlib
 import platform
 import re
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
@@ -29,7 +30,7 @@ from runtime_adapters.artifacts.errors import (
     FetchFailed,
 )
 from runtime_adapters.artifacts.listing import Listing, RemoteObject, check_count
-from runtime_adapters.artifacts.locations import Location, parse_location
+from runtime_adapters.artifacts.locations import Location
 from runtime_adapters.artifacts.names import check_distinct, safe_parts, shown
 from runtime_adapters.artifacts.small_answers import Answer, ask
 from runtime_adapters.artifacts.source_policy import SourcePolicy
@@ -62,13 +63,21 @@ class ImageSource(ContentObjects):
     """The layers of an image or an artifact."""
 
     def __init__(
-        self, location: Location, key: OciKey, policy: SourcePolicy, timeouts: Timeouts, files_max: int
+        self,
+        location: Location,
+        key: OciKey,
+        policy: SourcePolicy,
+        timeouts: Timeouts,
+        files_max: int,
+        check: Callable[[], None],
     ) -> None:
+        """`check` raises when nobody waits for the look any more."""
         if not location.path:
             raise BadLocation(f"uri {location.shown!r} names no repository; write oci://registry/repository:tag")
         self._where = f"uri {location.shown!r}"
         self._key = key
         self._policy = policy
+        self._check_wanted = check
         self._timeouts = timeouts
         self._files_max = files_max
         registry = location.authority
@@ -144,11 +153,8 @@ class ImageSource(ContentObjects):
         return answer
 
     def _answer(self, url: str, headers: dict[str, str]) -> Answer:
-        return ask(url, headers, self._timeouts, self._key.certificate, self._where, self._check_server)
-
-    def _check_server(self, url: str) -> None:
-        """Raises BadLocation where the operator's rules forbid what the registry points to."""
-        self._policy.check(parse_location(url))
+        certificate, rules = self._key.certificate, self._policy.check_server
+        return ask(url, headers, self._timeouts, certificate, self._where, self._check_wanted, rules)
 
     def _authorized(self, challenge: str) -> dict[str, str]:
         """The header that the registry's challenge asks for; none where there is nothing to answer it with."""
@@ -166,7 +172,7 @@ class ImageSource(ContentObjects):
             raise ArtifactDenied(
                 f"{self._where}: the registry gives its tokens away without TLS; no login is sent there"
             )
-        self._check_server(realm)
+        self._policy.check_server(realm)
         query = {"scope": said.get("scope") or f"repository:{self._location.path}:pull"}
         query |= {"service": said["service"]} if "service" in said else {}
         url = realm + ("&" if "?" in realm else "?") + urlencode(query)

@@ -1,9 +1,10 @@
 """What the operator allows to be read, and what he trusts to run code.
 
 What an http, oci or git URI may reach: a registrar can make the pod send GET requests, so link-local addresses (cloud
-metadata services) are refused always, and `http_hosts` limits the rest. Two things it does not cover, for the network
-policy to cover: a name that resolves to an inner address, and the redirect of a file or a layer, which the HTTP library
-follows by itself.
+metadata services) are refused always, and `http_hosts` limits the rest. Redirects of what registries
+say, and of files that are asked for with a key's headers or a query, are judged by it too. Two things it does not
+cover, for the network policy to cover: a name that resolves to an inner address, and a redirect of a layer or of
+another file, which the HTTP library follows by itself.
 Buckets and hubs are reached at the endpoints that storage keys name, else at the clouds' own.
 
 Trust is decided on names: "lies under this prefix" is a comparison of path segments (`locations`).
@@ -16,6 +17,7 @@ import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from runtime_adapters.artifacts.errors import BadLocation
 from runtime_adapters.artifacts.locations import Location, parse_location
@@ -67,6 +69,12 @@ class SourcePolicy:
                 f"uri {location.shown!r}: no claims are mounted on this pod; the operator mounts them below a "
                 "directory and names it with --pvc-root"
             )
+
+    def check_server(self, url: str) -> None:
+        """Raise BadLocation where the operator's rules forbid the server that an answer points to."""
+        parts = urlsplit(url)
+        # With a query it is an http location whatever its host: Azure's would else be judged as a bucket.
+        self.check(parse_location(f"{parts.scheme}://{parts.netloc}/?led-to"))
 
     def of_claim(self, claim: str) -> tuple[Path, SourcePolicy]:
         """Where a claim is mounted, and the rules for its files: nothing outside it, and of it what `pvc://` prefixes

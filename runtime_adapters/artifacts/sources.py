@@ -64,13 +64,14 @@ def open_source(
         case "azure":
             return _azure(location, key if isinstance(key, AzureKey) else AzureKey(), timeouts, files_max)
         case "hf":
-            return HubSource(location, key if isinstance(key, HfKey) else HfKey(), timeouts, files_max)
+            return HubSource(location, key if isinstance(key, HfKey) else HfKey(), timeouts, files_max, check)
         case "oci":
-            return ImageSource(location, key if isinstance(key, OciKey) else OciKey(), policy, timeouts, files_max)
+            oci_key = key if isinstance(key, OciKey) else OciKey()
+            return ImageSource(location, oci_key, policy, timeouts, files_max, check)
         case "git":
             return GitSource(location, key if isinstance(key, GitKey) else None, timeouts, files_max, bytes_max, check)
         case _:
-            return HttpSource(location, key if isinstance(key, HttpKey) else None, timeouts)
+            return HttpSource(location, key if isinstance(key, HttpKey) else None, policy, timeouts, check)
 
 
 def _claim(location: Location, key: StorageKey | None, policy: SourcePolicy, files_max: int) -> FileSource:

@@ -96,6 +96,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        if fault.startswith("drip:"):
+            # One byte at a time, without an end, of its headers or of its body.
+            begun = {"headers": "X-Drip: ", "body": "Content-Length: 100000\r\n\r\n"}[fault.removeprefix("drip:")]
+            self.wfile.write(f"HTTP/1.1 200 OK\r\n{begun}".encode())
+            while not self.world.hold.wait(0.02):
+                self.wfile.write(b" ")
+                self.world.at_hold.set()
+            self.close_connection = True
+            return
         served = self.world.files.get(path)
         if served is None:
             self._plain(404, b"nothing")

@@ -39,7 +39,7 @@ from runtime_adapters.artifacts.source_policy import SourcePolicy
 from runtime_adapters.artifacts.storage_keys import AzureKey, GcsKey, HttpKey, PvcKey, S3Key, StorageKey
 from runtime_adapters.errors import AdapterError, BadArtifact, LoadFailed
 from tests.contract.artifact_stores import SECRET, Counted, content_of, opened, sha256_of
-from tests.contract.faulty_server import FaultyServer
+from tests.contract.faulty_server import FaultyServer, faulty_server
 from tests.contract.storage_servers import (
     AZURITE_ACCOUNT,
     AZURITE_KEY,
@@ -525,6 +525,58 @@ async def test_each_failure_has_its_class_and_shows_no_secret(
         assert caught.value.__cause__ is None
         assert "m.bin" in str(caught.value)
         assert SECRET not in repr(keys)
+
+
+async def test_what_a_key_holds_stays_with_its_origin_where_that_redirects(
+    server: FaultyServer, tmp_path: Path
+) -> None:
+    headers = {"Authorization": SECRET, "PRIVATE-TOKEN": SECRET, "x-amz-security-token": SECRET}
+    storage = StorageKeys({("default", "web"): HttpKey(server.base, headers)})
+    with faulty_server() as network:
+        # `localhost` is another host than 127.0.0.1.
+        elsewhere = network.put("blob", BODY).replace("127.0.0.1", "localhost")
+        uri = server.put("moved", BODY)
+        server.faults["/latest"] = [f"redirect:{uri}"] * 20
+        server.faults["/moved"] = [f"redirect:{elsewhere}?signed=for-it"] * 20
+        async with opened(tmp_path, storage=storage) as store:
+            artifact = await store.fetch(FetchRequest(f"{server.base}/latest", storage_key="web"))
+            assert content_of(artifact) == BODY
+            again = await store.fetch(FetchRequest(f"{server.base}/latest", storage_key="web"))
+            assert again.fetched_bytes == 0
+        assert network.seen
+        assert all(SECRET not in f"{seen.path} {seen.headers}" for seen in network.seen)
+        assert all("referer" not in seen.headers for seen in network.seen)
+    assert all(seen.headers["private-token"] == SECRET for seen in server.seen)
+
+
+async def test_a_signature_in_a_query_stays_with_its_server_where_that_redirects(
+    server: FaultyServer, tmp_path: Path
+) -> None:
+    with faulty_server() as network:
+        elsewhere = network.put("blob", BODY).replace("127.0.0.1", "localhost")
+        server.faults["/m.bin"] = [f"redirect:{elsewhere}"] * 20
+        async with opened(tmp_path) as store:
+            assert content_of(await store.fetch(FetchRequest(f"{server.base}/m.bin?sig={SECRET}"))) == BODY
+        assert network.seen
+        assert all(SECRET not in f"{seen.path} {seen.headers}" for seen in network.seen)
+
+
+async def test_a_keyed_file_does_not_come_from_where_the_operator_forbids(server: FaultyServer, tmp_path: Path) -> None:
+    storage = StorageKeys({("default", "web"): HttpKey(server.base, {"X-Api-Key": SECRET})})
+    request = FetchRequest(server.put("m.bin", BODY), storage_key="web")
+    with faulty_server() as inner:
+        elsewhere = inner.put("blob", BODY).replace("127.0.0.1", "localhost")
+        server.faults["/m.bin"] = [
+            f"redirect:{elsewhere}",
+            "redirect:https://account.blob.core.windows.net/c/m.bin",
+            "redirect:http://169.254.169.254/latest",
+        ]
+        async with opened(tmp_path, storage=storage, policy=SourcePolicy(http_hosts=("127.0.0.1",))) as store:
+            for says in ("host localhost is not among", "host account.blob.core.windows.net is not", "link-local"):
+                with pytest.raises(BadArtifact, match=says):
+                    await store.fetch(request)
+            assert content_of(await store.fetch(request)) == BODY
+        assert not inner.seen
 
 
 async def test_a_body_shorter_than_announced_is_never_stored(server: FaultyServer, tmp_path: Path) -> None:

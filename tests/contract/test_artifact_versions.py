@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 from runtime_adapters.artifacts import stored_objects
+from runtime_adapters.artifacts.clients import Timeouts
 from runtime_adapters.artifacts.credentials import StorageKeys
 from runtime_adapters.artifacts.errors import (
     ArtifactDenied,
@@ -31,10 +32,12 @@ from runtime_adapters.artifacts.errors import (
     ArtifactTooLarge,
     ChecksumMismatch,
     FetchFailed,
+    FetchTimedOut,
     UnsafeArchive,
 )
 from runtime_adapters.artifacts.fetch import FetchRequest
 from runtime_adapters.artifacts.fetching import FetchLimits
+from runtime_adapters.artifacts.small_answers import ask
 from runtime_adapters.artifacts.source_policy import SourcePolicy
 from runtime_adapters.artifacts.storage_keys import GitKey, HfKey, OciKey, StorageKey
 from runtime_adapters.errors import BadArtifact
@@ -427,6 +430,33 @@ async def test_without_insecure_a_registry_is_spoken_to_over_tls_alone(server: F
         with pytest.raises(FetchFailed, match="no answer"):
             await store.fetch(FetchRequest(f"oci://127.0.0.1:{server.port}/org/m:1"))
     assert not server.seen
+
+
+@pytest.mark.parametrize("part", ["headers", "body"])
+def test_a_server_that_answers_by_the_byte_is_left_at_the_deadline(part: str, server: FaultyServer) -> None:
+    server.fault_of_all = f"drip:{part}"
+    with pytest.raises(FetchTimedOut, match="come to an end"):
+        ask(f"{server.base}/x", {}, Timeouts(0.5, 10.0, 5.0), "", "uri", lambda: None)
+    assert server.at_hold.is_set()
+
+
+@pytest.mark.parametrize("part", ["headers", "body"])
+@pytest.mark.parametrize("uri", ["oci://{host}/org/m:1", "hf://org/m"])
+async def test_nobodys_question_to_a_server_that_answers_by_the_byte_ends(
+    uri: str, part: str, server: FaultyServer, tmp_path: Path
+) -> None:
+    server.fault_of_all = f"drip:{part}"
+    host = f"127.0.0.1:{server.port}"
+    storage = keys(default_oci=OciKey(plain_http=(host,)), default_hf=HfKey(server.base))
+    limits = FetchLimits(attempts_max=1)
+    async with opened(tmp_path, storage=storage, limits=limits) as store:
+        waiting = asyncio.create_task(store.fetch(FetchRequest(uri.format(host=host))))
+        assert await asyncio.to_thread(server.at_hold.wait, 20)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    # The store has closed, so its thread has ended, and the server still answers.
+    assert not server.hold.is_set()
 
 
 # Hubs -----------------------------------------------------------------------------------------------------------
