@@ -120,11 +120,12 @@ EXTENSIONS = (
     repository.EXTENSION,
     model_config.EXTENSION,
     statistics.EXTENSION,
+    "schedule_policy",
     SYSTEM_EXTENSION,
     TRACE_EXTENSION,
     LOGGING_EXTENSION,
 )
-"""Of Triton's, that a gRPC client finds here."""
+"""Of Triton's, that a gRPC client finds here. `schedule_policy`: a request's priority and timeout."""
 
 
 class Node:

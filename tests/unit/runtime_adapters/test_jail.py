@@ -211,13 +211,13 @@ def test_without_walls_the_jail_fails_closed_and_says_why(prison: Path, monkeypa
     )
     import runtime_adapters.isolation_process as isolation_process
 
-    ordinary = isolation_process._environment
+    ordinary = isolation_process.child_environment
 
     def environment(scratch: Path, threads: int) -> dict[str, str]:
         made = ordinary(scratch, threads)
         return {**made, "PYTHONPATH": f"{broken}{os.pathsep}{made['PYTHONPATH']}"}
 
-    monkeypatch.setattr(isolation_process, "_environment", environment)
+    monkeypatch.setattr(isolation_process, "child_environment", environment)
     with pytest.raises(
         UntrustedArtifact, match=r"files could not be confined \(the kernel has no Landlock\)"
     ) as raised:
