@@ -47,9 +47,14 @@ class DiskDirectory:
         """What lies in a section."""
         return (self._root / name).iterdir()
 
+    @property
+    def staging(self) -> Path:
+        """Where things are made; what lies there goes at the next start."""
+        return self._root / "staging"
+
     def stage(self) -> Path:
         """A new empty directory on the same file system."""
-        path = self._root / "staging" / self._next_name()
+        path = self.staging / self._next_name()
         with disk_errors():
             path.mkdir()
         return path

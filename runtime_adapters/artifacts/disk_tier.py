@@ -238,6 +238,11 @@ class DiskTier:
 
     # In and out -------------------------------------------------------------------------------------------------
 
+    @property
+    def staging(self) -> Path:
+        """Where things are made; what lies there goes at the next start."""
+        return self._directory.staging
+
     def stage(self) -> Path:
         """A new empty directory on the same file system. Blocking, but quick."""
         return self._directory.stage()

@@ -173,7 +173,16 @@ class Fetching:
             return Seen(None, None, known.server, trusted)
         timeouts = Timeouts(self._limits.timeout_s, self._limits.stall_timeout_s, self._limits.connect_timeout_s)
         limits = self._limits
-        source = open_source(location, key, self._policy, timeouts, limits.files_max, limits.bytes_max, stop.check)
+        source = open_source(
+            location,
+            key,
+            self._policy,
+            timeouts,
+            limits.files_max,
+            limits.bytes_max,
+            stop.check,
+            self._disk.staging,
+        )
         listing = source.look(known_object(known) if known and known.server == server else None)
         return Seen(source, listing, server, trusted and (location.scheme not in _OF_THIS_MACHINE or listing.trusted))
 

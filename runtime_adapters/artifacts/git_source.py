@@ -5,7 +5,8 @@ a login travels in its environment, where no list of processes shows it. It foll
 the login along, and speaks nothing but HTTP. Memory, the size of a file and of an answer are limited, for the server
 is a stranger: a few kilobytes of trees that name one another list as billions of files.
 
-A look fetches the commit into a directory of its own, where the files are read from; it goes with the source.
+A look fetches the commit into a directory of its own on the disk for artifacts, where the files are read from; it goes
+with the source, or at the pod's next start.
 
 Not taken: dulwich, which needs no program, but takes packs apart in this process, in memory, at whatever size the
 server sends. Deliberately absent: submodules, links, and Git LFS, whose pointers are refused rather than served.
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from runtime_adapters.artifacts.clients import Timeouts
+from runtime_adapters.artifacts.download import disk_errors
 from runtime_adapters.artifacts.errors import (
     ArtifactDenied,
     ArtifactNotFound,
@@ -87,8 +89,10 @@ class GitSource:
         files_max: int,
         bytes_max: int,
         check: Callable[[], None],
+        staging: Path,
     ) -> None:
-        """`check` raises when nobody waits for the artifact any more, or not for so long: git is stopped then."""
+        """`check` raises when nobody waits for the artifact any more, or not for so long: git is stopped then. The
+        commit lies in `staging`."""
         self._location = location
         self._where = f"uri {location.shown!r}"
         self._check = check
@@ -102,7 +106,8 @@ class GitSource:
                 f"{self._where}: there is no git on this pod; install it (`apt-get install git`), or put the artifact "
                 "into a bucket or on a web server"
             )
-        self._directory = Path(tempfile.mkdtemp(prefix="hexcomb-git-"))
+        with disk_errors():
+            self._directory = Path(tempfile.mkdtemp(prefix="git-", dir=staging))
         weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
         self._environment = _environment(key, timeouts, self._directory)
 

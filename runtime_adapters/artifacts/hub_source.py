@@ -20,7 +20,7 @@ from runtime_adapters.artifacts.errors import ArtifactDenied, ArtifactNotFound, 
 from runtime_adapters.artifacts.listing import Listing, RemoteObject, check_count
 from runtime_adapters.artifacts.locations import Location
 from runtime_adapters.artifacts.names import check_distinct, safe_parts
-from runtime_adapters.artifacts.small_answers import Answer, ask
+from runtime_adapters.artifacts.small_answers import Answer, ask, fields_of
 from runtime_adapters.artifacts.storage_keys import HfKey
 from runtime_adapters.artifacts.stored_objects import ContentObjects
 from runtime_adapters.errors import BadArtifact
@@ -56,7 +56,9 @@ class HubSource(ContentObjects):
         if not isinstance(commit, str) or not isinstance(files, list):
             raise BadArtifact(f"{where}: this is not the answer of a hub; check the storage key's endpoint_url")
         check_count(len(files), self._files_max, self._location)
-        found = [self._object_of(commit, file) for file in files if file.get("rfilename") not in _LEFT_OUT]
+        found = [
+            self._object_of(commit, file) for file in map(fields_of, files) if file.get("rfilename") not in _LEFT_OUT
+        ]
         inner = self._location.inner.rstrip("/")
         if single := [item for item in found if item.name == inner]:
             return Listing((replace(single[0], name=""),), is_directory=False)
@@ -68,7 +70,7 @@ class HubSource(ContentObjects):
         return Listing(tuple(sorted(objects, key=lambda item: item.name)), is_directory=True)
 
     def _object_of(self, commit: str, file: dict[str, Any]) -> RemoteObject:
-        name, size_bytes, lfs = str(file.get("rfilename", "")), file.get("size"), file.get("lfs") or {}
+        name, size_bytes, lfs = str(file.get("rfilename", "")), file.get("size"), fields_of(file.get("lfs"))
         sha256 = str(lfs.get("sha256") or "")
         blob = sha256 or str(file.get("blobId") or "")
         if not isinstance(size_bytes, int) or not blob:

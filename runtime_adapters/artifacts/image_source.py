@@ -32,7 +32,7 @@ from runtime_adapters.artifacts.errors import (
 from runtime_adapters.artifacts.listing import Listing, RemoteObject, check_count
 from runtime_adapters.artifacts.locations import Location
 from runtime_adapters.artifacts.names import check_distinct, safe_parts, shown
-from runtime_adapters.artifacts.small_answers import Answer, ask
+from runtime_adapters.artifacts.small_answers import Answer, ask, fields_of
 from runtime_adapters.artifacts.source_policy import SourcePolicy
 from runtime_adapters.artifacts.storage_keys import OciKey
 from runtime_adapters.artifacts.stored_objects import ContentObjects
@@ -54,6 +54,8 @@ _UNPACKED = "io.deis.oras.content.unpack"
 _MODELPACK_PATH = "org.cncf.model.filepath"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
+_TOKEN = re.compile(r"[\x21-\x7e]*")
+"""What may stand in a header."""
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 _DOCKER_HUB = "registry-1.docker.io"
 _INDEXES_DEEP_MAX = 2
@@ -92,12 +94,12 @@ class ImageSource(ContentObjects):
 
     def look(self, known: RemoteObject | None = None) -> Listing:
         manifest = self._manifest(self._location.revision or "latest", _INDEXES_DEEP_MAX)
-        is_image = (manifest.get("config") or {}).get("mediaType") in _OF_IMAGES
+        is_image = fields_of(manifest.get("config")).get("mediaType") in _OF_IMAGES
         layers = manifest.get("layers")
         if not isinstance(layers, list) or not layers:
             raise BadArtifact(f"{self._where}: the manifest has no layers; push the model again")
         check_count(len(layers), self._files_max, self._location)
-        objects = tuple(self._layer(number, layer, is_image) for number, layer in enumerate(layers))
+        objects = tuple(self._layer(number, fields_of(layer), is_image) for number, layer in enumerate(layers))
         check_distinct([safe_parts(item.name) for item in objects])
         headers = tuple(self._authorization.items())
         # A token is for one repository and some minutes, so its client is not kept.
@@ -108,7 +110,7 @@ class ImageSource(ContentObjects):
         digest, size_bytes, kind = str(layer.get("digest")), layer.get("size"), str(layer.get("mediaType"))
         if not _DIGEST.fullmatch(digest) or not isinstance(size_bytes, int):
             raise BadArtifact(f"{self._where}: layer {number} has no sha256 digest or no size; push the model again")
-        said = layer.get("annotations") or {}
+        said = fields_of(layer.get("annotations"))
         title = str(said.get(_TITLE) or said.get(_MODELPACK_PATH) or "")
         archive = "" if title and not is_image and not _is_packed(kind, said) else _archive_of(kind)
         if not title and not archive:
@@ -179,7 +181,10 @@ class ImageSource(ContentObjects):
         answer = self._answer(url, basic)
         _check(answer, self._where, self._login is not None)
         given = answer.json(self._where)
-        return {"Authorization": f"Bearer {given.get('token') or given.get('access_token') or ''}"}
+        token = str(given.get("token") or given.get("access_token") or "")
+        if not _TOKEN.fullmatch(token):
+            raise BadArtifact(f"{self._where}: the registry gives a token that is none; check the uri")
+        return {"Authorization": f"Bearer {token}"}
 
 
 def _is_packed(kind: str, annotations: dict[str, Any]) -> bool:
@@ -192,9 +197,9 @@ def _archive_of(kind: str) -> str:
     return "tar" if kind.endswith(".tar") else ""
 
 
-def _for_this_machine(listed: list[dict[str, Any]], where: str) -> str:
+def _for_this_machine(listed: list[object], where: str) -> str:
     machine = _MACHINES.get(platform.machine(), platform.machine())
-    described = [(item.get("platform") or {}, str(item.get("digest"))) for item in listed]
+    described = [(fields_of(item.get("platform")), str(item.get("digest"))) for item in map(fields_of, listed)]
     fit = [digest for of, digest in described if of.get("architecture") == machine and of.get("os") == "linux"]
     # A model runs anywhere: what names no machine, or another one, will do. What is "unknown" is no model.
     rest = [digest for of, digest in described if of.get("architecture") != "unknown"]

@@ -59,6 +59,11 @@ class Answer:
         return found
 
 
+def fields_of(value: object) -> dict[str, Any]:
+    """Of a JSON object; none of what is no object, whatever a stranger put in its place."""
+    return value if isinstance(value, dict) else {}
+
+
 class _Patience:
     """What one question may still take: time, bytes, and somebody's interest."""
 

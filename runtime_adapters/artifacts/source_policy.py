@@ -72,7 +72,10 @@ class SourcePolicy:
 
     def check_server(self, url: str) -> None:
         """Raise BadLocation where the operator's rules forbid the server that an answer points to."""
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            raise BadLocation("the server leads to a URL that is none; check the uri") from None
         # With a query it is an http location whatever its host: Azure's would else be judged as a bucket.
         self.check(parse_location(f"{parts.scheme}://{parts.netloc}/?led-to"))
 

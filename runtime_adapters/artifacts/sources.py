@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from runtime_adapters.artifacts.bucket_source import BucketSource
 from runtime_adapters.artifacts.clients import Timeouts, azure_client, gcs_client, s3_client
@@ -36,11 +37,13 @@ def open_source(
     timeouts: Timeouts,
     files_max: int,
     bytes_max: int,
-    check: Callable[[], None] = lambda: None,
+    check: Callable[[], None],
+    staging: Path,
 ) -> Source:
     """The source for a location, after the operator's rules. Raises BadLocation, ArtifactDenied.
 
-    `check` raises when nobody waits any more: for the sources that cannot be left in the middle of a look.
+    `check` raises when nobody waits any more: for the sources that cannot be left in the middle of a look. What is in
+    `staging` goes at the pod's next start.
     """
     policy.check(location)
     if isinstance(key, UnsupportedKey):
@@ -69,7 +72,8 @@ def open_source(
             oci_key = key if isinstance(key, OciKey) else OciKey()
             return ImageSource(location, oci_key, policy, timeouts, files_max, check)
         case "git":
-            return GitSource(location, key if isinstance(key, GitKey) else None, timeouts, files_max, bytes_max, check)
+            git_key = key if isinstance(key, GitKey) else None
+            return GitSource(location, git_key, timeouts, files_max, bytes_max, check, staging)
         case _:
             return HttpSource(location, key if isinstance(key, HttpKey) else None, policy, timeouts, check)
 

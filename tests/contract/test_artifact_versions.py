@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import gzip
 import hashlib
 import io
 import json
 import os
+import subprocess
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -37,6 +39,7 @@ from runtime_adapters.artifacts.errors import (
 )
 from runtime_adapters.artifacts.fetch import FetchRequest
 from runtime_adapters.artifacts.fetching import FetchLimits
+from runtime_adapters.artifacts.git_source import GitSource
 from runtime_adapters.artifacts.small_answers import ask
 from runtime_adapters.artifacts.source_policy import SourcePolicy
 from runtime_adapters.artifacts.storage_keys import GitKey, HfKey, OciKey, StorageKey
@@ -74,6 +77,25 @@ async def test_a_repository_is_read_at_a_branch_a_tag_and_a_commit(git: GitServe
         assert (content_of(single), single.path.suffix) == (BODY, ".onnx")
         again = await store.fetch(FetchRequest(git.uri("org/m", "@v1#model/a.onnx")))
         assert again.fetched_bytes == 0
+
+
+async def test_a_commit_lies_on_the_disk_for_artifacts_while_it_is_read_and_then_nowhere(
+    git: GitServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git.commit("org/m", {"a": BODY})
+    places: list[Path] = []
+    start = GitSource._start
+
+    def note(source: GitSource, *arguments: str) -> subprocess.Popen[bytes]:
+        places.append(source._directory)
+        return start(source, *arguments)
+
+    monkeypatch.setattr(GitSource, "_start", note)
+    async with opened(tmp_path) as store:
+        assert content_of(await store.fetch(FetchRequest(git.uri("org/m")))) == {"a": BODY}
+    assert {place.parent for place in places} == {tmp_path / "disk" / "staging"}
+    gc.collect()
+    assert not any(place.exists() for place in places)
 
 
 async def test_what_is_not_in_a_repository_is_named(git: GitServer, tmp_path: Path) -> None:
@@ -430,6 +452,49 @@ async def test_without_insecure_a_registry_is_spoken_to_over_tls_alone(server: F
         with pytest.raises(FetchFailed, match="no answer"):
             await store.fetch(FetchRequest(f"oci://127.0.0.1:{server.port}/org/m:1"))
     assert not server.seen
+
+
+LAYER = {"mediaType": "application/octet-stream", "digest": "sha256:" + "0" * 64, "size": 1}
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {"config": [], "layers": ["text"]},
+        {"config": "text", "layers": [None, 1]},
+        {"layers": [LAYER | {"annotations": ["text"]}]},
+        {"layers": [LAYER | {"annotations": {"org.opencontainers.image.title": {"a": "\ud800"}}, "size": "1"}]},
+        {"layers": {"0": LAYER}},
+        {"manifests": ["text", None, {"platform": "text", "digest": 1}]},
+        "[" * 100_000,
+        '{"layers":' * 100_000,
+    ],
+    ids=lambda manifest: str(manifest)[:30],
+)
+async def test_a_manifest_of_any_shape_is_a_bad_artifact(
+    manifest: str | dict[str, object], server: FaultyServer, tmp_path: Path
+) -> None:
+    images = Registry(f"127.0.0.1:{server.port}", server)
+    text = manifest if isinstance(manifest, str) else json.dumps(manifest)
+    server.files["/v2/org/m/manifests/1"] = Served(text.encode(), None)
+    async with opened(tmp_path, storage=plain(images)) as store:
+        with pytest.raises(BadArtifact):
+            await store.fetch(FetchRequest(images.uri("org/m", ":1")))
+
+
+@pytest.mark.parametrize("token", ["two\r\nX-Lines: 1", "\u00e9", {"a": 1}])
+async def test_a_token_that_fits_no_header_is_a_bad_artifact(
+    token: object, server: FaultyServer, tmp_path: Path
+) -> None:
+    images = Registry(f"127.0.0.1:{server.port}", server)
+    server.guards["/v2/"] = ("Bearer given", f'Bearer realm="{server.base}/token"')
+    server.put("token", json.dumps({"token": token}).encode())
+    async with opened(tmp_path, storage=plain(images)) as store:
+        with pytest.raises(BadArtifact, match="a token that is none"):
+            await store.fetch(FetchRequest(images.uri("org/m", ":1")))
+        server.guards["/v2/"] = ("Bearer given", 'Bearer realm="https://[::1"')
+        with pytest.raises(BadArtifact, match="a URL that is none"):
+            await store.fetch(FetchRequest(images.uri("org/m", ":1")))
 
 
 @pytest.mark.parametrize("part", ["headers", "body"])
