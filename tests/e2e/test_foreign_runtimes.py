@@ -167,9 +167,9 @@ def test_what_the_server_cannot_load_is_told_in_its_words(beside: Beside, tmp_pa
     assert not beside.loaded()
 
 
+# Triton works its configuration out from a model's file, and its wheel has no backend that can.
+@pytest.mark.parametrize("beside", ["mlserver"], indirect=True)
 def test_an_artifact_without_settings_is_run_by_the_configured_class(beside: Beside, tmp_path: Path) -> None:
-    if beside.kind != "mlserver":
-        pytest.skip("Triton works its configuration out from a model's file; the wheel has no backend that can")
     path = tmp_path / "factor.json"
     path.write_text(json.dumps({"factor": 4.0}))
     with beside.pod.client(timeout_s=120.0) as client:
