@@ -10,8 +10,8 @@ names whose declared sizes are wrong by up to five times either way.
 miss evicts and loads. Names are registered anew all the while, with other wrong sizes. The pod lives in a memory
 control group that leaves it what it took before its models, its capacity, and a fifth of both on top. Counted: kills by
 the kernel, requests that failed, and the resident set at the end against the start, which is the pod after one load of
-each model. About a quarter of an hour; how it stands is said all the while, and what is certain is reported at once, so
-that a run which is ended before its time has said something.
+each model. About an hour, most of which is waiting for turns (thrash control); how it stands is said all the while, and
+what is certain is reported at once, so that a run which is ended before its time has said something.
 
 Predicted before the first run (2026-11-21): 0 kills; RSS +2 %; p95 of |predicted - observed| 6 %; estimates 10 %.
 """
