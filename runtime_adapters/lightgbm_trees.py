@@ -13,7 +13,8 @@ Files are checked and re-written before LightGBM sees them (`lightgbm_format`, w
 re-written text: it loads in about half the time, and its check is remembered by content. A file that comes over a
 network is checked on its way (`LightgbmReading`).
 
-Memory: `lightgbm_format` holds the constants; `size` counts LightGBM's own vectors, exact to about 3 %.
+Memory: `lightgbm_format` holds the constants; `size` counts LightGBM's own vectors, exact to about 3 %, and what
+answers a few rows at a time (`lightgbm_rows`).
 
 The optional output `explanation` is `pred_contrib`: exact TreeSHAP contributions, [-1, features + 1] or with several
 outputs per row [-1, groups, features + 1]. Not for linear trees, for files without row counts, and for trees so deep
@@ -54,6 +55,7 @@ from runtime_adapters.lightgbm_format import (
     looks_like_lightgbm,
     read_model,
 )
+from runtime_adapters.lightgbm_rows import ROWS_MAX, SingleRows, handle_bytes
 from runtime_adapters.model_file import read_beginning, read_model_file
 from runtime_adapters.out_of_memory import ran_out
 from runtime_adapters.passed_checks import PassedChecks
@@ -90,7 +92,7 @@ class LightgbmAdapter:
         facts, freed_bytes = _passed.facts_of(content, _facts), len(content)
         del content
         heap_freed(freed_bytes)
-        return Size(host_bytes=facts.resident_bytes)
+        return _size_of(facts)
 
     def prepare(self, artifact: Path, into: Path, options: LoadOptions) -> bool:
         """The checked text, without what prediction does not need."""
@@ -140,7 +142,7 @@ class LightgbmReading:
         return _write(self._whole(), into)
 
     def size(self) -> Size:
-        return Size(host_bytes=self._whole().facts.resident_bytes)
+        return _size_of(self._whole().facts)
 
     def _whole(self) -> CheckedModel:
         if self._bad is not None:
@@ -170,8 +172,9 @@ class LightgbmModel:
             )
         self._value_shape = () if facts.groups == 1 else (facts.groups,)
         self.metadata = self._describe()
-        # LightGBM refuses here what it would refuse in predict.
-        self._values(np.zeros((1, facts.features)))
+        # LightGBM refuses here what it would refuse in predict, and learns how many threads it has.
+        self._predict(np.zeros((1, facts.features)))
+        self._single_rows = SingleRows(lightgbm, booster, facts.features, facts.groups, options.threads)
 
     def _describe(self) -> ModelMetadata:
         facts = self._facts
@@ -212,10 +215,11 @@ class LightgbmModel:
         return answer
 
     def size(self) -> Size:
-        return Size(host_bytes=self._facts.resident_bytes)
+        return Size(host_bytes=self._facts.resident_bytes + self._single_rows.size_bytes())
 
     def unload(self) -> None:
         if self._booster is not None:
+            self._single_rows.close()
             self._booster = None
             heap_freed(self._facts.resident_bytes)
 
@@ -233,15 +237,22 @@ class LightgbmModel:
 
     def _values(self, rows: Array) -> Array:
         """What Booster.predict answers."""
-        return self._predict(rows) if len(rows) else np.zeros((0, *self._value_shape))
+        if not len(rows):
+            return np.zeros((0, *self._value_shape))
+        return self._few(rows) if len(rows) <= ROWS_MAX else self._predict(rows)
+
+    def _few(self, rows: Array) -> Array:
+        try:
+            values = self._single_rows.predict(np.ascontiguousarray(rows, np.float64))
+        except (self._lightgbm.basic.LightGBMError, MemoryError) as error:
+            raise _our_error(error) from error
+        return values.reshape(len(rows), *self._value_shape)
 
     def _predict(self, rows: Array, **how: bool) -> Array:
         try:
             values = self._booster.predict(np.ascontiguousarray(rows), num_threads=self._threads, **how)
         except (self._lightgbm.basic.LightGBMError, MemoryError) as error:
-            if ran_out(error):
-                raise OutOfMemory("lightgbm found no memory for this request; send fewer rows") from error
-            raise BadInput(f"lightgbm refuses the input: {error}") from error
+            raise _our_error(error) from error
         return np.asarray(values, np.float64)
 
     def _to_probabilities(self, values: Array) -> Array:
@@ -249,6 +260,17 @@ class LightgbmModel:
         if values.ndim == 2:
             return values
         return np.ascontiguousarray(np.vstack((1.0 - values, values)).T)
+
+
+def _our_error(error: Exception) -> OutOfMemory | BadInput:
+    if ran_out(error):
+        return OutOfMemory("lightgbm found no memory for this request; send fewer rows")
+    return BadInput(f"lightgbm refuses the input: {error}")
+
+
+def _size_of(facts: LightgbmFacts) -> Size:
+    """With one handle for single rows, which every copy has."""
+    return Size(host_bytes=facts.resident_bytes + handle_bytes(facts.features))
 
 
 def _write(checked: CheckedModel, into: Path) -> bool:
