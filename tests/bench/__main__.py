@@ -8,17 +8,15 @@ said in lines on stderr. Exits with 1 when a figure misses its bar or a bench fa
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import platform
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -28,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tests.bench.figures import Figure, figure_from_json
+from tests.bench.running import ROOT, BenchFailed, said_by
 from tests.bench.worker import SETUP
 
 BENCHES = (
@@ -36,10 +35,8 @@ BENCHES = (
     "forwarding", "cold_path", "thrash", "fine_tunes", "hot_copies", "gpu_return", "plan_fidelity", "eviction_policies",
     "demo",
 )  # fmt: skip
-ROOT = Path(__file__).parents[2]
 CACHE_DIR = ROOT / ".cache" / "bench"
 RESULTS = ROOT / ".cache" / "bench.json"
-_STDERR_SHOWN_CHARACTERS = 1500
 _KEPT_EVERY_S = 10.0
 """And with each figure."""
 
@@ -106,23 +103,14 @@ def main() -> int:
 
 def _run_one(name: str, quick: bool, progress: Progress, outcome: _Outcome) -> None:
     task = progress.add_task(f"{name:<13}", total=None, remark="")
-    command = [sys.executable, "-m", "tests.bench.worker", name, str(CACHE_DIR), *(["quick"] if quick else [])]
-    with tempfile.TemporaryFile("w+") as stderr:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True)
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                _take(name, json.loads(line), progress, task, outcome)
-            process.wait()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-        total = progress.tasks[task].total or 1
-        progress.update(task, total=total, completed=total, remark="")
-        if process.returncode:
-            stderr.seek(0)
-            outcome.failed.append(f"{name}: {stderr.read()[-_STDERR_SHOWN_CHARACTERS:].strip()}")
+    try:
+        with contextlib.closing(said_by(name, CACHE_DIR, quick=quick)) as lines:
+            for line in lines:
+                _take(name, line, progress, task, outcome)
+    except BenchFailed as error:
+        outcome.failed.append(f"{name}: {error}")
+    total = progress.tasks[task].total or 1
+    progress.update(task, total=total, completed=total, remark="")
 
 
 def _take(bench: str, said: dict[str, Any], progress: Progress, task: Any, outcome: _Outcome) -> None:

@@ -1,6 +1,8 @@
 """What Hexcomb is held to, as ratios of figures of one run.
 
 Every bar is worked out per round, from contestants measured minutes apart, and its median over the rounds is judged.
+A bar whose figures there are not says which is wanting. Those that are about Hexcomb alone come from its own benches
+(`own_bars`).
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from tests.bench.peers.measuring import Measured, Results
 from tests.bench.peers.scenarios import IMAGE, TINY, TREES
 
 OURS, ECHO = "hexcomb", "echo"
-_NOT_PEERS = {"hexcomb", "hexcomb-grpcio", "echo", "echo-grpcio"}
 PYTHON_SERVERS = ("mlserver", "kserve", "bentoml", "ray", "litserve", "grpc-aio")
+RUN_THE_MODEL = (*PYTHON_SERVERS, "triton")
 OVERHEAD_US = 60.0
 _HALF_PEAK, _ONE = "half of its peak", "1 in flight"
 
@@ -25,15 +27,21 @@ class Bar:
     """One promise. `value` is the median over rounds; `spread` its least and most."""
 
     what: str
-    value: float
-    spread: tuple[float, float]
-    bar: float
+    value: float | None
+    """None: not measured."""
+    spread: tuple[float, float] | None
+    bar: float | None
+    """None: what was to be judged failed before it was known."""
     at_least: bool
     unit: str
+    missing: str = ""
+    """Why there is no value."""
 
     @property
-    def is_met(self) -> bool:
-        """Whether the promise is kept."""
+    def is_met(self) -> bool | None:
+        """Whether the promise is kept; None: not measured."""
+        if self.value is None or self.bar is None:
+            return None
         return self.value >= self.bar if self.at_least else self.value <= self.bar
 
 
@@ -43,7 +51,6 @@ class _Round:
     def __init__(self, measured: Sequence[Measured], results: Results) -> None:
         self._measured = measured
         self._results = results
-        self.contestants = tuple(dict.fromkeys(one.contestant for one in measured))
 
     def peak(self, contestant: str, scenario: str) -> Measured:
         """The cell of one row with most answers a second. Raises LookupError when there is none."""
@@ -67,17 +74,21 @@ class _Round:
             if one.contestant == contestant and one.cell.startswith(f"{scenario}, 1 row,") and one.cell.endswith(ending)
         ]
         if not found:
-            raise LookupError(f"{contestant} has no figure for {scenario}, {ending}")
+            raise LookupError(self._why(contestant, scenario, ending))
         return found
+
+    def _why(self, contestant: str, scenario: str, ending: str) -> str:
+        for (name, cell), reason in self._results.missing.items():
+            if name == contestant and cell.startswith(f"{scenario}, 1 row,") and cell.endswith(ending):
+                return f"{contestant}: {reason}"
+        return f"{contestant} was not asked for {scenario}, {ending}"
 
 
 def bars_of(results: Results) -> list[Bar]:
-    """Those whose figures there are."""
-    rounds = [
-        _Round([one for one in results.measured if one.round == number], results)
-        for number in sorted({one.round for one in results.measured})
-    ]
-    return [bar for plan in _plans(rounds) if (bar := _judged(plan, rounds)) is not None]
+    """All that compare Hexcomb with others."""
+    numbers = sorted({one.round for one in results.measured}) or [0]
+    rounds = [_Round([one for one in results.measured if one.round == number], results) for number in numbers]
+    return [_judged(plan, rounds) for plan in _plans()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +100,14 @@ class _Plan:
     unit: str = "×"
 
 
-def _plans(rounds: Sequence[_Round]) -> Iterator[_Plan]:
+def _plans() -> Iterator[_Plan]:
     for other, bar in (("mlserver", 20.0), ("kserve", 10.0), ("triton", 4.0), (ECHO, 0.5)):
         yield _Plan(f"requests/s per core, {TINY}, against {other}", _rates(TINY, other), bar)
     yield _Plan(f"requests/s per core, {TREES}, against mlserver", _rates(TREES, "mlserver"), 15.0)
     for scenario in (TINY, TREES):
-        for other in dict.fromkeys(name for one in rounds for name in one.contestants):
-            if other not in _NOT_PEERS:
-                what = f"p99 at half of each one's own peak, {scenario}, against {other}"
-                yield _Plan(what, _tails(scenario, other), 1.0, at_least=False)
+        for other in RUN_THE_MODEL:
+            what = f"p99 at half of each one's own peak, {scenario}, against {other}"
+            yield _Plan(what, _tails(scenario, other), 1.0, at_least=False)
     what = f"{TINY}, 1 in flight: p50 over the framework's own, less the echo's p50"
     yield _Plan(what, _overhead_us, OVERHEAD_US, at_least=False, unit="µs")
     yield _Plan(f"requests/s per core, {IMAGE}, against the best Python contestant", _image_rate, 1.5)
@@ -105,17 +115,16 @@ def _plans(rounds: Sequence[_Round]) -> Iterator[_Plan]:
     yield _Plan(what, _image_cpu, 0.5, at_least=False)
 
 
-def _judged(plan: _Plan, rounds: Sequence[_Round]) -> Bar | None:
-    values = []
+def _judged(plan: _Plan, rounds: Sequence[_Round]) -> Bar:
+    values, missing = list[float](), ""
     for each in rounds:
         try:
             values.append(plan.value(each))
-        except LookupError:
-            continue
+        except LookupError as error:
+            missing = str(error)
     if not values:
-        return None
-    spread = (min(values), max(values))
-    return Bar(plan.what, statistics.median(values), spread, plan.bar, plan.at_least, plan.unit)
+        return Bar(plan.what, None, None, plan.bar, plan.at_least, plan.unit, missing)
+    return Bar(plan.what, statistics.median(values), (min(values), max(values)), plan.bar, plan.at_least, plan.unit)
 
 
 def _rates(scenario: str, other: str) -> Callable[[_Round], float]:

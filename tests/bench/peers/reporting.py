@@ -258,9 +258,12 @@ def _row(name: str, found: dict[str, Any]) -> str:
 
 
 def _bar_row(bar: dict[str, Any]) -> str:
-    sign = "≥" if bar["at_least"] else "≤"
-    low, high = bar["spread"]
-    spread = f" ({low:.2f} to {high:.2f})" if low != high else ""
-    verdict = "met" if bar["is_met"] else "**missed**"
     unit = bar["unit"]
-    return f"| {bar['what']} | {sign} {bar['bar']:g} {unit} | {bar['value']:.2f} {unit}{spread} | {verdict} |"
+    needed = "" if bar["bar"] is None else f"{'≥' if bar['at_least'] else '≤'} {bar['bar']:,g} {unit}"
+    if bar["value"] is None:
+        reason = " ".join(bar["missing"].split())[:_REASON_SHOWN_CHARACTERS]
+        return f"| {bar['what']} | {needed} | - | not measured: {reason} |"
+    low, high = bar["spread"]
+    spread = f" ({low:,.2f} to {high:,.2f})" if low != high else ""
+    verdict = "met" if bar["is_met"] else "**missed**"
+    return f"| {bar['what']} | {needed} | {bar['value']:,.2f} {unit}{spread} | {verdict} |"
