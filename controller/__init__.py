@@ -1,0 +1,1 @@
+"""InferenceService objects onto the mesh, or onto dedicated deployments. See README.md."""
