@@ -25,6 +25,8 @@ MB = 1_000_000
         (100 * MB, 10 * MB, 100 * MB),  # something else shrank
         (100 * MB, None, 100 * MB),  # another load ran beside
         (1 * MB, 2 * MB, 1 * MB),  # too small to see
+        (7 * MB, 9 * MB, 7 * MB),  # so much grows and shrinks in a pod beside any load
+        (7 * MB, 12 * MB, 12 * MB),
     ],
 )
 def test_a_measurement_is_believed_only_where_it_is_plausible(
