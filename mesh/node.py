@@ -46,7 +46,7 @@ from mesh.endpoint.pool import PoolEndpoint
 from mesh.endpoint.quick import QuickInference
 from mesh.endpoint.relay import RelayEndpoint
 from mesh.endpoint.repository import RepositoryEndpoint
-from mesh.endpoint.rest.calls import HttpCalls
+from mesh.endpoint.rest.calls import AnswersTo, HttpCalls
 from mesh.endpoint.revisions import catching_up
 from mesh.endpoint.server_settings import LOGGING_EXTENSION, TRACE_EXTENSION, ServerSettingsEndpoint
 from mesh.endpoint.shared_memory import SYSTEM_EXTENSION, SharedMemoryEndpoint
@@ -314,7 +314,7 @@ class Node:
         access = Access("" if self.pool is None else world.peer_key)
         self.health = HealthEndpoint(access)
         self.transport_choice = chosen_transport(settings)
-        routes = self._routes(access, name)
+        routes, answers_to = self._routes(access, name)
         limits = TransportLimits(
             message_bytes_max=int(settings.message_size_max),
             calls_max=settings.calls_concurrent_max,
@@ -324,7 +324,7 @@ class Node:
         if self.pool is not None:
             door = PeerDoor(peer_address(settings), access.check_peer)
         self.transport = world.listen(self.transport_choice, routes, listen_addresses(settings), limits, door)
-        self.http_calls = HttpCalls(routes.unary, limits)
+        self.http_calls = HttpCalls(routes.unary, limits, answers_to)
         self.pod = PodView(
             self.overview,
             self.registry,
@@ -401,7 +401,7 @@ class Node:
     def _condition(self) -> Condition:
         return Condition(not self.unready_reason(), self._draining, self.unready_reason())
 
-    def _routes(self, access: Access, name: str) -> Routes:
+    def _routes(self, access: Access, name: str) -> tuple[Routes, AnswersTo]:
         router = None if self.pool is None else self.pool.router
         v2 = V2Endpoint(self.serving, access, self.unready_reason, router, EXTENSIONS)
         shared_memory = SharedMemoryEndpoint(Regions(), access, int(self._settings.bytes_in_flight_max))
@@ -483,11 +483,12 @@ class Node:
                 clock=self._world.clock,
             ).routes()
         streaming = {**management.streams(), **streams.streams(), messages.HEALTH_WATCH.path: self.health.watch}
-        return Routes(
+        routes = Routes(
             {path: guarded_unary(handler) for path, handler in unary.items()},
             {path: guarded_stream(handler) for path, handler in streaming.items()},
             {} if processors.any else {messages.MODEL_INFER.path: server_settings.unless_traced(quick.answer)},
         )
+        return routes, streams.answers_to
 
     def unready_reason(self) -> str:
         """Why the pod takes no requests; empty when it does."""

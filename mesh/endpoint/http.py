@@ -26,6 +26,7 @@ from starlette.routing import Route
 from mesh.endpoint.rest import openapi
 from mesh.endpoint.rest.calls import HttpCalls, http_error, json_response
 from mesh.endpoint.rest.extensions import ExtensionsRest
+from mesh.endpoint.rest.generate import GenerateRest
 from mesh.endpoint.rest.repository import RepositoryRest
 from mesh.endpoint.rest.v1 import V1Rest
 from mesh.endpoint.rest.v2 import V2Rest
@@ -63,6 +64,7 @@ def build_app(
             Route("/openapi.json", description),
             *RepositoryRest(calls).routes(),
             *ExtensionsRest(calls).routes(),
+            *GenerateRest(calls).routes(),
             *V2Rest(calls).routes(),
             *V1Rest(calls).routes(),
         ],

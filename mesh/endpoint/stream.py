@@ -195,6 +195,19 @@ class StreamEndpoint:
                 raise
             yield _error_message(body, known)
 
+    async def answers_to(self, call: Call) -> AsyncGenerator[bytes, None]:
+        """The answers to the request that a call holds, each a ModelInferResponse. Raises TransportError."""
+        try:
+            tenant = self._access.caller(call).tenant
+            async with contextlib.aclosing(self.answers(call, tenant)) as answers:
+                async for answer, _ in answers:
+                    yield answer
+        except Exception as error:
+            known = as_transport_error(error)
+            if known is None:
+                raise
+            raise known from error
+
     async def answers(self, call: Call, tenant: str) -> AsyncGenerator[tuple[bytes, bool], None]:
         """The answers to one request, each a ModelInferResponse, and whether it is the last: the last of a decoupled
         model's is an empty one, and comes only to whoever asks for it. Raises what the request's errors are."""

@@ -88,18 +88,18 @@ def infer_request_from_json(
     refuse_parameters("request", _mapping(request, "parameters"))
     message = ModelInferRequest()
     raw: list[Buffer] = []
-    _set_parameters("the request", message.parameters, _mapping(request, "parameters"))
+    set_parameters("the request", message.parameters, _mapping(request, "parameters"))
     for tensor in _objects(request, "inputs"):
         name, datatype, shape = _text(tensor, "name"), _text(tensor, "datatype"), _shape(tensor)
         parameters = _mapping(tensor, "parameters")
         refuse_parameters(f"input {name!r}", parameters)
         if any(name == each.name for each in message.inputs):
             raise InvalidMessage(f"input {name!r} is sent twice; every input has its own name")
-        described = message.inputs.add(name=_encodable(name), datatype=datatype, shape=shape)
+        described = message.inputs.add(name=encodable(name), datatype=datatype, shape=shape)
         if parameters.get(REGION):
             if datatype not in DTYPE_OF:
                 raise InvalidMessage(f"tensor {name!r}: unknown datatype {datatype!r}")
-            _set_parameters(f"input {name!r}", described.parameters, parameters)
+            set_parameters(f"input {name!r}", described.parameters, parameters)
             continue
         size = parameters.get(BINARY_SIZE)
         if size is None:
@@ -119,15 +119,15 @@ def infer_request_from_json(
         if name in forms:
             raise InvalidMessage(f"output {name!r} is asked for twice; ask for it once")
         forms[name] = parameters.get("binary_data") is True
-        wanted = message.outputs.add(name=_encodable(name))
+        wanted = message.outputs.add(name=encodable(name))
         if parameters.get(REGION):
-            _set_parameters(f"output {name!r}", wanted.parameters, parameters)
+            set_parameters(f"output {name!r}", wanted.parameters, parameters)
     others = _mapping(request, "parameters").get("binary_data_output") is True
     request_id = request.get("id", "")
     if not isinstance(request_id, str):
         raise InvalidMessage(f"id is {_kind(request_id)}; it must be text")
-    message.model_name, message.model_version = _encodable(model), _encodable(version)
-    message.id = _encodable(request_id)
+    message.model_name, message.model_version = encodable(model), encodable(version)
+    message.id = encodable(request_id)
     return with_raw(message.SerializeToString(), RAW_INPUTS, raw), WantedForms(forms, others), request_id
 
 
@@ -171,25 +171,25 @@ def _beside_references(reply: bytes) -> tuple[bytes, list[dict[str, Any]]]:
     return with_raw(response.SerializeToString(), RAW_OUTPUTS, raw), outputs
 
 
-def _set_parameters(what: str, into: Any, parameters: Mapping[str, Any]) -> None:
-    """The scalars among the parameters; the others mean nothing to anybody. Raises InvalidMessage."""
+def set_parameters(what: str, into: Any, parameters: Mapping[str, Any]) -> None:
+    """Write the scalars among the parameters; the others mean nothing to anybody. Raises InvalidMessage."""
     for key, value in parameters.items():
         if isinstance(value, bool):
-            into[_encodable(key)].bool_param = value
+            into[encodable(key)].bool_param = value
         elif isinstance(value, int):
             if not -(2**63) <= value < 2**64:
                 raise InvalidMessage(f"{what}, parameter {key!r}: {str(value)[:40]} has more than 64 bits")
             if value < 2**63:
-                into[_encodable(key)].int64_param = value
+                into[encodable(key)].int64_param = value
             else:
-                into[_encodable(key)].uint64_param = value
+                into[encodable(key)].uint64_param = value
         elif isinstance(value, float):
-            into[_encodable(key)].double_param = value
+            into[encodable(key)].double_param = value
         elif isinstance(value, str):
-            into[_encodable(key)].string_param = _encodable(value)
+            into[encodable(key)].string_param = encodable(value)
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """Raises InvalidMessage for text that cannot be written."""
     try:
         text.encode()

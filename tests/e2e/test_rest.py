@@ -329,6 +329,14 @@ CALLS: list[tuple[str, str, Any]] = [
         "/v2/models/scale/versions/1/explain",
         {"inputs": [{**SCALE, "data": ROW}]},
     ),
+    ("/v2/models/{model}/generate", "/v2/models/scale/generate", {"x": ROW}),
+    ("/v2/models/{model}/versions/{version}/generate", "/v2/models/scale/versions/1/generate", {"x": ROW, "id": "g"}),
+    ("/v2/models/{model}/generate_stream", "/v2/models/scale/generate_stream", {"x": ROW}),
+    (
+        "/v2/models/{model}/versions/{version}/generate_stream",
+        "/v2/models/scale/versions/1/generate_stream",
+        {"x": ROW},
+    ),
     ("/v2/models/{model}/config", "/v2/models/scale/config", None),
     ("/v2/models/{model}/versions/{version}/config", "/v2/models/scale/versions/1/config", None),
     ("/v2/models/stats", "/v2/models/stats", None),
@@ -372,7 +380,12 @@ def test_answers_are_as_the_document_says(
         if body is None and sent is not None:
             continue
         answer = ask(pod, made, sent)
-        content = operation["responses"][str(answer.code)]["content"]["application/json"]["schema"]
+        kinds = operation["responses"][str(answer.code)]["content"]
+        assert answer.headers["content-type"].partition(";")[0] in kinds
+        if "text/event-stream" in kinds:
+            assert answer.body.startswith(b"data: {")
+            continue
+        content = kinds["application/json"]["schema"]
         jsonschema.validate(answer.json, {**content, "components": described["components"]})
         if sent is body and sent is not None:
             asked = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})

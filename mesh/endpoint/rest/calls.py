@@ -22,7 +22,8 @@ import logging
 import math
 import secrets
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from typing import TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -46,6 +47,10 @@ from mesh.wire.json_tensors import to_json
 log = logging.getLogger("hexcomb.http")
 
 Handler = Callable[[Request], Awaitable[Response]]
+AnswersTo = Callable[[Call], AsyncGenerator[bytes, None]]
+"""The answers to one request, of a model that streams or of any other. Raises TransportError, or has a defect."""
+
+T = TypeVar("T")
 
 HTTP_CODES: Mapping[StatusCode, int] = {
     StatusCode.INVALID_ARGUMENT: 400,
@@ -80,9 +85,10 @@ _HEADER_LENGTH_MAX = 1024
 class HttpCalls:
     """Carries out calls of HTTP clients. One per pod; belongs to the event loop."""
 
-    def __init__(self, handlers: Mapping[str, UnaryHandler], limits: TransportLimits) -> None:
+    def __init__(self, handlers: Mapping[str, UnaryHandler], limits: TransportLimits, answers_to: AnswersTo) -> None:
         """`handlers`: of the gRPC endpoint, by path; they raise TransportError, or have a defect."""
         self._handlers = handlers
+        self._answers_to = answers_to
         self._limits = limits
         self._calls = 0
         self._bytes = 0
@@ -98,26 +104,26 @@ class HttpCalls:
         async def answer(request: Request) -> Response:
             if self._calls >= self._limits.calls_max:
                 return error_response(self._no_room(f"{self._calls} calls are in flight on this pod, its limit"))
-            self._calls += 1
-            try:
-                return await handler(request)
-            except TransportError as error:
-                return error_response(error)
-            except InvalidMessage as error:
-                return error_response(TransportError(StatusCode.INVALID_ARGUMENT, str(error)))
-            except HTTPException:
-                raise
-            except ClientDisconnect:
-                return Response(status_code=HTTP_CODES[StatusCode.CANCELLED])
-            except Exception:
-                incident = secrets.token_hex(4)
-                log.exception("incident %s: %s %s failed", incident, request.method, request.url.path)
-                message = f"the server failed on this call; its log tells why under incident {incident}"
-                return error_response(TransportError(StatusCode.INTERNAL, message))
-            finally:
-                self._calls -= 1
+            with self.counted():
+                try:
+                    return await handler(request)
+                except HTTPException:
+                    raise
+                except ClientDisconnect:
+                    return Response(status_code=HTTP_CODES[StatusCode.CANCELLED])
+                except Exception as error:
+                    return error_response(told(request, error))
 
         return answer
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """A call is being answered."""
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
 
     @contextlib.asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
@@ -177,33 +183,19 @@ class HttpCalls:
         """What the handler of this method answers. The body must have been read. Raises TransportError."""
         handler = self._handlers[method.path]
         answer: asyncio.Task[Reply]
-        call = Call(
-            method.path,
-            message,
-            metadata_of(request),
-            peer="" if request.client is None else f"{request.client.host}:{request.client.port}",
-            listener_tenant=tenant_of_host(request.headers.get("host", "")),
-            abandoned=lambda: answer.cancelling() > 0 or answer.done(),
-        )
+        call = _call(request, method.path, message)
+        call.abandoned = lambda: answer.cancelling() > 0 or answer.done()
 
         async def handled() -> Reply:
             return await handler(call)
 
-        async def client_left() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass  # a body that nobody asked for
-
         answer = asyncio.ensure_future(handled())
-        left = asyncio.ensure_future(client_left())
-        try:
-            await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
-                raise ClientDisconnect
-            reply = answer.result()
-        finally:
-            for task in (answer, left):
-                task.cancel()
+        reply = await until_left(request, answer)
         return reply if isinstance(reply, ReplyWithTrailers) else ReplyWithTrailers(reply, ())
+
+    def answers(self, request: Request, message: bytes) -> AsyncGenerator[bytes, None]:
+        """Each answer to this ModelInferRequest, a ModelInferResponse. Raises TransportError."""
+        return self._answers_to(_call(request, messages.MODEL_STREAM_INFER.path, message))
 
     async def ask_for(
         self,
@@ -214,6 +206,49 @@ class HttpCalls:
         """The same with messages. Raises TransportError."""
         reply = await self.ask(request, method, message.SerializeToString())
         return messages.parse_response(method, reply.body)
+
+
+async def until_left(request: Request, answer: asyncio.Task[T]) -> T:
+    """What the task gives; a client that leaves takes it along. The body must have been read. Raises
+    ClientDisconnect."""
+
+    async def client_left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass  # a body that nobody asked for
+
+    left = asyncio.ensure_future(client_left())
+    try:
+        await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ClientDisconnect
+        return answer.result()
+    finally:
+        for task in (answer, left):
+            task.cancel()
+
+
+def told(request: Request, error: Exception) -> TransportError:
+    """What the client hears of an error; of a defect, under which number the log has it."""
+    if isinstance(error, TransportError):
+        return error
+    if isinstance(error, InvalidMessage):
+        return TransportError(StatusCode.INVALID_ARGUMENT, str(error))
+    incident = secrets.token_hex(4)
+    log.error("incident %s: %s %s failed", incident, request.method, request.url.path, exc_info=error)
+    return TransportError(
+        StatusCode.INTERNAL, f"the server failed on this call; its log tells why under incident {incident}"
+    )
+
+
+def _call(request: Request, path: str, message: bytes) -> Call:
+    """The call that a gRPC client would have made. Raises InvalidMessage."""
+    return Call(
+        path,
+        message,
+        metadata_of(request),
+        peer="" if request.client is None else f"{request.client.host}:{request.client.port}",
+        listener_tenant=tenant_of_host(request.headers.get("host", "")),
+    )
 
 
 def metadata_of(request: Request) -> Metadata:

@@ -98,6 +98,20 @@ def _of_model(path: str, suffix: str) -> dict[str, Any]:
         for content in (operation["requestBody"]["content"], operation["responses"]["200"]["content"]):
             # JSON, then the binary tensors; Inference-Header-Content-Length says where they begin.
             content["application/octet-stream"] = {}
+    generate = _operation(
+        f"modelGenerate{suffix}", "Run a model that speaks text", "Generated", _INFER_ERRORS, "GenerateRequest"
+    )
+    stream = _operation(
+        f"modelGenerateStream{suffix}",
+        "Run a model, each answer as an event when it is there",
+        None,
+        _INFER_ERRORS,
+        "GenerateRequest",
+    )
+    stream["responses"]["200"] = {
+        "description": "One event for each answer; its data are as generate's answer, or an Error, which is the last",
+        "content": {"text/event-stream": {"schema": _TEXT}},
+    }
     return {
         path: {
             "parameters": parameters,
@@ -111,6 +125,8 @@ def _of_model(path: str, suffix: str) -> dict[str, Any]:
         },
         f"{path}/infer": {"parameters": parameters, "post": infer},
         f"{path}/explain": {"parameters": parameters, "post": explain},
+        f"{path}/generate": {"parameters": parameters, "post": generate},
+        f"{path}/generate_stream": {"parameters": parameters, "post": stream},
         f"{path}/config": {
             "parameters": parameters,
             "get": _operation(
@@ -320,6 +336,12 @@ _SCHEMAS: Schema = {
     "InferResponse": _object(
         {"model_name": _TEXT, "model_version": _TEXT, "outputs": {"type": "array", "items": _TENSOR}}, {"id": _TEXT}
     ),
+    # Beside these, inputs of the model and parameters of the request, by name.
+    "GenerateRequest": {**_object({}, {"id": _TEXT, "parameters": _PARAMETERS}), "additionalProperties": True},
+    "Generated": {
+        **_object({"model_name": _TEXT, "model_version": _TEXT}, {"id": _TEXT}),
+        "additionalProperties": True,
+    },
     "PredictRequest": {
         "oneOf": [_object({"instances": {"type": "array", "minItems": 1}}), _object({"inputs": {}})],
     },

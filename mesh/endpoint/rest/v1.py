@@ -14,6 +14,8 @@ A V1 request says neither names nor datatypes, so both come from the model's met
 * Predictions are rows in the same manner: plain where the model has one output, else an object of its outputs.
 * Bytes are text, or `{"b64": "..."}`: in an answer those that are no text.
 
+A model with an input V1_BODY (`runtime_adapters.base`) reads the body itself, and what it answers is the answer.
+
 `:explain` asks for the model's explanations in place of its predictions (`runtime_adapters.base.EXPLANATION`): tree
 models answer with exact contributions, custom Python models with their `explain`. Others have none, which is 501.
 """
@@ -31,12 +33,13 @@ from starlette.routing import Route
 
 from mesh.endpoint.rest.calls import HttpCalls, json_response
 from mesh.endpoint.rest.v2 import check_ready, explanations_of, model_names, off_the_loop
+from mesh.transport.base import StatusCode, TransportError
 from mesh.wire import messages
 from mesh.wire.errors import InvalidMessage
 from mesh.wire.generated import inference_pb2
 from mesh.wire.json_tensors import elements_as_array, json_from_array, parse_object, to_json
 from mesh.wire.tensors import RANK_MAX, decode_response, encode_request
-from runtime_adapters.base import Array
+from runtime_adapters.base import V1_BODY, Array
 
 Inputs = Mapping[str, str]
 """Name -> datatype."""
@@ -95,6 +98,8 @@ class V1Rest:
             metadata = await self._calls.ask_for(request, messages.MODEL_METADATA, asked)
             inputs = {tensor.name: tensor.datatype for tensor in metadata.inputs}
             outputs = outputs_of(metadata)
+            if V1_BODY in inputs:
+                return await self._read_by_the_model(request, model, body, outputs or (V1_BODY,))
 
             def translate() -> tuple[bytes, bool]:
                 arrays, by_row = arrays_of(parse_object(body), inputs)
@@ -104,6 +109,15 @@ class V1Rest:
             reply = await self._calls.ask(request, messages.MODEL_INFER, message)
         answer = await off_the_loop(len(reply.body), lambda: to_json(answer_of(reply.body, by_row, word)))
         return Response(answer, headers=dict(reply.trailers), media_type="application/json")
+
+    async def _read_by_the_model(self, request: Request, model: str, body: bytes, outputs: tuple[str, ...]) -> Response:
+        await off_the_loop(len(body), lambda: parse_object(body))
+        message = encode_request(model, {V1_BODY: np.array([body], np.object_)}, outputs)
+        reply = await self._calls.ask(request, messages.MODEL_INFER, message)
+        found = [array for array in decode_response(reply.body).outputs.values() if array.dtype == np.object_]
+        if len(found) != 1 or found[0].size != 1:
+            raise TransportError(StatusCode.INTERNAL, f"model {model!r} answered a V1 request, but not with one body")
+        return Response(found[0].item(), headers=dict(reply.trailers), media_type="application/json")
 
 
 def arrays_of(body: Mapping[str, Any], inputs: Inputs) -> tuple[dict[str, Array], bool]:
@@ -119,11 +133,11 @@ def arrays_of(body: Mapping[str, Any], inputs: Inputs) -> tuple[dict[str, Array]
             if any(row.keys() != rows[0].keys() for row in rows):
                 raise InvalidMessage('"instances" must name the same inputs in each row')
             return _named({name: [row[name] for row in rows] for name in rows[0]}, inputs), True
-        return {(first := _first(inputs)): _array(first, inputs[first], rows)}, True
+        return {(first := _first(inputs)): nested_array(first, inputs[first], rows)}, True
     whole = body["inputs"]
     if _is_named(whole):
         return _named(whole, inputs), False
-    return {(first := _first(inputs)): _array(first, inputs[first], whole)}, False
+    return {(first := _first(inputs)): nested_array(first, inputs[first], whole)}, False
 
 
 def answer_of(reply: bytes, by_row: bool, word: str = "predictions") -> dict[str, Any]:
@@ -151,10 +165,10 @@ def _first(inputs: Inputs) -> str:
 def _named(values: Mapping[str, Any], inputs: Inputs) -> dict[str, Array]:
     if unknown := [name for name in values if name not in inputs]:
         raise InvalidMessage(f"the model has no input {unknown[0]!r}; it has: {', '.join(inputs)}")
-    return {name: _array(name, inputs[name], value) for name, value in values.items()}
+    return {name: nested_array(name, inputs[name], value) for name, value in values.items()}
 
 
-def _array(name: str, datatype: str, value: Any) -> Array:
+def nested_array(name: str, datatype: str, value: Any) -> Array:
     """Of any shape: V1 says none, so the nesting does. Raises InvalidMessage."""
     shape: list[int] = []
     level = [value]
@@ -185,11 +199,11 @@ def _bytes_of(name: str, element: Any) -> bytes:
 def _nested(name: str, array: Array) -> Any:
     elements = np.empty(array.size, np.object_)
     is_bytes = array.dtype == np.object_
-    elements[:] = [_text_or_base64(each) for each in array.flat] if is_bytes else json_from_array(name, array)
+    elements[:] = [text_or_base64(each) for each in array.flat] if is_bytes else json_from_array(name, array)
     return elements.reshape(array.shape).tolist()
 
 
-def _text_or_base64(element: bytes) -> str | dict[str, str]:
+def text_or_base64(element: bytes) -> str | dict[str, str]:
     try:
         return element.decode()
     except UnicodeDecodeError:

@@ -31,7 +31,7 @@ from mesh.wire.json_tensors import infer_request_from_json, infer_response_to_js
 from runtime_adapters.base import EXPLANATION, is_explanation
 
 JSON_LENGTH_HEADER = "inference-header-content-length"
-EXTENSIONS = ("binary_tensor_data",)
+EXTENSIONS = ("binary_tensor_data", "generate")
 """Beside those of the gRPC service."""
 HERE_BYTES_MAX = 64 * 1024
 """Larger ones are translated on a thread."""

@@ -7,7 +7,7 @@ import gzip
 import json
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from mesh.endpoint.http import HttpFront, build_app
-from mesh.endpoint.rest.calls import HTTP_CODES, HttpCalls
+from mesh.endpoint.rest.calls import HTTP_CODES, AnswersTo, HttpCalls
 from mesh.transport.base import Call, Reply, ReplyWithTrailers, StatusCode, TransportError, TransportLimits
 from mesh.wire import messages
 from mesh.wire.generated import inference_pb2
@@ -25,6 +25,11 @@ LIVE = inference_pb2.ServerLiveResponse(live=True).SerializeToString()
 INFER = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}).encode()
 
 
+async def no_answers(call: Call) -> AsyncGenerator[bytes, None]:
+    for none in ():
+        yield none
+
+
 @dataclass
 class Http:
     """A client of the application, which sends what ASGI servers send."""
@@ -32,9 +37,11 @@ class Http:
     handler: Callable[[Call], Awaitable[Reply]]
     limits: TransportLimits = field(default_factory=TransportLimits)
 
+    answers_to: AnswersTo = no_answers
+
     def __post_init__(self) -> None:
         methods = (messages.SERVER_LIVE, messages.MODEL_INFER, messages.REPOSITORY_LOAD, messages.REPOSITORY_INDEX)
-        self.calls = HttpCalls({method.path: self.handler for method in methods}, self.limits)
+        self.calls = HttpCalls({method.path: self.handler for method in methods}, self.limits, self.answers_to)
         self.app = build_app(CollectorRegistry(), lambda: "", self.calls, "1")
 
     async def ask(
