@@ -38,6 +38,9 @@ EXPLANATION = "explanation"
 """The optional output by which a model explains itself; further ones are called `explanation.<name>`. V1's `:explain`
 asks for these. Of a tree model: what each feature contributed to the row's value before the objective's
 transformation, by TreeSHAP, exactly, and the value that all rows begin with in the last column."""
+V1_BODY = "v1_body"
+"""An input of BYTES [1] that stands for all others: the body of a V1 request, for a model that reads it itself. The
+output of this name is the body of its answer, and of `:explain` the explanation of this name."""
 SHARED_FORM = "shared"
 """The directory of a prepared form whose files are named by the SHA-256 of their bytes. Whoever keeps prepared forms
 may store equal ones once; such a file is never written to again."""
@@ -77,7 +80,7 @@ class ModelMetadata:
     batch_dimension: bool = False
     batch_rows_max: int | None = None
     unchecked: bool = False
-    """What it takes is known to the server that runs it alone, which checks its requests itself."""
+    """What it takes is known to whoever runs it alone, a server beside the pod or its own code, and checked there."""
     decoupled: bool = False
     """A request may have any number of answers, none included: the model is `Streaming`."""
     sequences: bool = False
@@ -324,6 +327,7 @@ __all__ = [
     "SEQUENCE_ID",
     "SEQUENCE_START",
     "SHARED_FORM",
+    "V1_BODY",
     "Array",
     "Device",
     "LoadOptions",

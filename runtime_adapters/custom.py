@@ -23,20 +23,25 @@ Unless it comes from a prefix that the operator trusts, it is jailed: no network
 What `predict` returns must match `outputs` in names, datatypes and shapes exactly; nothing is cast. BYTES may be given
 as bytes, str, or NumPy's fixed-width strings.
 
-`predict` may be a generator: then a request has as many answers as it yields, and clients call it by Triton's
-ModelStreamInfer (the model is *decoupled*, in Triton's word). It ends where it yields when
-its client leaves.
+Each request goes through `preprocess`, `predict` and `postprocess`; one for an explanation through `preprocess` and
+`explain`. All of them, `load` and `unload` may be coroutines (`async def`).
+
+`predict` may be a generator, of either kind: then a request has as many answers as it yields, and clients call it by
+Triton's ModelStreamInfer or by `generate_stream` (the model is *decoupled*, in Triton's word). It ends where it yields
+when its client leaves.
 
 With `sequences = True` it may keep something between the requests of one sequence. `self.sequence` says to which one
 the request belongs that `predict` is given. In a pool, such a model is registered with `copies_max: 1`, and a sequence
 whose copy had to leave memory begins anew.
+
+A class that was written for KServe's SDK is served as well: `runtime_adapters.kserve`.
 
 Deliberately absent: packages of its own. It sees what is installed on the pod.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -81,23 +86,32 @@ class Model:
     sequence: SequencePosition
     """Before each `predict` of a model with `sequences`."""
 
-    def load(self) -> None:
+    def load(self) -> Any:
         """Make ready to predict. An exception here fails the load."""
 
-    def predict(self, inputs: dict[str, Array]) -> Mapping[str, Array] | Array | Generator[Any, None, None]:
-        """Answer one request. With one output, the array alone will do. A generator yields any number of answers.
+    def preprocess(self, inputs: dict[str, Array]) -> Any:
+        """What `predict` and `explain` are given in place of the inputs."""
+        return inputs
+
+    def predict(self, inputs: Any) -> Any:
+        """Answer one request: an array for each output; with one output, the array alone will do. A generator yields
+        any number of answers.
 
         The arrays are this call's own. Raise `runtime_adapters.errors.BadInput` to say that the client's values are at
         fault; any other exception is reported as the model's.
         """
         raise NotImplementedError(f"{type(self).__name__} has no predict method")
 
-    def explain(self, inputs: dict[str, Array]) -> Mapping[str, Array] | Array:
+    def postprocess(self, answer: Any) -> Any:
+        """What clients get in place of what `predict` has returned; of a stream, of each answer."""
+        return answer
+
+    def explain(self, inputs: Any) -> Any:
         """Explain what `predict` would answer: the optional outputs `explanation` and `explanation.<name>`, asked for
         by V1's `:explain` or by name. With one such output, the array alone will do."""
         raise NotImplementedError(f"{type(self).__name__} has no explain method")
 
-    def unload(self) -> None:
+    def unload(self) -> Any:
         """Let go of what the end of the process would not."""
 
 

@@ -73,6 +73,7 @@ def describe_metadata(metadata: ModelMetadata) -> dict[str, Any]:
         "batch_rows_max": metadata.batch_rows_max,
         "decoupled": metadata.decoupled,
         "sequences": metadata.sequences,
+        "unchecked": metadata.unchecked,
     }
 
 
@@ -89,6 +90,7 @@ def metadata_from(given: object) -> ModelMetadata:
         batch_rows_max=_rows_max(given.get("batch_rows_max")),
         decoupled=given.get("decoupled") is True,
         sequences=given.get("sequences") is True,
+        unchecked=given.get("unchecked") is True,
     )
 
 

@@ -86,7 +86,7 @@ def test_a_spec_may_set_the_parameters_that_the_model_declares(load_here: LoadHe
 @pytest.mark.parametrize(
     ("source", "told"),
     [
-        ("x = 1", "exactly one subclass of runtime_adapters.custom.Model; found none"),
+        ("x = 1", "exactly one subclass of Model, of runtime_adapters.custom or runtime_adapters.kserve; found none"),
         (_MODEL.format("pass") + _MODEL.replace("class M", "class N").format("pass"), "found M, N"),
         ("class M(Model):\n    outputs = (TensorSpec('y', 'FP31', ()),)", "datatype 'FP31'; allowed are BOOL"),
         ("class M(Model):\n    outputs = (TensorSpec('y', 'FP32', ()),) * 2", "names that differ"),
