@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cache.types import ModelKey
+from cache.types import Bytes, ModelKey, WantedModel
+from mesh.loading.places import HOST_MEMORY
 from placement.records import ModelRecord
 
 
@@ -99,3 +100,17 @@ class Generations:
 def key_of(record: ModelRecord) -> ModelKey:
     """The cache's key of one generation of a model."""
     return ModelKey(record.tenant, record.id, record.generation)
+
+
+def wanted(record: ModelRecord) -> WantedModel:
+    """What the cache must know to load a model."""
+    spec = record.spec
+    return WantedModel(
+        key=key_of(record),
+        priority=spec.priority,
+        pinned=spec.pinned,
+        size_hint=None if spec.capacity_hint_bytes is None else Bytes.of(HOST_MEMORY, spec.capacity_hint_bytes),
+        # What is to be there always does not leave for want of use.
+        ttl_s=0.0 if spec.copies_min else spec.ttl_s,
+        comes_back=spec.copies_min > 0,
+    )

@@ -22,9 +22,9 @@ from typing import Any, Protocol
 
 from cache.events import EvictRequest, Forgive, SetPinned
 from cache.types import ModelKey, Refusal, RefusalKind
-from mesh.generations import key_of
+from mesh.generations import key_of, wanted
 from mesh.loading.loading import Loading, Refused
-from mesh.serving import Serving, wanted
+from mesh.serving import Serving
 from mesh.staging import ALWAYS_ISOLATED
 from placement.errors import InvalidSpec, NotFound, PlacementError
 from placement.records import AliasRecord, AliasState, ModelRecord, ModelSpec

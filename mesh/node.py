@@ -14,76 +14,51 @@ import asyncio
 import json
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from cache.events import Drain, Forgive, Retire
+from cache.events import Drain, Retire
 from cache.machine import CacheMachine
 from cache.policies import policy_named
 from cache.types import ModelKey, Place
 from mesh.access_log import AccessLog
-from mesh.asking import Asking
-from mesh.box import this_box
-from mesh.disk_room import disk_room
-from mesh.endpoint import model_config, repository, statistics
 from mesh.endpoint.access import Access
-from mesh.endpoint.aliases import AliasesEndpoint, AliasSetting
-from mesh.endpoint.descriptions import Describer
-from mesh.endpoint.explain import ExplainEndpoint
-from mesh.endpoint.fan_out import fanning_out
 from mesh.endpoint.health import HealthEndpoint
 from mesh.endpoint.http import HttpFront, build_app
-from mesh.endpoint.management import ManagementEndpoint
-from mesh.endpoint.model_config import ModelConfigEndpoint
-from mesh.endpoint.modelmesh import ModelMeshEndpoint
-from mesh.endpoint.payloads import PayloadProcessors
-from mesh.endpoint.pods import PodsEndpoint
-from mesh.endpoint.pool import PoolEndpoint
-from mesh.endpoint.quick import QuickInference
-from mesh.endpoint.relay import RelayEndpoint
-from mesh.endpoint.repository import RepositoryEndpoint
-from mesh.endpoint.rest.calls import AnswersTo, HttpCalls
-from mesh.endpoint.revisions import catching_up
-from mesh.endpoint.server_settings import LOGGING_EXTENSION, TRACE_EXTENSION, ServerSettingsEndpoint
-from mesh.endpoint.shared_memory import SYSTEM_EXTENSION, SharedMemoryEndpoint
-from mesh.endpoint.statistics import StatisticsEndpoint
-from mesh.endpoint.status import code_name, guarded_stream, guarded_unary
-from mesh.endpoint.stream import StreamEndpoint
-from mesh.endpoint.v2 import V2Endpoint
-from mesh.explaining import Explaining
+from mesh.endpoint.rest.calls import HttpCalls
+from mesh.endpoint.status import code_name
 from mesh.flight_recorder import FlightRecorder, read_last_flight
-from mesh.generations import Generations, key_of
+from mesh.generations import Generations
 from mesh.known_sizes import Known, KnownSizes
 from mesh.large_requests import LargeRequests
 from mesh.loading.loading import Loading
 from mesh.loading.places import HOST_MEMORY, RAM
-from mesh.log_levels import LogSwitch
 from mesh.memory_watch import MemoryWatch
 from mesh.modelmesh_metrics import WithModelMeshNames
 from mesh.models import Models
+from mesh.node_routes import Served, routes_of
 from mesh.node_settings import (
     CannotStart,
     cache_limits,
+    check_box,
     chosen_devices,
     chosen_transport,
     file_prefixes,
     installed_formats,
     listen_addresses,
     own_host,
-    payload_watchers,
     peer_address,
     read_constraints,
-    read_data_plane,
 )
 from mesh.overview import Alone, InPool, Overview
 from mesh.parking import Parking
 from mesh.pod import PodView, RuntimeReport, default_pod_name
 from mesh.promoting import Promotions
 from mesh.promotion import PromotionLimits
+from mesh.registrations import Registrations
 from mesh.renewing import Renewals
 from mesh.routing.pool_side import Condition, PoolSide, ways_to_advertise
 from mesh.running import Runner, Runs
@@ -91,22 +66,16 @@ from mesh.runtimes.connecting import Beside, adapters_of
 from mesh.runtimes.watch import RuntimeWatch
 from mesh.serving import Serving
 from mesh.settings import Settings, box_limits
-from mesh.shared_memory import Regions
 from mesh.size_watch import SizeWatch
 from mesh.staging import Stages, Staging, never
 from mesh.status import StatusView
 from mesh.telemetry import Telemetry
-from mesh.tracing import Tracing
-from mesh.transport.base import PeerDoor, Routes, TransportLimits
-from mesh.uploads import Uploads
-from mesh.wire import messages
+from mesh.transport.base import PeerDoor, TransportLimits
 from mesh.world import World
-from placement.policy.snapshot import ModelName
 from placement.profiles import ProfileStore
 from placement.records import ModelRecord
 from placement.registry import Registry
 from placement.store.base import KeyValueStore
-from placement.view import Changes
 from runtime_adapters.artifacts.credentials import StorageKeys
 from runtime_adapters.artifacts.fetch import ArtifactStore
 from runtime_adapters.artifacts.fetching import FetchLimits
@@ -115,17 +84,6 @@ from runtime_adapters.base import Device, RuntimeAdapter
 from runtime_adapters.registry import adapter_for
 
 log = logging.getLogger("hexcomb.node")
-
-EXTENSIONS = (
-    repository.EXTENSION,
-    model_config.EXTENSION,
-    statistics.EXTENSION,
-    "schedule_policy",
-    SYSTEM_EXTENSION,
-    TRACE_EXTENSION,
-    LOGGING_EXTENSION,
-)
-"""Of Triton's, that a gRPC client finds here. `schedule_policy`: a request's priority and timeout."""
 
 
 class Node:
@@ -296,7 +254,10 @@ class Node:
         self.models = Models(
             self.registry, policy, self.loading, self.serving, self.pool, adapter_of, self._is_loaded_elsewhere
         )
-        self.runtime_watch = RuntimeWatch(beside, self.loading, self._runtime_back)
+        self._registrations = Registrations(
+            self.registry, self.models, self.generations, self.loading, self.parking, self.telemetry
+        )
+        self.runtime_watch = RuntimeWatch(beside, self.loading, self._registrations.runtime_back)
         self.overview = self._overview(name)
         self.status = StatusView(
             name,
@@ -314,7 +275,29 @@ class Node:
         access = Access("" if self.pool is None else world.peer_key)
         self.health = HealthEndpoint(access)
         self.transport_choice = chosen_transport(settings)
-        routes, answers_to = self._routes(access, name)
+        routes, answers_to = routes_of(
+            Served(
+                name,
+                settings,
+                world,
+                access,
+                self.registry,
+                self.cache,
+                self.loading,
+                self.serving,
+                self.models,
+                self.status,
+                self.overview,
+                self.telemetry,
+                self.health,
+                self.pool,
+                beside,
+                unready_reason=self.unready_reason,
+                is_draining=lambda: self._draining,
+                request_drain=self.stop_wanted.set,
+                report=lambda: self.pod.report(),
+            )
+        )
         limits = TransportLimits(
             message_bytes_max=int(settings.message_size_max),
             calls_max=settings.calls_concurrent_max,
@@ -401,95 +384,6 @@ class Node:
     def _condition(self) -> Condition:
         return Condition(not self.unready_reason(), self._draining, self.unready_reason())
 
-    def _routes(self, access: Access, name: str) -> tuple[Routes, AnswersTo]:
-        router = None if self.pool is None else self.pool.router
-        v2 = V2Endpoint(self.serving, access, self.unready_reason, router, EXTENSIONS)
-        shared_memory = SharedMemoryEndpoint(Regions(), access, int(self._settings.bytes_in_flight_max))
-        quick = QuickInference(
-            self.serving,
-            access,
-            self.registry,
-            self.unready_reason,
-            guarded_unary(v2.model_infer),
-            router,
-            v2.go_on,
-            shared_memory.names_regions,
-        )
-        streams = StreamEndpoint(v2, self.serving, shared_memory, self.overview, access, self._world.clock)
-        uploads = Uploads(self._settings.data_dir / "uploads") if self.pool is None else None
-        describer = Describer(self.registry, self.status, self.overview)
-        aliases = AliasSetting(self.models, self.registry, describer)
-        mmesh = ModelMeshEndpoint(self.models, self.registry, self.status, aliases, access)
-        management = ManagementEndpoint(self.models, self.registry, describer, access)
-        asking = Asking(self.overview, self._world.clock)
-        server_settings = ServerSettingsEndpoint(
-            Tracing(self._settings.data_dir, self._world.in_thread), LogSwitch(), self.overview, asking, access
-        )
-        pods = PodsEndpoint(
-            self.overview,
-            asking,
-            access,
-            lambda: self.pod.report(),
-            is_draining=lambda: self._draining,
-            request_drain=self.stop_wanted.set,
-        )
-        explaining = Explaining(
-            self.overview, self.status, self.cache, self.registry, self._world.clock, self._world.wall_clock
-        )
-        explain = ExplainEndpoint(self.overview, explaining, asking, self.registry, self.loading, describer, access)
-        unary = {
-            **v2.routes(),
-            **shared_memory.routes(),
-            **server_settings.routes(),
-            **ModelConfigEndpoint(
-                v2, self.serving, self.loading, self.overview, self._settings.batch_settings, access
-            ).routes(),
-            **StatisticsEndpoint(
-                v2,
-                self.telemetry.tallies,
-                self.loading.residents,
-                self.overview,
-                asking,
-                access,
-                self._world.wall_clock,
-            ).routes(),
-            **RepositoryEndpoint(self.models, self.registry, self.status, access, uploads).routes(),
-            **mmesh.routes(),
-            **management.routes(),
-            **pods.routes(),
-            **explain.routes(),
-            **AliasesEndpoint(aliases, self.registry, describer, access).routes(),
-        }
-        unary[messages.MODEL_INFER.path] = server_settings.traced(shared_memory.by_reference(v2.model_infer))
-        of_runtimes = {method for server in self._beside for method in server.link.methods}
-        methods = read_data_plane(self._settings).methods(of_runtimes)
-        processors = PayloadProcessors(payload_watchers(self._settings), access)
-        relay = RelayEndpoint(v2, self.serving, access, methods)
-        unary = {**relay.routes(), **unary}
-        for path in (messages.MODEL_INFER.path, *(path for path in methods if unary[path] == relay.relay)):
-            unary[path] = processors.watched(fanning_out(unary[path]))
-        unary = {path: catching_up(handler, self.registry) for path, handler in unary.items()}
-        unary[messages.HEALTH_CHECK.path] = self.health.check
-        if self.pool is not None:
-            unary |= streams.peer_routes()
-            unary |= PoolEndpoint(
-                access,
-                name,
-                self._world.incarnation,
-                is_draining=lambda: self._draining,
-                take_orders=self.pool.take_orders,
-                names=lambda: self.registry.view,
-                dial=self._world.dial,
-                clock=self._world.clock,
-            ).routes()
-        streaming = {**management.streams(), **streams.streams(), messages.HEALTH_WATCH.path: self.health.watch}
-        routes = Routes(
-            {path: guarded_unary(handler) for path, handler in unary.items()},
-            {path: guarded_stream(handler) for path, handler in streaming.items()},
-            {} if processors.any else {messages.MODEL_INFER.path: server_settings.unless_traced(quick.answer)},
-        )
-        return routes, streams.answers_to
-
     def unready_reason(self) -> str:
         """Why the pod takes no requests; empty when it does."""
         if self._draining:
@@ -503,12 +397,6 @@ class Node:
         """Whether another pod says that it loads this format: by a server beside it that this pod has none of."""
         return any(format_name in pod.formats for pod in self.overview.view.pods.values())
 
-    def _runtime_back(self, formats: frozenset[str]) -> None:
-        """What could not be loaded while its server was away may be tried again at once."""
-        for record in self.registry.view.every_model():
-            if record.spec.format in formats and self.loading.failure(key_of(record)) is not None:
-                self.loading.send(Forgive(key_of(record)))
-
     def _reports_of_beside(self) -> list[RuntimeReport]:
         reports = []
         for server in self._beside:
@@ -521,37 +409,15 @@ class Node:
     def _ran_out(self, place: Place, missing_bytes: int, message: str, *, counted: bool) -> None:
         self.memory_watch.ran_out(place, missing_bytes, message, counted=counted)
 
-    def _on_change(self, changes: Changes) -> None:
-        for change in changes.models:
-            after = change.after
-            if after is None or change.before is None or change.before.generation != after.generation:
-                if after is not None:
-                    self.loading.forget(key_of(after))
-                self.parking.registered(ModelName(change.tenant, change.id), after)
-            if change.before is None:
-                assert change.after is not None
-                self.loading.send(Forgive(ModelKey(change.tenant, change.id, change.after.generation)))
-                continue
-            self.models.heed_pin(change.before, change.after)
-            incoming = self.generations.changed(change.before, change.after)
-            if change.after is None or change.after.generation != change.before.generation:
-                self.telemetry.tallies.forget(ModelKey(change.tenant, change.id, change.before.generation))
-            if change.after is None:
-                key = ModelKey(change.tenant, change.id, change.before.generation)
-                format_name = change.before.spec.format or self.loading.format_of(key)
-                self.telemetry.forget(format_name, change.tenant, change.id)
-            if incoming is not None:
-                self.models.take_over(incoming)
-
     async def start(self) -> None:
         """Everything up to the open ports, in a pool also up to being fit for it.
 
         Raises CannotStart, CannotListen, PlacementError.
         """
         if self._world.read_memory is not None:
-            self._look_at_box()
+            check_box(self._settings, self.artifacts.use().used_bytes)
         await self.registry.start()
-        self.registry.on_change(self._on_change)
+        self.registry.on_change(self._registrations.heed)
         self.parking.start()
         self.memory_watch.start()
         self.runtime_watch.start()
@@ -582,26 +448,6 @@ class Node:
         if self._settings.ready_file is not None:
             _write_ready_file(self._settings.ready_file, grpc[0], http_port)
         log.info("ready: %s; %d models registered", ", ".join(self.pod.addresses), self.registry.view.model_count())
-
-    def _look_at_box(self) -> None:
-        settings, box = self._settings, this_box()
-        for limit in box_limits(settings):
-            log.info("%s %s: %s", limit.name, f"{limit.value:,.0f}", limit.origin)
-        if settings.model_threads > box.cpus:
-            log.warning("model_threads is %d, and this box has %g CPUs", settings.model_threads, box.cpus)
-        disk = shutil.disk_usage(settings.data_dir)
-        room = disk_room(
-            int(settings.disk_capacity),
-            asked_for="disk_capacity" in settings.model_fields_set,
-            used_bytes=self.artifacts.use().used_bytes,
-            free_bytes=disk.free,
-            total_bytes=disk.total,
-            where=str(settings.data_dir),
-        )
-        if room.error:
-            raise CannotStart(room.error)
-        if room.warning:
-            log.warning("%s", room.warning)
 
     async def _wait_fit(self) -> None:
         """A new pod of a running pool proves itself before it is ready: others reach it, and it can load."""

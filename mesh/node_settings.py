@@ -5,6 +5,8 @@ Whatever cannot be had is told before anything is started.
 
 from __future__ import annotations
 
+import logging
+import shutil
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,11 +14,13 @@ from pathlib import Path
 from cache.limits import CacheLimits
 from cache.tenancy import check_shares
 from cache.types import Bytes
+from mesh.box import this_box
+from mesh.disk_room import disk_room
 from mesh.endpoint.payloads import Watcher, parse_watcher
 from mesh.endpoint.relay import BY_HEADER, DataPlane, InvalidDataPlane, parse_data_plane
 from mesh.loading.places import HOST_MEMORY, HOST_TIER, place_of
 from mesh.pod import runtime_reports
-from mesh.settings import Settings
+from mesh.settings import Settings, box_limits
 from mesh.tenant_shares import tenant_shares
 from mesh.transport.base import ListenAddress
 from mesh.transport.choosing import Choice, TransportMissing, choose_transport, why_no_native
@@ -24,6 +28,8 @@ from mesh.transport.listening import with_port
 from placement.constraints import NO_CONSTRAINTS, Constraints, parse_constraints
 from runtime_adapters.base import CPU, Device
 from runtime_adapters.devices import cuda_devices
+
+log = logging.getLogger("hexcomb.node")
 
 _DEVICE_SHARE = 0.9
 """Of a GPU's memory for models by default; the rest is context and workspace."""
@@ -180,3 +186,28 @@ def own_host() -> str:
             return str(probe.getsockname()[0])
         except OSError:
             return socket.gethostname()
+
+
+def check_box(settings: Settings, disk_used_bytes: int) -> None:
+    """Tell what the pod's limits are and whether this box has what they promise; `disk_used_bytes` is the disk tier's.
+
+    Raises CannotStart for a disk tier that the file system could never hold.
+    """
+    box = this_box()
+    for limit in box_limits(settings):
+        log.info("%s %s: %s", limit.name, f"{limit.value:,.0f}", limit.origin)
+    if settings.model_threads > box.cpus:
+        log.warning("model_threads is %d, and this box has %g CPUs", settings.model_threads, box.cpus)
+    disk = shutil.disk_usage(settings.data_dir)
+    room = disk_room(
+        int(settings.disk_capacity),
+        asked_for="disk_capacity" in settings.model_fields_set,
+        used_bytes=disk_used_bytes,
+        free_bytes=disk.free,
+        total_bytes=disk.total,
+        where=str(settings.data_dir),
+    )
+    if room.error:
+        raise CannotStart(room.error)
+    if room.warning:
+        log.warning("%s", room.warning)

@@ -4,9 +4,7 @@ Every front (gRPC now) hands in a tenant, a name and a way to decode the tensors
 named arrays back. The path of a hit: two dictionary look-ups for the name, one for the copy, a pin, the run, an unpin;
 it touches no store, takes no lock and waits for nothing but the run.
 
-A request whose isolated process died under it is tried once more, by itself and on a fresh copy, since inference has
-no effects; a second death is reported, not retried. Requests that only waited for that process try on. One for which a
-framework found no memory is tried once more when idle copies have left.
+A run whose copy dies, or that finds no memory, is `completing.py`'s.
 
 Deliberately absent: protobuf, HTTP, roles.
 """
@@ -16,72 +14,39 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from math import inf
 
-import numpy as np
-
-from cache.types import Bytes, RefusalKind, WantedModel
-from mesh.access_log import AccessLog, ColdStart
+from cache.types import RefusalKind
+from mesh.access_log import AccessLog
 from mesh.batching.joining import Request
-from mesh.generations import Generations, key_of
-from mesh.large_requests import LARGE_BYTES
+from mesh.completing import Completing
+from mesh.generations import Generations, key_of, wanted
 from mesh.loading.loading import Loading, Refused
-from mesh.loading.places import HOST_MEMORY
+from mesh.outcomes import Outcomes
+from mesh.request import Answer, Tensors, checked_inputs
 from mesh.resident import SMALL_REQUEST_BYTES, Resident
-from mesh.running import CopyGone, Runs, TooLate
+from mesh.running import Runs
 from mesh.streaming import answers_of
 from mesh.telemetry import Telemetry
 from mesh.threads import in_thread
-from mesh.wire.request_options import NO_OPTIONS, RequestOptions, SequencePart
+from mesh.wire.request_options import RequestOptions
 from placement.errors import NotFound
 from placement.records import ModelRecord
 from placement.registry import Registry
-from runtime_adapters.base import SEQUENCE_END, SEQUENCE_ID, SEQUENCE_START, Array, ModelMetadata, is_explanation
+from runtime_adapters.base import Array, ModelMetadata
 from runtime_adapters.errors import BadInput, ModelCrashed, OutOfMemory
 from runtime_adapters.external import ExternalModel
-from runtime_adapters.workspace import shape_of
 
 RELAYS_MAX = 64
 """Calls of runtimes' own methods at a time; each has a thread that waits for it."""
-_COPIES_TRIED_MAX = 6
-"""By a request whose copies die under others: each of those others kills two at most."""
 _TRIES_WHEN_GONE = 2
 """A name is resolved again once when its model was replaced while the request waited."""
 
 
 class UnknownModel(Exception):
     """No model or alias has this name, or the model has no such version. Clients see NOT_FOUND."""
-
-
-class OnlyStreams(Exception):
-    """The model's answers come as a stream, and one answer was asked for. Clients see UNIMPLEMENTED."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tensors:
-    """A request's tensors, decoded."""
-
-    inputs: dict[str, Array]
-    datatypes: dict[str, str]
-    outputs: tuple[str, ...]
-    size_bytes: int
-    checked: bool = False
-    """They are known to fit the model."""
-    options: RequestOptions = NO_OPTIONS
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a front needs to answer: the arrays in the order to send, and who computed them."""
-
-    outputs: dict[str, Array]
-    order: tuple[str, ...]
-    """The names to send, in this order; empty: all of `outputs`."""
-    record: ModelRecord
-    cold: bool
 
 
 class Serving:
@@ -108,11 +73,10 @@ class Serving:
         self._loading = loading
         self._runner = runner
         self._telemetry = telemetry
-        self._code_of = code_of
         self._has_chance = has_chance
         self._draw = draw
-        self._access_log = access_log
-        self._large_came = large_came
+        self._outcomes = Outcomes(code_of, access_log, large_came)
+        self._completing = Completing(loading, runner, self._outcomes)
         self._relays = asyncio.Semaphore(RELAYS_MAX)
         self.hits = 0
         self.misses = 0
@@ -197,13 +161,13 @@ class Serving:
             if not cold:
                 tensors = await decode()
                 deadline_s = _sooner(deadline_s, tensors.options)
-            outputs = await self._run_to_its_end(record, resident, tensors, deadline_s)
+            outputs = await self._completing.run_to_its_end(record, resident, tensors, deadline_s)
         except Exception as error:
-            self._failed(resident, error, time.perf_counter(), began)
+            self._outcomes.failed(resident, error, time.perf_counter(), began)
             raise
         finally:
             resident.let_go()
-        self._answered(record, resident, time.perf_counter(), began, wait_s if cold else None)
+        self._outcomes.answered(record, resident, time.perf_counter(), began, wait_s if cold else None)
         return Answer(outputs, tensors.outputs, record, cold)
 
     async def infer_here(
@@ -216,13 +180,13 @@ class Serving:
         began = time.perf_counter()
         self.hits += 1
         try:
-            outputs = await self._run_to_its_end(record, resident, tensors, deadline_s)
+            outputs = await self._completing.run_to_its_end(record, resident, tensors, deadline_s)
         except Exception as error:
-            self._failed(resident, error, time.perf_counter(), began)
+            self._outcomes.failed(resident, error, time.perf_counter(), began)
             raise
         finally:
             resident.let_go()
-        self._answered(record, resident, time.perf_counter(), began, None)
+        self._outcomes.answered(record, resident, time.perf_counter(), began, None)
         return outputs
 
     def infer_now(
@@ -241,7 +205,7 @@ class Serving:
         if not self._runner.runs_inline(resident, size_bytes):
             return None
         if size_bytes > SMALL_REQUEST_BYTES:
-            self._notice_size(resident, inputs, size_bytes)
+            self._outcomes.notice_size(resident, inputs, size_bytes)
         began = time.perf_counter()
         try:
             answer = self._runner.run_inline(resident, inputs, outputs, size_bytes)
@@ -249,10 +213,10 @@ class Serving:
             return None  # `infer` tries again, and knows what to do then
         except Exception as error:
             self.hits += 1
-            self._failed(resident, error, time.perf_counter(), began)
+            self._outcomes.failed(resident, error, time.perf_counter(), began)
             raise
         self.hits += 1
-        self._answered(record, resident, time.perf_counter(), began, None)
+        self._outcomes.answered(record, resident, time.perf_counter(), began, None)
         return answer
 
     def runs_now(self, resident: Resident, size_bytes: int) -> bool:
@@ -270,7 +234,7 @@ class Serving:
         None."""
         for request in requests:
             if request.size_bytes > SMALL_REQUEST_BYTES:
-                self._notice_size(resident, request.inputs, request.size_bytes)
+                self._outcomes.notice_size(resident, request.inputs, request.size_bytes)
         began = time.perf_counter()
         answers = self._runner.run_inline_together(resident, requests)
         ended = time.perf_counter()
@@ -282,34 +246,10 @@ class Serving:
             self.hits += 1
             told.append(answer)
             if isinstance(answer, Exception):
-                self._failed(resident, answer, ended, began)
+                self._outcomes.failed(resident, answer, ended, began)
             else:
-                self._answered(record, resident, ended, began, None)
+                self._outcomes.answered(record, resident, ended, began, None)
         return told
-
-    def _notice_size(self, resident: Resident, inputs: Mapping[str, Array], size_bytes: int) -> None:
-        if size_bytes >= LARGE_BYTES:
-            self._large_came()
-        if size_bytes > resident.request_bytes_max:
-            resident.larger_request(shape_of(inputs, size_bytes))
-
-    def _failed(self, resident: Resident, error: Exception, ended: float, began: float) -> None:
-        resident.meter.failed(self._code_of(error))
-        resident.tally.failed(ended - began, ended)
-
-    def _answered(
-        self, record: ModelRecord, resident: Resident, ended: float, began: float, wait_s: float | None
-    ) -> None:
-        """`wait_s`: what it waited for its model to be loaded; None: nothing, the copy was here."""
-        seconds = ended - began
-        resident.meter.answered(seconds, cold=wait_s is not None)
-        resident.tally.answered(seconds, ended, wait_s or 0.0)
-        if self._access_log is not None:
-            copy = resident.copy
-            met = None
-            if wait_s is not None:
-                met = ColdStart(copy.size.total_bytes, copy.load_time_s, copy.fetch_time_s, wait_s)
-            self._access_log.answered(record.tenant, record.id, seconds, met)
 
     async def _wait(
         self, record: ModelRecord, deadline_s: float | None, space_wait_s: float
@@ -327,48 +267,6 @@ class Serving:
                     raise UnknownModel(_unknown(record.tenant, record.id)) from refused
                 record = self.current(now)  # replaced while it waited: perhaps by a newer generation
         raise AssertionError("unreachable: the last attempt returns or raises")
-
-    async def _run_to_its_end(
-        self, record: ModelRecord, resident: Resident, tensors: Tensors, deadline_s: float | None
-    ) -> dict[str, Array]:
-        try:
-            return await self._run(resident, tensors, deadline_s)
-        except (ModelCrashed, CopyGone) as crash:
-            return await self._run_again(resident, record, tensors, deadline_s, crash)
-        except (OutOfMemory, MemoryError) as want:
-            return await self._run_with_room(resident, record, tensors, deadline_s, str(want))
-
-    async def _run(
-        self, resident: Resident, tensors: Tensors, deadline_s: float | None, *, alone: bool = False
-    ) -> dict[str, Array]:
-        if resident.model.metadata.decoupled:
-            raise OnlyStreams(
-                "this model may give any number of answers to a request (its transaction policy is decoupled); ask by "
-                "gRPC's ModelStreamInfer"
-            )
-        inputs, wanted_outputs = _checked(resident, tensors)
-        if tensors.size_bytes > SMALL_REQUEST_BYTES:
-            self._notice_size(resident, inputs, tensors.size_bytes)
-        explains = any(map(is_explanation, wanted_outputs))
-        if not explains and self._runner.runs_inline(resident, tensors.size_bytes):
-            return self._runner.run_inline(resident, inputs, wanted_outputs, tensors.size_bytes)
-        request = Request(
-            inputs,
-            wanted_outputs,
-            tensors.size_bytes,
-            deadline_s,
-            priority=tensors.options.priority,
-            alone=alone or explains,
-            unusual=explains,
-        )
-        if not tensors.options.timeout_s or deadline_s is None:
-            return await self._runner.run_in_thread(resident, request)
-        try:
-            async with asyncio.timeout(max(0.0, deadline_s - time.monotonic())):
-                return await self._runner.run_in_thread(resident, request)
-        except TimeoutError as error:
-            own_s = tensors.options.timeout_s
-            raise TooLate(f"the request's own timeout of {own_s:g} s, or its deadline, is past") from error
 
     async def relay(
         self,
@@ -399,63 +297,19 @@ class Serving:
                 async with self._relays:
                     left_s = None if deadline_s is None else max(0.001, deadline_s - time.monotonic())
                     answer = await in_thread("relay", ask, model, left_s)
-                self._answered(record, resident, time.perf_counter(), began, wait_s)
+                self._outcomes.answered(record, resident, time.perf_counter(), began, wait_s)
                 return answer
             except Exception as error:
-                self._failed(resident, error, time.perf_counter(), began)
+                self._outcomes.failed(resident, error, time.perf_counter(), began)
                 if not isinstance(error, ModelCrashed):
                     raise
-                self._crashed(resident, error)
+                self._completing.crashed(resident, error)
                 if last:
                     raise
             finally:
                 resident.let_go()
             resident = None
         raise AssertionError("unreachable: the last try returns or raises")
-
-    async def _run_with_room(
-        self, resident: Resident, record: ModelRecord, tensors: Tensors, deadline_s: float | None, why: str
-    ) -> dict[str, Array]:
-        await self._loading.make_room(resident, tensors.size_bytes, why)
-        try:
-            return await self._run(resident, tensors, deadline_s, alone=True)
-        except (ModelCrashed, CopyGone) as crash:
-            return await self._run_again(resident, record, tensors, deadline_s, crash)
-        except MemoryError as error:
-            raise OutOfMemory("there was no memory for this request, twice; send fewer rows") from error
-
-    async def _run_again(
-        self,
-        crashed: Resident,
-        record: ModelRecord,
-        tensors: Tensors,
-        deadline_s: float | None,
-        crash: ModelCrashed | CopyGone,
-    ) -> dict[str, Array]:
-        """On a fresh copy, and by itself: it may have been another request of the same run that killed the copy. A copy
-        that dies under others while this one waits for its run is no try of this one."""
-        crashes = self._crashed(crashed, crash)
-        for _ in range(_COPIES_TRIED_MAX):
-            resident = await self._loading.wait_servable(wanted(record), deadline_s)
-            try:
-                return await self._run(resident, tensors, deadline_s, alone=True)
-            except (ModelCrashed, CopyGone) as again:
-                crash = again
-                crashes += self._crashed(resident, again)
-                if crashes > 1:
-                    raise
-            finally:
-                resident.let_go()
-        raise ModelCrashed("copies of this model died under other requests, time and again") from crash
-
-    def _crashed(self, resident: Resident, crash: ModelCrashed | CopyGone) -> int:
-        """1 if the copy died under this request. The first to see it says so."""
-        if isinstance(crash, CopyGone):
-            return 0
-        if not resident.died:
-            resident.died = True
-            self._loading.crashed(resident, str(crash))
-        return 1
 
     async def stream(
         self, record: ModelRecord, deadline_s: float | None, tensors: Tensors, space_wait_s: float = inf
@@ -468,7 +322,7 @@ class Serving:
         began = time.perf_counter()
         resident = await self.lease(record, deadline_s, space_wait_s=space_wait_s)
         try:
-            inputs, outputs = _checked(resident, tensors)
+            inputs, outputs = checked_inputs(resident, tensors)
         except Exception:
             resident.let_go()
             raise
@@ -479,12 +333,12 @@ class Serving:
                     yield answer
         except Exception as error:
             if isinstance(error, ModelCrashed):
-                self._crashed(resident, error)
-            self._failed(resident, error, time.perf_counter(), began)
+                self._completing.crashed(resident, error)
+            self._outcomes.failed(resident, error, time.perf_counter(), began)
             raise
         ended = time.perf_counter()
         resident.tally.ran(0.0, ended - began, 1, 1)
-        self._answered(record, resident, ended, began, None)
+        self._outcomes.answered(record, resident, ended, began, None)
 
     def knows_metadata(self, record: ModelRecord) -> bool:
         """Whether `metadata` answers at once."""
@@ -518,40 +372,6 @@ def _sooner(deadline_s: float | None, options: RequestOptions) -> float | None:
     return ends_s if deadline_s is None else min(deadline_s, ends_s)
 
 
-def _checked(resident: Resident, tensors: Tensors) -> tuple[dict[str, Array], tuple[str, ...]]:
-    """What the model is given, and asked for. Raises BadInput."""
-    if tensors.checked:
-        return tensors.inputs, tensors.outputs
-    inputs = resident.checker.check(tensors.inputs, tensors.datatypes)
-    if resident.model.metadata.sequences:
-        inputs |= _sequence_controls(tensors.options.sequence)
-    return inputs, resident.checker.check_outputs(tensors.outputs)
-
-
-def _sequence_controls(sequence: SequencePart | None) -> dict[str, Array]:
-    if sequence is None:
-        raise BadInput("this model keeps sequences: say which one by the request's parameter sequence_id")
-    return {
-        SEQUENCE_ID: np.array([sequence.id.encode()], np.object_),
-        SEQUENCE_START: np.array([sequence.start]),
-        SEQUENCE_END: np.array([sequence.end]),
-    }
-
-
 def _unknown(tenant: str, name: str) -> str:
     # Triton's wording first, because clients match on it.
     return f"Request for unknown model: '{name[:200]}' is not found (tenant {tenant!r}); register it first"
-
-
-def wanted(record: ModelRecord) -> WantedModel:
-    """What the cache must know to load a model."""
-    spec = record.spec
-    return WantedModel(
-        key=key_of(record),
-        priority=spec.priority,
-        pinned=spec.pinned,
-        size_hint=None if spec.capacity_hint_bytes is None else Bytes.of(HOST_MEMORY, spec.capacity_hint_bytes),
-        # What is to be there always does not leave for want of use.
-        ttl_s=0.0 if spec.copies_min else spec.ttl_s,
-        comes_back=spec.copies_min > 0,
-    )

@@ -33,10 +33,11 @@ from mesh.endpoint.revisions import revision_seen
 from mesh.endpoint.status import as_transport_error, guarded_unary
 from mesh.endpoint.v2 import from_draining
 from mesh.plans import Plan, plan_request
+from mesh.request import Tensors
 from mesh.resident import Resident
 from mesh.routing.hop import Hop, hop_of, previous_attempts
 from mesh.routing.router import FirstTry, Router
-from mesh.serving import Serving, Tensors, UnknownModel
+from mesh.serving import Serving, UnknownModel
 from mesh.transport.base import Call, Later, Metadata, QuickReply, Reply, TransportError, UnaryHandler
 from mesh.wire import messages
 from mesh.wire.errors import InvalidMessage

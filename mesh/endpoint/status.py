@@ -25,9 +25,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from cache.types import RefusalKind
+from mesh.completing import OnlyStreams
 from mesh.loading.loading import Refused
 from mesh.running import TooLate
-from mesh.serving import OnlyStreams, UnknownModel
+from mesh.serving import UnknownModel
 from mesh.transport.base import Call, Reply, StatusCode, StreamHandler, TransportError, UnaryHandler
 from mesh.wire.errors import InvalidMessage, UnsendableOutput
 from placement import errors as placement_errors

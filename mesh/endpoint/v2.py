@@ -16,10 +16,11 @@ from importlib.metadata import version
 from math import inf
 
 from mesh.endpoint.access import Access
+from mesh.request import Tensors
 from mesh.resident import Resident
 from mesh.routing.hop import Hop, hop_of
 from mesh.routing.router import FirstTry, Router
-from mesh.serving import Serving, Tensors, UnknownModel
+from mesh.serving import Serving, UnknownModel
 from mesh.transport.base import Call, Reply, ReplyWithTrailers, UnaryHandler
 from mesh.wire import messages
 from mesh.wire.errors import InvalidMessage

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from itertools import islice
 
 from cache.types import RefusalKind
+from mesh.generations import wanted
 from mesh.loading.loading import Loading, Refused
 from mesh.routing.links import Links
-from mesh.serving import wanted
 from mesh.transport.base import LineBroken, ReplyWithTrailers, TransportError
 from mesh.wire import messages
 from mesh.wire.errors import InvalidMessage

@@ -21,6 +21,7 @@ from cache.events import EvictRequest
 from cache.machine import CacheMachine
 from cache.types import ModelKey, Refusal, RefusalKind
 from mesh.flight_recorder import FlightRecorder, LastFlight
+from mesh.generations import wanted
 from mesh.loading.loading import Loading, Refused
 from mesh.loading.pool_hooks import PoolHooks
 from mesh.parking import Parking
@@ -38,7 +39,6 @@ from mesh.routing.probes import Probes
 from mesh.routing.publishing import Publisher
 from mesh.routing.reachability import Answer, Reachability
 from mesh.routing.router import Router
-from mesh.serving import wanted
 from mesh.settings import Settings
 from mesh.telemetry import Sample
 from mesh.transport.base import PeerWays

@@ -10,8 +10,8 @@ import pytest
 
 from cache.events import SetPinned
 from cache.types import ModelKey
+from mesh.generations import wanted
 from mesh.models import Models
-from mesh.serving import wanted
 from placement.errors import InvalidSpec
 from placement.records import ModelRecord, ModelSpec
 from runtime_adapters.artifacts.source_policy import SourcePolicy

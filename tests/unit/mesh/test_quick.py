@@ -14,9 +14,10 @@ from mesh.endpoint.access import Access
 from mesh.endpoint.quick import PLANS_MAX, TOGETHER_MIN, QuickInference
 from mesh.endpoint.v2 import V2Endpoint
 from mesh.plans import Plan
+from mesh.request import Answer, Tensors
 from mesh.routing.hop import FORWARD_METADATA, Hop, encode_hop
 from mesh.routing.router import FirstTry
-from mesh.serving import Answer, Tensors, UnknownModel
+from mesh.serving import UnknownModel
 from mesh.transport.base import Call, Later, LineBroken, Metadata, ReplyWithTrailers, StatusCode, TransportError
 from mesh.wire.generated.inference_pb2 import ModelInferRequest
 from mesh.wire.messages import MODEL_INFER, PEER_KEY_METADATA, REVISION_METADATA

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from mesh.batching.joining import Request
+from mesh.request import Tensors
 from mesh.running import CopyGone
-from mesh.serving import Serving, Tensors
+from mesh.serving import Serving
 from mesh.tally import Tally
 from placement.records import ModelRecord, ModelSpec
 from runtime_adapters.base import ModelMetadata

@@ -12,8 +12,8 @@ import pytest
 
 from mesh.endpoint import v2
 from mesh.endpoint.access import Access
+from mesh.request import Answer, Tensors
 from mesh.routing.hop import FORWARD_METADATA, Hop, encode_hop
-from mesh.serving import Answer, Tensors
 from mesh.transport.base import Call, Metadata, Reply, ReplyWithTrailers
 from mesh.wire.errors import InvalidMessage
 from mesh.wire.messages import DRAINING_METADATA, MODEL_INFER, PEER_KEY_METADATA
