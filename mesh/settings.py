@@ -395,7 +395,9 @@ class Settings(BaseSettings):
         "loopback, none otherwise.",
     )
     http_hosts: Words = Field(
-        (), description="Hosts (comma separated) that http(s):// artifacts may come from. Empty: any but link-local."
+        (),
+        description="Hosts (comma separated) that http(s)://, oci:// and git+https:// artifacts may come from, and to "
+        "which they, and hubs, may redirect. Empty: any but link-local.",
     )
     pvc_root: Path | None = Field(
         None, description="Directory below which claims are mounted, each under its name, for pvc:// URIs."

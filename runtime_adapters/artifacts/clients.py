@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, cast
 from runtime_adapters.artifacts.storage_keys import AzureKey, GcsKey, S3Key
 
 if TYPE_CHECKING:
-    from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
+    from obstore.store import AzureStore, GCSStore, S3Store
 
-    ObjectClient = HTTPStore | S3Store | GCSStore | AzureStore
+    ObjectClient = S3Store | GCSStore | AzureStore
 
 _CLIENTS_MAX = 64
 """Kept, of each kind: buckets and servers that a pod reads from. One beyond that is made anew, no more."""
@@ -44,20 +44,6 @@ class Timeouts:
     whole_s: float
     stall_s: float
     connect_s: float
-
-
-def new_http_client(base: str, headers: tuple[tuple[str, str], ...], certificate: str, timeouts: Timeouts) -> HTTPStore:
-    """For all that lies below `base`. `headers` go with every request."""
-    from obstore.store import HTTPStore
-
-    options = _client_options(timeouts, base.startswith("http://"), certificate)
-    if headers:
-        options["default_headers"] = dict(headers)
-    return HTTPStore(base, client_options=options, retry_config=_retries(timeouts))
-
-
-http_client = lru_cache(maxsize=_CLIENTS_MAX)(new_http_client)
-"""Made once for each server and set of headers."""
 
 
 @lru_cache(maxsize=_CLIENTS_MAX)

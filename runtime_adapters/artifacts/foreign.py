@@ -42,11 +42,11 @@ _REASONS = (
 
 def map_foreign(error: BaseException, location: Location) -> BaseException:
     """Ours for theirs. What is not an error of obstore's comes back as it is."""
+    if isinstance(error, AdapterError):
+        return error
     from obstore import exceptions
 
     where = f"uri {location.shown!r}"
-    if isinstance(error, AdapterError):
-        return error
     text = str(error)
     code = _STORE_CODE.search(text)
     status = int(found.group(1)) if (found := _STATUS.search(text)) else None

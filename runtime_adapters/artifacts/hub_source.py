@@ -15,14 +15,15 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
-from runtime_adapters.artifacts.clients import Timeouts, http_client
+from runtime_adapters.artifacts.clients import Timeouts
 from runtime_adapters.artifacts.errors import ArtifactDenied, ArtifactNotFound, FetchFailed
 from runtime_adapters.artifacts.listing import Listing, RemoteObject, check_count
 from runtime_adapters.artifacts.locations import Location
 from runtime_adapters.artifacts.names import check_distinct, safe_parts
 from runtime_adapters.artifacts.small_answers import Answer, ask, fields_of
+from runtime_adapters.artifacts.source_policy import SourcePolicy
 from runtime_adapters.artifacts.storage_keys import HfKey
-from runtime_adapters.artifacts.stored_objects import ContentObjects
+from runtime_adapters.artifacts.web_objects import ContentObjects
 from runtime_adapters.errors import BadArtifact
 
 _LEFT_OUT = (".gitattributes",)
@@ -33,23 +34,27 @@ class HubSource(ContentObjects):
     """What lies in a repository of a hub."""
 
     def __init__(
-        self, location: Location, key: HfKey, timeouts: Timeouts, files_max: int, check: Callable[[], None]
+        self,
+        location: Location,
+        key: HfKey,
+        policy: SourcePolicy,
+        timeouts: Timeouts,
+        files_max: int,
+        check: Callable[[], None],
     ) -> None:
-        """`check` raises when nobody waits for the look any more."""
-        self._check_wanted = check
+        """`check` raises when nobody waits for a look or a read any more."""
         self._key = key
-        self._timeouts = timeouts
         self._files_max = files_max
         self._repository = f"{location.authority}/{location.path}".rstrip("/")
-        self._headers = {"Authorization": f"Bearer {key.token}"} if key.token else {}
-        client = http_client(key.server, tuple(sorted(self._headers.items())), key.certificate, timeouts)
-        super().__init__(location, client)
+        headers = {"Authorization": f"Bearer {key.token}"} if key.token else {}
+        super().__init__(location, f"{key.server}/", headers, key.certificate, policy, timeouts, check)
 
     def look(self, known: RemoteObject | None = None) -> Listing:
         where = f"uri {self._location.shown!r}"
         revision = quote(self._location.revision or "main", safe="")
         url = f"{self._key.server}/api/models/{quote(self._repository)}/revision/{revision}?blobs=true"
-        answer = ask(url, self._headers, self._timeouts, self._key.certificate, where, self._check_wanted)
+        rules = self._policy.check_server
+        answer = ask(url, self._own, self._timeouts, self._certificate, where, self._check_wanted, rules)
         _check(answer, where, bool(self._key.token))
         described = answer.json(where)
         commit, files = described.get("sha"), described.get("siblings")

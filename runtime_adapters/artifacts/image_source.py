@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
-from runtime_adapters.artifacts.clients import Timeouts, new_http_client
+from runtime_adapters.artifacts.clients import Timeouts
 from runtime_adapters.artifacts.errors import (
     ArtifactDenied,
     ArtifactNotFound,
@@ -35,7 +35,7 @@ from runtime_adapters.artifacts.names import check_distinct, safe_parts, shown
 from runtime_adapters.artifacts.small_answers import Answer, ask, fields_of
 from runtime_adapters.artifacts.source_policy import SourcePolicy
 from runtime_adapters.artifacts.storage_keys import OciKey
-from runtime_adapters.artifacts.stored_objects import ContentObjects
+from runtime_adapters.artifacts.web_objects import ContentObjects
 from runtime_adapters.errors import BadArtifact
 
 MODELS_DIRECTORY = "models"
@@ -73,14 +73,11 @@ class ImageSource(ContentObjects):
         files_max: int,
         check: Callable[[], None],
     ) -> None:
-        """`check` raises when nobody waits for the look any more."""
+        """`check` raises when nobody waits for a look or a read any more."""
         if not location.path:
             raise BadLocation(f"uri {location.shown!r} names no repository; write oci://registry/repository:tag")
         self._where = f"uri {location.shown!r}"
         self._key = key
-        self._policy = policy
-        self._check_wanted = check
-        self._timeouts = timeouts
         self._files_max = files_max
         registry = location.authority
         self._login = key.logins.get(registry)
@@ -88,9 +85,8 @@ class ImageSource(ContentObjects):
         on_hub = registry == "docker.io"
         host = _DOCKER_HUB if on_hub else registry
         name = f"library/{location.path}" if on_hub and "/" not in location.path else location.path
-        self._base = f"{'http' if self._plain else 'https'}://{host}/v2/{name}"
-        self._authorization: dict[str, str] = {}
-        super().__init__(location, None)
+        base = f"{'http' if self._plain else 'https'}://{host}/v2/{name}/"
+        super().__init__(location, base, {}, key.certificate, policy, timeouts, check)
 
     def look(self, known: RemoteObject | None = None) -> Listing:
         manifest = self._manifest(self._location.revision or "latest", _INDEXES_DEEP_MAX)
@@ -101,9 +97,6 @@ class ImageSource(ContentObjects):
         check_count(len(layers), self._files_max, self._location)
         objects = tuple(self._layer(number, fields_of(layer), is_image) for number, layer in enumerate(layers))
         check_distinct([safe_parts(item.name) for item in objects])
-        headers = tuple(self._authorization.items())
-        # A token is for one repository and some minutes, so its client is not kept.
-        self._store = new_http_client(self._base, headers, self._key.certificate, self._timeouts)
         return Listing(objects, is_directory=True)
 
     def _layer(self, number: int, layer: dict[str, Any], is_image: bool) -> RemoteObject:
@@ -146,17 +139,17 @@ class ImageSource(ContentObjects):
 
     def _ask(self, path: str) -> Answer:
         accepted = {"Accept": ", ".join((*_MANIFESTS, *_INDEXES))}
-        url = f"{self._base}/{path}"
-        answer = self._answer(url, accepted | self._authorization)
-        if answer.status == 401 and not self._authorization:
-            self._authorization = self._authorized(answer.headers.get("WWW-Authenticate", ""))
-            answer = self._answer(url, accepted | self._authorization)
+        url = self._base + path
+        answer = self._answer(url, {**accepted, **self._own})
+        if answer.status == 401 and not self._own:
+            self._own = self._authorized(answer.headers.get("WWW-Authenticate", ""))
+            answer = self._answer(url, {**accepted, **self._own})
         _check(answer, self._where, self._login is not None)
         return answer
 
     def _answer(self, url: str, headers: dict[str, str]) -> Answer:
-        certificate, rules = self._key.certificate, self._policy.check_server
-        return ask(url, headers, self._timeouts, certificate, self._where, self._check_wanted, rules)
+        rules = self._policy.check_server
+        return ask(url, headers, self._timeouts, self._certificate, self._where, self._check_wanted, rules)
 
     def _authorized(self, challenge: str) -> dict[str, str]:
         """The header that the registry's challenge asks for; none where there is nothing to answer it with."""

@@ -40,16 +40,19 @@ class LayersPlan:
     """Of each file that is written."""
 
 
+_Chosen = tuple[int, PlannedFile | None, int]
+"""Of a file: its layer's number, where it lies in the archive (None: the layer is the file), its bytes."""
+
+
 def plan_layers(listing: Listing, directory: Path, limits: UnpackLimits, check: Callable[[], None]) -> LayersPlan:
     """Accept the layers as a whole. Raises BadArtifact (no file in them) and what `plan_unpack` raises."""
-    chosen: dict[Parts, tuple[int, PlannedFile | None, int]] = {}
+    chosen: dict[Parts, _Chosen] = {}
     for number, item in enumerate(listing.objects):
         if not item.archive:
             chosen[safe_parts(item.name)] = (number, None, item.size_bytes)
             continue
         found = plan_unpack(directory / str(number), item.archive, limits, check, below=item.below).files
-        for file in found:
-            _apply_whiteout(chosen, file.parts, number)
+        chosen = _without(chosen, found)
         chosen |= {
             file.parts: (number, file, file.size_bytes) for file in found if not file.parts[-1].startswith(WHITEOUT)
         }
@@ -103,10 +106,12 @@ def place_layers(
     return tree_record(tuple(records))
 
 
-def _apply_whiteout(chosen: dict[Parts, tuple[int, PlannedFile | None, int]], parts: Parts, number: int) -> None:
-    *inside, name = parts
-    if not name.startswith(WHITEOUT):
-        return
-    gone = tuple(inside) if name == OPAQUE else (*inside, name.removeprefix(WHITEOUT))
-    for other in [other for other, (of, _, _) in chosen.items() if of < number and other[: len(gone)] == gone]:
-        del chosen[other]
+def _without(chosen: dict[Parts, _Chosen], layer: tuple[PlannedFile, ...]) -> dict[Parts, _Chosen]:
+    """What the whiteouts of a layer leave of the layers before it: one look at each file, however many they are."""
+    gone: set[Parts] = set()
+    for *inside, name in (file.parts for file in layer):
+        if name.startswith(WHITEOUT):
+            gone.add(tuple(inside) if name == OPAQUE else (*inside, name.removeprefix(WHITEOUT)))
+    if not gone:
+        return chosen
+    return {parts: of for parts, of in chosen.items() if not any(parts[:end] in gone for end in range(len(parts) + 1))}

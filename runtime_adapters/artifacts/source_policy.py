@@ -1,10 +1,9 @@
 """What the operator allows to be read, and what he trusts to run code.
 
 What an http, oci or git URI may reach: a registrar can make the pod send GET requests, so link-local addresses (cloud
-metadata services) are refused always, and `http_hosts` limits the rest. Redirects of what registries
-say, and of files that are asked for with a key's headers or a query, are judged by it too. Two things it does not
-cover, for the network policy to cover: a name that resolves to an inner address, and a redirect of a layer or of
-another file, which the HTTP library follows by itself.
+metadata services) are refused always, by name and as what a name resolves to, and `http_hosts` limits the rest. Every
+redirect is judged by both (`web`), a hub's too. What they do not cover, for the network policy to cover: a name that
+resolves to an inner address that is not link-local, since models are served from inner addresses, and git's names.
 Buckets and hubs are reached at the endpoints that storage keys name, else at the clouds' own.
 
 Trust is decided on names: "lies under this prefix" is a comparison of path segments (`locations`).
@@ -128,6 +127,16 @@ def _host_of(authority: str) -> str:
     if authority.startswith("["):
         return authority[1 : authority.index("]")]
     return authority.partition(":")[0]
+
+
+def is_forbidden_address(address: str) -> bool:
+    """Whether no request may go to this address, as a resolver writes it."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    inner = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return _is_forbidden(found) or (inner is not None and _is_forbidden(inner))
 
 
 def _is_link_local(host: str) -> bool:

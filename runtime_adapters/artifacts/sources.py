@@ -67,7 +67,7 @@ def open_source(
         case "azure":
             return _azure(location, key if isinstance(key, AzureKey) else AzureKey(), timeouts, files_max)
         case "hf":
-            return HubSource(location, key if isinstance(key, HfKey) else HfKey(), timeouts, files_max, check)
+            return HubSource(location, key if isinstance(key, HfKey) else HfKey(), policy, timeouts, files_max, check)
         case "oci":
             oci_key = key if isinstance(key, OciKey) else OciKey()
             return ImageSource(location, oci_key, policy, timeouts, files_max, check)

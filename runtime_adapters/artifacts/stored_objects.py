@@ -1,7 +1,4 @@
-"""Reading objects behind obstore: conditional GETs, in parts where an object is large.
-
-Blocking, on worker threads; obstore's asyncio functions are not used, because after a failed body they abort the
-interpreter at its exit (seen with 0.12 on Python 3.11).
+"""Reading objects by conditional GETs, in parts where an object is large. Blocking, on worker threads.
 
 **Large objects are read in parts**, several at a time: one stream of an object store carries a tenth of what a network
 card does. They are handed on in their order, so whoever reads writes and hashes a file that only grows at its end, and
@@ -12,23 +9,18 @@ so only objects with a strong ETag are read like this, and a server that does no
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain, islice, repeat
-from typing import TYPE_CHECKING
 
 from runtime_adapters.artifacts.errors import ArtifactChanged, FetchFailed
 from runtime_adapters.artifacts.foreign import RangeIgnored, map_foreign
 from runtime_adapters.artifacts.listing import RemoteObject
 from runtime_adapters.artifacts.locations import Location
-
-if TYPE_CHECKING:
-    from obstore import GetOptions, GetResult
-
-    from runtime_adapters.artifacts.clients import ObjectClient
 
 PART_BYTES = 8 * 1024 * 1024
 """Of a large object: at 90 MB/s a tenth of a second, twice what a store takes to begin its answer."""
@@ -43,15 +35,41 @@ _HTTP_GRAIN_S = 60.0
 """Last-Modified counts seconds, on a clock that is not ours."""
 
 
-class StoredObjects:
-    """What all of them share: conditional GETs through obstore, and one opened body kept from look to read."""
+class NotModified(ArtifactChanged):
+    """The object is still the one that was known."""
 
-    def __init__(self, location: Location, store: ObjectClient | None) -> None:
-        """`store`: None where a look must come first, which finds it."""
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The answer to a GET, whose body has begun. `begin`: where in the object."""
+
+    size_bytes: int
+    etag: str | None
+    modified: datetime
+    begin: int
+    body: Iterator[bytes]
+    """As it comes; one that is left closes its connection."""
+
+
+class StoredObjects(ABC):
+    """What all of them share: conditional GETs, and one opened body kept from look to read."""
+
+    def __init__(self, location: Location) -> None:
         self._location = location
-        self._store = store
-        self._opened: tuple[RemoteObject, GetResult] | None = None
+        self._opened: tuple[RemoteObject, Opened] | None = None
         self._knows_ranges = True
+
+    @abstractmethod
+    def _get(
+        self,
+        key: str,
+        *,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+        offset: int = 0,
+        end: int | None = None,
+    ) -> Opened:
+        """Ask for an object or a part of it. Raises NotModified, RangeIgnored, and others that `map_foreign` knows."""
 
     def read(self, item: RemoteObject, offset: int = 0) -> Iterator[bytes]:
         if item.etag and self._knows_ranges and item.size_bytes - offset >= PARALLEL_MIN_BYTES:
@@ -61,15 +79,15 @@ class StoredObjects:
             result = self._take_opened(item, offset)
             if result is None:
                 result = self._get(item.key, if_match=item.etag, offset=offset)
-                if not self._is_still(item, result) or (offset and result.range[0] != offset):
+                if not self._is_still(item, result) or (offset and result.begin != offset):
                     raise ArtifactChanged(
                         f"uri {self._location.shown!r}: the object changed while it was read; it is read again"
                     )
-            yield from result.stream(min_chunk_size=1)
+            yield from result.body
         except Exception as error:
             raise map_foreign(error, self._location) from None
 
-    def _take_opened(self, item: RemoteObject, offset: int) -> GetResult | None:
+    def _take_opened(self, item: RemoteObject, offset: int) -> Opened | None:
         """The answer to the look, if it is what is to be read. It is kept nowhere then: once it is left, its connection
         closes, and no more of it comes over the link than was read."""
         opened, self._opened = self._opened, None
@@ -99,18 +117,18 @@ class StoredObjects:
             readers.shutdown(wait=True, cancel_futures=True)
 
     def _part(
-        self, item: RemoteObject, begin: int, end: int, left: threading.Event, whole: GetResult | None = None
+        self, item: RemoteObject, begin: int, end: int, left: threading.Event, whole: Opened | None = None
     ) -> bytes:
         """One part, whole. Ends early, with less, when nobody waits for it any more. `whole`: an answer that has begun
         already, and is left after this part."""
         part = bytearray()
         try:
             result = whole or self._get(item.key, if_match=item.etag, offset=begin, end=end)
-            if not self._is_still(item, result) or result.range[0] != begin:
+            if not self._is_still(item, result) or result.begin != begin:
                 raise ArtifactChanged(
                     f"uri {self._location.shown!r}: the object changed while it was read; it is read again"
                 )
-            for chunk in result.stream(min_chunk_size=1):
+            for chunk in result.body:
                 part += chunk
                 if left.is_set() or len(part) >= end - begin:
                     break
@@ -122,11 +140,9 @@ class StoredObjects:
 
     def look_at_object(self, key: str, known: RemoteObject | None) -> RemoteObject:
         # A GET that stops at the headers, not a HEAD: signed URLs allow the one method that they were signed for.
-        from obstore.exceptions import NotModifiedError
-
         try:
             result = self._get(key, if_none_match=known.etag if known else None)
-        except NotModifiedError:
+        except NotModified:
             if known is None:
                 raise
             return replace(known, key=key)
@@ -134,53 +150,11 @@ class StoredObjects:
         self._opened = (found, result)
         return found
 
-    def _is_still(self, item: RemoteObject, result: GetResult) -> bool:
-        return self._object(item.name, item.key, result).version == item.version
+    def _is_still(self, item: RemoteObject, opened: Opened) -> bool:
+        return self._object(item.name, item.key, opened).version == item.version
 
-    def _get(
-        self,
-        key: str,
-        *,
-        if_match: str | None = None,
-        if_none_match: str | None = None,
-        offset: int = 0,
-        end: int | None = None,
-    ) -> GetResult:
-        import obstore
-
-        options: GetOptions = {}
-        if if_match:
-            options["if_match"] = if_match
-        if if_none_match:
-            options["if_none_match"] = if_none_match
-        if end is not None:
-            options["range"] = (offset, end)
-        elif offset:
-            options["range"] = {"offset": offset}
-        assert self._store is not None, "look comes before read"
-        return obstore.get(self._store, key, options=options or None)
-
-    def _object(self, name: str, key: str, result: GetResult) -> RemoteObject:
-        meta = result.meta
-        return remote_object(name, key, meta["size"], meta["e_tag"], meta["last_modified"])
-
-
-class ContentObjects(StoredObjects):
-    """Objects whose keys name their content, so that a key never means other bytes; their ETags may say anything."""
-
-    def _is_still(self, item: RemoteObject, result: GetResult) -> bool:
-        return result.meta["size"] == item.size_bytes
-
-    def _get(
-        self,
-        key: str,
-        *,
-        if_match: str | None = None,
-        if_none_match: str | None = None,
-        offset: int = 0,
-        end: int | None = None,
-    ) -> GetResult:
-        return super()._get(key, offset=offset, end=end)
+    def _object(self, name: str, key: str, opened: Opened) -> RemoteObject:
+        return remote_object(name, key, opened.size_bytes, opened.etag, opened.modified)
 
 
 def _parts(offset: int, size_bytes: int) -> Iterator[tuple[int, int]]:

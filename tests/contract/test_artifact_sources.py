@@ -11,6 +11,7 @@ import hashlib
 import io
 import logging
 import os
+import socket
 import tarfile
 import time
 import zipfile
@@ -561,9 +562,12 @@ async def test_a_signature_in_a_query_stays_with_its_server_where_that_redirects
         assert all(SECRET not in f"{seen.path} {seen.headers}" for seen in network.seen)
 
 
-async def test_a_keyed_file_does_not_come_from_where_the_operator_forbids(server: FaultyServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("storage_key", ["web", None], ids=["keyed", "plain"])
+async def test_a_file_does_not_come_from_where_the_operator_forbids(
+    storage_key: str | None, server: FaultyServer, tmp_path: Path
+) -> None:
     storage = StorageKeys({("default", "web"): HttpKey(server.base, {"X-Api-Key": SECRET})})
-    request = FetchRequest(server.put("m.bin", BODY), storage_key="web")
+    request = FetchRequest(server.put("m.bin", BODY), storage_key=storage_key)
     with faulty_server() as inner:
         elsewhere = inner.put("blob", BODY).replace("127.0.0.1", "localhost")
         server.faults["/m.bin"] = [
@@ -577,6 +581,38 @@ async def test_a_keyed_file_does_not_come_from_where_the_operator_forbids(server
                     await store.fetch(request)
             assert content_of(await store.fetch(request)) == BODY
         assert not inner.seen
+
+
+async def test_a_server_that_redirects_after_the_look_leads_nowhere_either(
+    server: FaultyServer, tmp_path: Path, small_parts: int
+) -> None:
+    uri = server.put("m.bin", BODY)
+    with faulty_server() as inner:
+        elsewhere = inner.put("blob", BODY).replace("127.0.0.1", "localhost")
+        server.faults["/m.bin"] = ["", *[f"redirect:{elsewhere}"] * 20]
+        async with opened(tmp_path, policy=SourcePolicy(http_hosts=("127.0.0.1",))) as store:
+            with pytest.raises(BadArtifact, match="host localhost is not among"):
+                await store.fetch(FetchRequest(uri))
+        assert not inner.seen
+
+
+async def test_a_name_that_leads_to_a_metadata_service_is_not_asked(
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", 80))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    async with opened(tmp_path) as store:
+        with pytest.raises(BadArtifact, match=r"models\.example leads to 169\.254\.169\.254, a link-local address"):
+            await store.fetch(FetchRequest("http://models.example/m.bin"))
+
+
+async def test_a_connection_that_its_server_closed_is_not_missed(server: FaultyServer, tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        for name in ("a.bin", "b.bin", "c.bin"):
+            uri = server.put(name, BODY)
+            server.faults[f"/{name}"] = ["reset"]  # on the connection that the file before it left, and is kept
+            assert content_of(await store.fetch(FetchRequest(uri))) == BODY
+    assert [seen.path for seen in server.seen] == ["/a.bin", "/a.bin", "/b.bin", "/b.bin", "/c.bin", "/c.bin"]
 
 
 async def test_a_body_shorter_than_announced_is_never_stored(server: FaultyServer, tmp_path: Path) -> None:

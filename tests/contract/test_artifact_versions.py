@@ -308,9 +308,13 @@ async def test_whiteouts_take_away_what_earlier_layers_put_there(images: Registr
     images.push_image("org/white", "1", [first, second], kind="layer.v1.tar")
     third = layer({".wh.models": b"", "models/only": b"o"}, zipped=False)
     images.push_image("org/white", "2", [first, second, third], kind="layer.v1.tar")
+    fourth = layer({"models/.wh.only": b"", "models/only/one": b"1", "models/other": b"2"}, zipped=False)
+    images.push_image("org/white", "3", [first, second, third, fourth], kind="layer.v1.tar")
     async with opened(tmp_path, storage=plain(images)) as store:
         assert content_of(await store.fetch(FetchRequest(images.uri("org/white", ":1")))) == {"c": b"c", "d/new": b"n"}
         assert content_of(await store.fetch(FetchRequest(images.uri("org/white", ":2")))) == {"only": b"o"}
+        files = content_of(await store.fetch(FetchRequest(images.uri("org/white", ":3"))))
+        assert files == {"only/one": b"1", "other": b"2"}
 
 
 async def test_an_artifacts_files_have_their_titles(images: Registry, tmp_path: Path) -> None:
@@ -432,6 +436,27 @@ async def test_a_registry_cannot_redirect_to_what_the_operator_forbids(server: F
                 await store.fetch(FetchRequest(images.uri("org/m", ":1")))
         assert not inner.seen
     assert all("network" not in seen.headers.get("authorization", "") for seen in server.seen)
+
+
+@pytest.mark.parametrize("of", ["oci", "hf"])
+async def test_no_layer_and_no_file_of_a_hub_comes_from_where_the_operator_forbids(
+    of: str, server: FaultyServer, tmp_path: Path
+) -> None:
+    images = Registry(f"127.0.0.1:{server.port}", server)
+    images.push_files("org/m", "1", {"m.onnx": BODY})
+    put_model(server, {"m.onnx": BODY})
+    storage = keys(default_oci=OciKey({}, (images.host,)), default_hf=HfKey(server.base))
+    path = {"oci": f"/v2/org/m/blobs/{digest_of(BODY)}", "hf": f"/org/m/resolve/{COMMIT}/m.onnx"}[of]
+    request = FetchRequest(images.uri("org/m", ":1") if of == "oci" else "hf://org/m")
+    with faulty_server() as inner:
+        inner.put("blob", BODY)
+        server.faults[path] = [f"redirect:http://localhost:{inner.port}/blob", "redirect:http://169.254.169.254/x"]
+        async with opened(tmp_path, storage=storage, policy=SourcePolicy(http_hosts=("127.0.0.1",))) as store:
+            for says in ("host localhost is not among", "link-local"):
+                with pytest.raises(BadArtifact, match=says):
+                    await store.fetch(request)
+            assert content_of(await store.fetch(request)) == {"m.onnx": BODY}
+        assert not inner.seen
 
 
 async def test_sizes_that_cancel_each_other_out_make_no_room(server: FaultyServer, tmp_path: Path) -> None:
