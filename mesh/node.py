@@ -71,6 +71,7 @@ from mesh.staging import Stages, Staging, never
 from mesh.status import StatusView
 from mesh.telemetry import Telemetry
 from mesh.transport.base import PeerDoor, TransportLimits
+from mesh.uploads import Uploads
 from mesh.world import World
 from placement.profiles import ProfileStore
 from placement.records import ModelRecord
@@ -153,6 +154,11 @@ class Node:
         self._last_flight = read_last_flight(settings.data_dir) if settings.is_pooled else None
         self.recorder = FlightRecorder(settings.data_dir, name, world.incarnation) if settings.is_pooled else None
         self.pool = self._pool_side(name) if settings.is_pooled else None
+        self.uploads = (
+            None
+            if settings.is_pooled
+            else Uploads(settings.data_dir / "uploads", int(settings.uploads_max), world.in_thread)
+        )
         must_isolate = never if self.pool is None else self.pool.must_isolate
         read_memory = world.read_memory if settings.memory_watch_s else None
         staging = Staging(
@@ -291,6 +297,7 @@ class Node:
                 self.telemetry,
                 self.health,
                 self.pool,
+                self.uploads,
                 beside,
                 unready_reason=self.unready_reason,
                 is_draining=lambda: self._draining,
@@ -418,6 +425,9 @@ class Node:
             check_box(self._settings, self.artifacts.use().used_bytes)
         await self.registry.start()
         self.registry.on_change(self._registrations.heed)
+        if self.uploads is not None:
+            await self.uploads.start(self.registry.view.every_model())
+            self.registry.on_change(self.uploads.follow)
         self.parking.start()
         self.memory_watch.start()
         self.runtime_watch.start()
@@ -498,6 +508,8 @@ class Node:
             log.warning("a thread that fetches or prepares did not end within %g s and is left", _LAST_FILES_S)
         if self.pool is not None:
             await self.pool.close()
+        if self.uploads is not None:
+            await self.uploads.close()
         await self.profiles.close()
         await self.registry.close()
         await self._store.close()

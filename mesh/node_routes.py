@@ -88,6 +88,8 @@ class Served:
     telemetry: Telemetry
     health: HealthEndpoint
     pool: PoolSide | None
+    uploads: Uploads | None
+    """Where files are kept that come with a load; None: they are refused."""
     beside: Sequence[Beside]
     unready_reason: Callable[[], str]
     """Why the pod takes no requests; empty when it does."""
@@ -115,7 +117,6 @@ def routes_of(pod: Served) -> tuple[Routes, AnswersTo]:
         shared_memory.names_regions,
     )
     streams = StreamEndpoint(v2, pod.serving, shared_memory, pod.overview, pod.access, pod.world.clock)
-    uploads = Uploads(pod.settings.data_dir / "uploads") if pod.pool is None else None
     describer = Describer(pod.registry, pod.status, pod.overview)
     aliases = AliasSetting(pod.models, pod.registry, describer)
     mmesh = ModelMeshEndpoint(pod.models, pod.registry, pod.status, aliases, pod.access)
@@ -150,7 +151,7 @@ def routes_of(pod: Served) -> tuple[Routes, AnswersTo]:
             pod.access,
             pod.world.wall_clock,
         ).routes(),
-        **RepositoryEndpoint(pod.models, pod.registry, pod.status, pod.access, uploads).routes(),
+        **RepositoryEndpoint(pod.models, pod.registry, pod.status, pod.access, pod.uploads).routes(),
         **mmesh.routes(),
         **management.routes(),
         **pods.routes(),

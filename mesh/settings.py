@@ -309,6 +309,12 @@ class Settings(BaseSettings):
     pinned_max: ByteSize | None = Field(
         None, description="Bytes that one tenant may pin. Default: half of the capacity."
     )
+    uploads_max: ByteSize = Field(
+        ByteSize(1024 * MIB),
+        description="Bytes on disk of the models that one tenant keeps here by uploading them with a load "
+        "(RepositoryModelLoad with files); beyond it RESOURCE_EXHAUSTED. They leave with their last registration. "
+        "0: none.",
+    )
 
     # Requests ---------------------------------------------------------------------------------------------------
     message_size_max: ByteSize = Field(

@@ -12,6 +12,7 @@ Names are Triton's second field; where that is empty, KServe's first.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from mesh.endpoint.access import Access
 from mesh.endpoint.load_overrides import Override, override_of
@@ -19,7 +20,7 @@ from mesh.endpoint.revisions import written
 from mesh.models import Models
 from mesh.status import StatusView
 from mesh.transport.base import Call, Reply, StatusCode, TransportError, UnaryHandler
-from mesh.uploads import BadUpload, Uploads
+from mesh.uploads import BadUpload, Uploads, UploadsFull
 from mesh.wire import messages
 from mesh.wire.errors import InvalidMessage
 from mesh.wire.generated import inference_pb2
@@ -45,6 +46,7 @@ class RepositoryEndpoint:
         self._registry = registry
         self._status = status
         self._access = access
+        self._registering: set[asyncio.Task[ModelRecord]] = set()
 
     def routes(self) -> dict[str, UnaryHandler]:
         """Handlers by method."""
@@ -86,19 +88,33 @@ class RepositoryEndpoint:
 
     async def _registered(self, tenant: str, name: str, override: Override) -> ModelRecord:
         """The model as the load wants it: registered anew, where that is another spec than it has."""
+        if not override.files:
+            return await self._register(tenant, name, dict(override.spec))
+        if self._uploads is None:
+            raise TransportError(
+                StatusCode.FAILED_PRECONDITION,
+                "files cannot come with a load in a pool: every pod must find them; put them where all can read them, "
+                "and register their URI",
+            )
+        # A caller that leaves meanwhile must not have the files taken away from a registration on its way to the store.
+        registering = asyncio.get_running_loop().create_task(
+            self._register_files(self._uploads, tenant, name, override)
+        )
+        self._registering.add(registering)
+        registering.add_done_callback(self._registering.discard)
+        return await asyncio.shield(registering)
+
+    async def _register_files(self, uploads: Uploads, tenant: str, name: str, override: Override) -> ModelRecord:
+        try:
+            async with uploads.kept(tenant, override.files) as uri:
+                return await self._register(tenant, name, {**override.spec, "uri": uri})
+        except BadUpload as error:
+            raise InvalidMessage(str(error)) from error
+        except UploadsFull as error:
+            raise TransportError(StatusCode.RESOURCE_EXHAUSTED, str(error)) from error
+
+    async def _register(self, tenant: str, name: str, changes: dict[str, Any]) -> ModelRecord:
         known = self._registry.model(tenant, name)
-        changes = dict(override.spec)
-        if override.files:
-            if self._uploads is None:
-                raise TransportError(
-                    StatusCode.FAILED_PRECONDITION,
-                    "files cannot come with a load in a pool: every pod must find them; put them where all can read "
-                    "them, and register their URI",
-                )
-            try:
-                changes["uri"] = await asyncio.to_thread(self._uploads.keep, override.files)
-            except BadUpload as error:
-                raise InvalidMessage(str(error)) from error
         if known is None and "uri" not in changes:
             raise NotFound(
                 f"model {name[:200]!r} is not registered (tenant {tenant!r}); register it, or send its files"

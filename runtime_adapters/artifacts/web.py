@@ -360,10 +360,13 @@ _kept = _Kept()
 def _ask_once(url: str, patience: Patience, headers: Mapping[str, str], certificate: str) -> Reply:
     try:
         server = _server_of(url, certificate)
-        line = _kept.take(server)
-        if line is not None:
+        kept = _kept.take(server)
+        # A kept connection may have ended meanwhile, and a new one that breaks at once is worth one more.
+        for line in (kept, _Line(server, patience)):
+            if line is None:
+                continue
             line.patience = patience
-            with suppress(ConnectionError, BadStatusLine):  # it has ended meanwhile
+            with suppress(ConnectionResetError, BrokenPipeError, BadStatusLine):
                 return _reply(line, url, headers)
         return _reply(_Line(server, patience), url, headers)
     except ANSWERS_NOT as error:

@@ -201,7 +201,7 @@ def test_log_lines_for_debugging_come_when_asked_for(user: Any, web: Any, pod: P
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_a_load_may_bring_the_model_s_files_and_configuration(
-    user: Any, web: Any, files: ModelFiles, protocol: str
+    user: Any, web: Any, pod: Pod, files: ModelFiles, protocol: str
 ) -> None:
     client, library, name = (user, triton, "brought") if protocol == "grpc" else (web, triton_http, "sent")
     content = {"file:1/model.onnx": files.scale(5.0).path.read_bytes()}
@@ -223,6 +223,11 @@ def test_a_load_may_bring_the_model_s_files_and_configuration(
             client.load_model(name, config=config, files=content)
     with pytest.raises(triton.InferenceServerException, match="not registered"):
         client.load_model("nobody", config="{}")
+    uploads = pod.log.with_name("data") / "uploads"
+    assert len(list(uploads.iterdir())) == 1
+    with pod.client() as management:
+        management.unregister(name)
+    pod.wait_until(lambda: not list(uploads.iterdir()), "the files have left with the model")
 
 
 def test_a_request_s_own_timeout_ends_its_wait(user: Any, pod: Pod, files: ModelFiles, tmp_path: Path) -> None:
