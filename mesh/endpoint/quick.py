@@ -41,7 +41,7 @@ from mesh.serving import Serving, UnknownModel
 from mesh.transport.base import Call, Later, Metadata, QuickReply, Reply, TransportError, UnaryHandler
 from mesh.wire import messages
 from mesh.wire.errors import InvalidMessage
-from mesh.wire.patterns import PATTERN_BYTES_MAX
+from mesh.wire.patterns import PATTERN_BYTES_MAX, RequestPattern, envelope_pattern
 from mesh.wire.peek import peek
 from placement.errors import PlacementError
 from placement.records import ModelRecord
@@ -52,6 +52,8 @@ ASKERS_MAX = 4096
 """Kinds of metadata that are remembered; a client sends the same with all its calls, a pod the same for a model."""
 ASKER_BYTES_MAX = 1024
 """Longer metadata are read with each call: some 4 MiB are remembered in all, whatever clients send."""
+SENT_ON_MAX = 1024
+"""Kinds of requests that are remembered of those for other pods, each with at most 4 KiB."""
 PLANS_MAX = 16
 """Kinds of requests that are remembered per copy: its clients', and the numbers of rows that they send."""
 
@@ -66,9 +68,9 @@ _LEFT_TO_V2 = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Asker:
-    """What a call's metadata say of it."""
+    """What a call's metadata say of it: one for all calls that carry the same."""
 
     tenant: str
     hop: Hop | None
@@ -114,6 +116,8 @@ class QuickInference:
         self._go_on = go_on
         self._names_regions = names_regions
         self._askers: dict[tuple[Metadata, str | None], _Asker | None] = {}
+        self._sent_on: dict[tuple[str, int], RequestPattern] = {}
+        """What requests that are sent on have in common, by name and bytes."""
 
     def answer(self, calls: Sequence[Call]) -> Sequence[QuickReply]:
         """For each call its answer, its error, or who answers it: None is `V2Endpoint.model_infer`."""
@@ -176,19 +180,34 @@ class QuickInference:
         router = self._router
         if router is None or asker.hop is not None or asker.has_tried or self._names_regions(body):
             return None
-        try:
-            envelope = peek(body)
-        except InvalidMessage:
-            return None
-        if envelope.model_name != name or envelope.model_version:
+        if not self._asks_plainly(name, body):
             return None
         later = Later()
         registered = self._serving.registered(record) or record
-        cancel = router.forward_now(call, asker.tenant, registered, partial(self._forwarded, later))
+        cancel = router.forward_now(call, asker, asker.tenant, registered, partial(self._forwarded, later))
         if cancel is None:
             return None
         later.cancel = cancel
         return later
+
+    def _asks_plainly(self, name: str, body: bytes) -> bool:
+        """Whether it can be read, and asks for the model of this name and for no certain version of it."""
+        pattern = self._sent_on.get((name, len(body)))
+        try:
+            if pattern is not None and pattern.matches(body):
+                pattern.request_id(body)
+                return True
+            envelope = peek(body)
+        except (InvalidMessage, UnicodeDecodeError):
+            return False
+        if envelope.model_name != name or envelope.model_version:
+            return False
+        pattern = envelope_pattern(body, envelope)
+        if pattern is not None:
+            if len(self._sent_on) >= SENT_ON_MAX:
+                self._sent_on.clear()
+            self._sent_on[name, len(body)] = pattern
+        return True
 
     def _forwarded(self, later: Later, outcome: Reply | FirstTry) -> None:
         if isinstance(outcome, FirstTry):

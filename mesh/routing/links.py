@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from mesh.transport.base import Dial, Heard, Line, LineBroken, Metadata, PeerWays, Reply, StatusCode, TransportError
@@ -38,8 +37,22 @@ class _Link:
 class _Begun:
     """A call that nobody waits for: `heard` is told how it ends."""
 
+    links: Links
+    pod_id: str
+    link: _Link
     heard: Heard
-    cancel: Callable[[], None]
+    hang_up: Callable[[], None] = lambda: None
+    """The line's way to cancel it."""
+
+    def ended(self, outcome: Reply | TransportError | LineBroken) -> None:
+        """The line has an outcome."""
+        self.links.forget(self)
+        self.heard(outcome)
+
+    def cancel(self) -> None:
+        """Nobody wants the answer any more."""
+        self.links.forget(self)
+        self.hang_up()
 
 
 class Links:
@@ -126,29 +139,24 @@ class Links:
         if link is None or link.in_flight >= self._calls_per_pod_max:
             return None
 
-        def ended(outcome: Reply | TransportError | LineBroken) -> None:
-            self._forget(pod_id, link, begun)
-            heard(outcome)
-
+        begun = _Begun(self, pod_id, link, heard)
         shown = (*metadata, (messages.PEER_KEY_METADATA, link.peer_key))
-        cancel = link.line.begin(path, body, shown, deadline_s, ended)
-        if cancel is None:
+        hang_up = link.line.begin(path, body, shown, deadline_s, begun.ended)
+        if hang_up is None:
             return None
-        begun = _Begun(heard, cancel)
+        begun.hang_up = hang_up
         link.begun.add(begun)
         link.in_flight += 1
         self._in_flight[pod_id] = link.in_flight
-        return partial(self._cancel, pod_id, link, begun)
+        return begun.cancel
 
-    def _cancel(self, pod_id: str, link: _Link, begun: _Begun) -> None:
-        self._forget(pod_id, link, begun)
-        begun.cancel()
-
-    def _forget(self, pod_id: str, link: _Link, begun: _Begun) -> None:
+    def forget(self, begun: _Begun) -> None:
+        """The call has ended."""
+        link = begun.link
         link.begun.discard(begun)
         link.in_flight -= 1
-        if self._links.get(pod_id) is link:
-            self._in_flight[pod_id] = link.in_flight
+        if self._links.get(begun.pod_id) is link:
+            self._in_flight[begun.pod_id] = link.in_flight
 
     def cut(self, pod_id: str) -> None:
         """End every call to this pod: LineBroken for those who wait."""
@@ -160,7 +168,7 @@ class Links:
                 link.calls[task] = True
                 task.cancel()
         for begun in list(link.begun):
-            self._cancel(pod_id, link, begun)
+            begun.cancel()
             begun.heard(_hung_up(pod_id, link))
 
     async def close(self) -> None:

@@ -14,8 +14,6 @@ from collections import deque
 from collections.abc import Callable
 from statistics import median
 
-from cachetools import LRUCache
-
 from placement.policy.outliers import Ejection, LatencySample, plan_ejections
 from placement.policy.snapshot import ModelName, PoolView
 
@@ -38,7 +36,7 @@ class Outlying:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._expected_s: LRUCache[ModelName, float] = LRUCache(maxsize=MODELS_MAX)
+        self._expected_s: dict[ModelName, float] = {}
         self._ratios: dict[str, deque[tuple[float, float]]] = {}
         self._ejections: tuple[Ejection, ...] = ()
         self.slow: frozenset[str] = frozenset()
@@ -46,9 +44,11 @@ class Outlying:
     def observe(self, pod: str, name: ModelName, seconds: float) -> None:
         """A forwarded request was answered by a copy that was there."""
         seconds = max(seconds, LEAST_S)
-        expected_s = self._expected_s.get(name, seconds)
+        expected_s = self._expected_s.pop(name, seconds)  # and last again: the first ones go when there are too many
         weight = FALL_WEIGHT if seconds < expected_s else RISE_WEIGHT
         self._expected_s[name] = expected_s + weight * (seconds - expected_s)
+        if len(self._expected_s) > MODELS_MAX:
+            del self._expected_s[next(iter(self._expected_s))]
         ratios = self._ratios.get(pod)
         if ratios is None:
             ratios = self._ratios[pod] = deque(maxlen=CALLS_KEPT_MAX)

@@ -79,7 +79,10 @@ class Publisher:
 
     def servable_generation(self, name: ModelName) -> int:
         """The generation that answers here; 0: none."""
-        return max((g for g in self._generations.get(name, ()) if self._is_servable(name, g)), default=0)
+        generations = self._generations.get(name)
+        if not generations:  # most models, of most pods: asked for every request that is sent on
+            return 0
+        return max((g for g in generations if self._is_servable(name, g)), default=0)
 
     def _is_servable(self, name: ModelName, generation: int) -> bool:
         return self._cache.servable(ModelKey(*name, generation)) is not None

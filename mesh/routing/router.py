@@ -27,8 +27,6 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import NamedTuple, Protocol
 
-from cachetools import LRUCache
-
 from cache.types import RefusalKind
 from mesh.endpoint.status import as_transport_error
 from mesh.loading.loading import Refused
@@ -37,7 +35,8 @@ from mesh.routing.links import Links
 from mesh.routing.losses import Losses
 from mesh.routing.names import WAIT_S, Names
 from mesh.routing.probes import Probes
-from mesh.transport.base import Call, LineBroken, Metadata, Reply, ReplyWithTrailers, StatusCode, TransportError
+from mesh.routing.ways import Way, Ways
+from mesh.transport.base import Call, LineBroken, Reply, ReplyWithTrailers, StatusCode, TransportError
 from mesh.wire import messages
 from placement.expected import ExpectedPool
 from placement.membership import HeldBy, Membership
@@ -46,7 +45,16 @@ from placement.policy.no_pod import Cause, NoPod
 from placement.policy.obstacles import Why
 from placement.policy.quarantine import Refused as Quarantined
 from placement.policy.quarantine import may_load
-from placement.policy.routing import Forward, Load, Mode, NotHere, Route, RunHere, choose_route
+from placement.policy.routing import (
+    Forward,
+    Load,
+    Mode,
+    NotHere,
+    Route,
+    RunHere,
+    choose_route,
+    serving_elsewhere,
+)
 from placement.policy.snapshot import ModelFacts, ModelName, PoolView
 from placement.records import ModelRecord
 from placement.registry import Registry
@@ -77,11 +85,6 @@ SPACE_WAIT_MIN_S = 1.5
 copies that were loaded a moment ago may leave for it."""
 DEATHS_MAX = 2
 """Pods that may die over one request: after the first it is tried once more, after the second it is the suspect."""
-
-
-METADATA_KEPT_MAX = 4096
-METADATA_BYTES_MAX = 1024
-"""What goes with forwarded requests is made once for all that are alike: how many kinds, and how long each."""
 
 
 class HereNow(Protocol):
@@ -155,6 +158,27 @@ class FirstTry(NamedTuple):
     failure: LineBroken | TransportError
 
 
+@dataclass(slots=True, eq=False)
+class _SentOn:
+    """A request that was sent on without waiting."""
+
+    router: Router
+    way: Way
+    pod: str
+    began_s: float
+    heard: Callable[[Reply | FirstTry], None]
+
+    def answered(self, outcome: Reply | LineBroken | TransportError) -> None:
+        """That pod's answer, or none."""
+        way = self.way
+        if isinstance(outcome, Exception):
+            incarnation = way.incarnation_of(self.pod)
+            sent = _Sent(way.record, self.pod, incarnation, way.generation, Mode.HIT, self.began_s)
+            self.heard(FirstTry(sent, outcome))
+        else:
+            self.heard(self.router.answered_on(way, self.pod, self.began_s, outcome))
+
+
 class _Healthy:
     """Pods that answer, as a container: everybody but those that the probes, or the outlier rule, put out."""
 
@@ -206,7 +230,7 @@ class Router:
         self._tells_owner = tells_owner
         self._clock = clock
         self._ordinals = itertools.count()
-        self._metadata: LRUCache[tuple[Metadata, str, str, int, int], Metadata] = LRUCache(METADATA_KEPT_MAX)
+        self._ways = Ways()
         self._claims: dict[ModelName, asyncio.Task[tuple[str, ...]]] = {}
         self.forwarded = 0
         """Requests answered by other pods."""
@@ -234,41 +258,47 @@ class Router:
         return limit > 0 and in_flight > limit and len(self._membership.view.copies.get(name, ())) > 1
 
     def forward_now(
-        self, call: Call, tenant: str, record: ModelRecord, heard: Callable[[Reply | FirstTry], None]
+        self, call: Call, kind: object, tenant: str, record: ModelRecord, heard: Callable[[Reply | FirstTry], None]
     ) -> Callable[[], None] | None:
-        """Send a client's first request on to a copy that serves elsewhere, without waiting for the answer.
+        """Send a client's first request on to a copy that serves elsewhere, without waiting for the answer. Calls of
+        one `kind` have the same metadata and the same tenant.
 
         Answers how to cancel it; None: it is no such plain case, and left to `from_client`. So it is after a try that
         failed, which `heard` is told of in place of an answer.
         """
+        way = self._ways.get(kind, record.id)
+        if way is None or not way.holds(record, self._membership.view, self._probes.down, self._slow_pods()):
+            way = self._find_way(call, tenant, record)
+            if way is None:
+                return None
+            self._ways.keep(kind, way)
+        if self._here.servable_generation(way.name):
+            return None  # another generation, which may be the one to answer
+        pod = way.pod(self._links.in_flight, next(self._ordinals))
+        sent = _SentOn(self, way, pod, self._clock(), heard)
+        return self._links.begin(pod, call.method, call.body, way.metadata, call.deadline_s, sent.answered)
+
+    def _find_way(self, call: Call, tenant: str, record: ModelRecord) -> Way | None:
         name = ModelName(record.tenant, record.id)
-        view = self._membership.view
+        view, down, slow = self._membership.view, self._probes.down, self._slow_pods()
         if name in view.suspicions:
             return None
-        route = self._route(view, name, record.generation, (), forwarded=False)
-        if not isinstance(route, Forward) or route.mode is not Mode.HIT:
+        copies, generation = serving_elsewhere(view, name, self_pod=self._own_pod, healthy=_Healthy(down, slow))
+        if not copies:
             return None
-        sent = self._sent(record, route.pod, route.generation, Mode.HIT)
+        hop = Hop(self._own_pod, record.id, generation, record.revision, load=False)
+        return Way(record, name, view, down, slow, copies, generation, forwarded_metadata(call, tenant, hop))
 
-        def answered(outcome: Reply | LineBroken | TransportError) -> None:
-            if isinstance(outcome, Exception):
-                heard(FirstTry(sent, outcome))
-            else:
-                heard(self._answered(sent, outcome))
-
-        metadata = self._plain_metadata(call, tenant, record, route.generation)
-        return self._links.begin(route.pod, call.method, call.body, metadata, call.deadline_s, answered)
-
-    def _plain_metadata(self, call: Call, tenant: str, record: ModelRecord, generation: int) -> Metadata:
-        """What goes with a request to a copy that serves: the same for all that are alike."""
-        known = (call.metadata, tenant, record.id, generation, record.revision)
-        metadata = self._metadata.get(known)
-        if metadata is None:
-            hop = Hop(self._own_pod, record.id, generation, record.revision, load=False)
-            metadata = forwarded_metadata(call, tenant, hop)
-            if sum(len(key) + len(value) for key, value in metadata) <= METADATA_BYTES_MAX:
-                self._metadata[known] = metadata
-        return metadata
+    def answered_on(self, way: Way, pod: str, began_s: float, reply: Reply) -> Reply:
+        """The answer of a pod that a request was sent on to, as the client gets it."""
+        self._observe(pod, way.name, self._clock() - began_s)
+        self.forwarded += 1
+        if not self._tells_owner:
+            return reply
+        trailers = way.owner_trailers.get(pod)
+        if trailers is None:
+            trailers = way.owner_trailers[pod] = self._owner_trailers(pod)
+        return _with_trailers(reply, trailers)
 
     async def from_client(
         self, call: Call, tenant: str, record: ModelRecord, run_here: RunLocally, first: FirstTry | None = None
@@ -435,11 +465,11 @@ class Router:
             name = ModelName(sent.record.tenant, sent.record.id)
             self._observe(sent.pod, name, self._clock() - sent.began_s)
         self.forwarded += 1
-        owner = self._membership.view.pods.get(sent.pod) if self._tells_owner else None
-        if owner is None:
-            return reply
-        body, trailers = (reply.body, reply.trailers) if isinstance(reply, ReplyWithTrailers) else (reply, ())
-        return ReplyWithTrailers(body, (*trailers, (messages.OWNER_METADATA, owner.address)))
+        return _with_trailers(reply, self._owner_trailers(sent.pod)) if self._tells_owner else reply
+
+    def _owner_trailers(self, pod: str) -> tuple[tuple[str, str], ...]:
+        owner = self._membership.view.pods.get(pod)
+        return () if owner is None else ((messages.OWNER_METADATA, owner.address),)
 
     async def _learn(self, sent: _Sent, failure: LineBroken | TransportError, tries: _Tries) -> None:
         """What a try that failed says to the next one. Raises what no other pod would change."""
@@ -545,6 +575,14 @@ class Router:
         may = may_load(suspicion, generation)
         if isinstance(may, Quarantined):
             raise TransportError(StatusCode.FAILED_PRECONDITION, f"model {name.id!r} is {may.message}")
+
+
+def _with_trailers(reply: Reply, trailers: tuple[tuple[str, str], ...]) -> Reply:
+    if not trailers:
+        return reply
+    if isinstance(reply, ReplyWithTrailers):
+        return ReplyWithTrailers(reply.body, (*reply.trailers, *trailers))
+    return ReplyWithTrailers(reply, trailers)
 
 
 def no_place(no_pod: NoPod) -> TransportError:

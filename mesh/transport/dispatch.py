@@ -50,11 +50,15 @@ class _Promised:
 
     dispatch: Dispatch
     call_id: int
+    method: Method
+    call: Call
     later: Later
-    size_bytes: int
 
     def cancel(self) -> None:
         self.dispatch._give_up(self)
+
+    def hear(self, outcome: Outcome) -> None:
+        self.dispatch._settle(self, outcome)
 
 
 class Dispatch:
@@ -99,7 +103,7 @@ class Dispatch:
         for method, calls in together.items():
             assert method.quick is not None
             for (call_id, call), reply in zip(calls, method.quick([call for _, call in calls]), strict=True):
-                if isinstance(reply, bytes | ReplyWithTrailers):
+                if isinstance(reply, (bytes, ReplyWithTrailers)):  # a union would be made anew each time
                     self._answer(call_id, reply)
                 elif isinstance(reply, Later):
                     self._await(call_id, method, call, reply)
@@ -129,24 +133,25 @@ class Dispatch:
             later.cancel()
             self._fail(call_id, error)
             return
-        promised = _Promised(self, call_id, later, size_bytes)
+        promised = _Promised(self, call_id, method, call, later)
         self._promised[call_id] = promised
         self._admission.enter(promised, size_bytes)
+        later.heard_by(promised.hear)
 
-        def hear(outcome: Outcome) -> None:
-            self._end(promised)
-            if isinstance(outcome, (bytes, ReplyWithTrailers)):
-                self._answer(call_id, outcome)
-            elif isinstance(outcome, Exception):
-                self._fail(call_id, as_transport_error(method.path, outcome))
-            else:
-                self._begin(call_id, method.path, outcome, call)
-
-        later.heard_by(hear)
+    def _settle(self, promised: _Promised, outcome: Outcome) -> None:
+        """Its answer is there."""
+        self._end(promised)
+        call_id, path = promised.call_id, promised.method.path
+        if isinstance(outcome, (bytes, ReplyWithTrailers)):
+            self._answer(call_id, outcome)
+        elif isinstance(outcome, Exception):
+            self._fail(call_id, as_transport_error(path, outcome))
+        else:
+            self._begin(call_id, path, outcome, promised.call)
 
     def _end(self, promised: _Promised) -> None:
         del self._promised[promised.call_id]
-        self._admission.leave(promised, promised.size_bytes)
+        self._admission.leave(promised, len(promised.call.body))
 
     def _give_up(self, promised: _Promised) -> None:
         """Its client has gone, or the grace is over."""

@@ -116,6 +116,20 @@ def request_pattern(body: bytes, envelope: Envelope, request: InferRequest) -> R
         if array.dtype.kind in "Ob" or begin == end:
             return None
         tensors.append(TensorHole(name, array.dtype, array.shape, array.size, begin))
+    return _pattern(body, envelope, tuple(tensors), request.outputs)
+
+
+def envelope_pattern(body: bytes, envelope: Envelope) -> RequestPattern | None:
+    """The pattern of requests that ask alike, for whoever sends them on without reading their tensors; None when there
+    is none."""
+    if not envelope.raw or sum(end - begin for begin, end in envelope.rest) > REST_BYTES_MAX:
+        return None
+    return _pattern(body, envelope, (), ())
+
+
+def _pattern(
+    body: bytes, envelope: Envelope, tensors: tuple[TensorHole, ...], outputs: tuple[str, ...]
+) -> RequestPattern | None:
     id_hole = _id_hole(body, envelope)
     if envelope.request_id and id_hole is None:
         return None
@@ -123,7 +137,7 @@ def request_pattern(body: bytes, envelope: Envelope, request: InferRequest) -> R
     ends = [end for _, end in holes]
     begins = [*(begin for begin, _ in holes[1:]), len(body)]
     between = tuple((end, body[end:begin]) for end, begin in zip(ends, begins, strict=True) if end < begin)
-    return RequestPattern(len(body), body[: holes[0][0]], between, id_hole, tuple(tensors), request.outputs)
+    return RequestPattern(len(body), body[: holes[0][0]], between, id_hole, tensors, outputs)
 
 
 def _id_hole(body: bytes, envelope: Envelope) -> Span | None:

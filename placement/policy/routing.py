@@ -138,6 +138,16 @@ def choose_copy(
     return closest(name, (first, second))
 
 
+def serving_elsewhere(
+    view: PoolView, name: ModelName, *, self_pod: str, healthy: Container[str]
+) -> tuple[tuple[Copy, ...], int]:
+    """The copies, and their generation, among which `choose_route` chooses for a pod that has none itself; it may be
+    asked once for many requests, while the view and the healthy pods stay what they are."""
+    serving, _ = _elsewhere(view, name, 0, self_pod, healthy, ())
+    answers = _answering_generation(serving, 0)
+    return tuple(copy for copy in serving if copy.servable == answers), answers
+
+
 def load_of(pod_id: str, view: PoolView, in_flight: Mapping[str, int]) -> int:
     """Requests at a pod: ours under way, and what it last said of itself."""
     pod: Pod | None = view.pods.get(pod_id)

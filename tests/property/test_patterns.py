@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_st
 
 from mesh.wire.errors import InvalidMessage
-from mesh.wire.patterns import request_pattern, response_pattern
+from mesh.wire.patterns import envelope_pattern, request_pattern, response_pattern
 from mesh.wire.peek import peek
 from mesh.wire.tensors import decode_request, encode_request, encode_response
 from runtime_adapters.datatypes import DTYPE_OF
@@ -42,6 +44,23 @@ def kin(draw: st.DrawFn) -> tuple[bytes, bytes]:
     for _ in range(draw(st.integers(0, 4))):
         other[draw(st.integers(0, len(other) - 1))] = draw(st.integers(0, 255))
     return body, bytes(other)
+
+
+@given(kin())
+def test_what_matches_the_pattern_of_an_envelope_has_the_same_envelope(bodies: tuple[bytes, bytes]):
+    body, other = bodies
+    try:
+        envelope = peek(body)
+    except InvalidMessage:
+        return
+    pattern = envelope_pattern(body, envelope)
+    if pattern is None or not pattern.matches(other):
+        return
+    try:
+        request_id = pattern.request_id(other)
+    except UnicodeDecodeError:
+        return
+    assert peek(other) == replace(envelope, request_id=request_id)
 
 
 @given(kin())

@@ -131,7 +131,9 @@ class Elsewhere:
         self.sent: list[Call] = []
         self.cancelled = 0
 
-    def forward_now(self, call: Call, tenant: str, record: ModelRecord, heard: Callable[[Any], None]) -> Any:
+    def forward_now(
+        self, call: Call, kind: object, tenant: str, record: ModelRecord, heard: Callable[[Any], None]
+    ) -> Any:
         assert (tenant, record.id) == ("default", "m")
         self.sent.append(call)
         self.heard = heard
@@ -473,3 +475,25 @@ def test_what_is_no_plain_request_for_a_model_elsewhere_is_left_to_v2(here: Here
     )
     assert quick.answer([call(body, metadata)]) == [None]
     assert router.sent == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        encode_request("m", {"x": ROW}, request_id="\x00\x00").replace(b"\x00\x00", b"\xff\xff", 1),
+        encode_request("m", {"x": ROW}, model_version="37"),
+        encode_request("m", {"x": ROW}) + b"\x0a\x02no",
+        encode_request("m", {"x": ROW}) + b"\x0b\x0b\x0b\x0b",
+    ],
+    ids=["an id that is no text", "a version", "another name", "no message"],
+)
+def test_what_is_as_long_as_requests_that_were_sent_on_and_is_not_like_them_is_left_to_v2(here: Here, body: bytes):
+    here.loaded, router = False, Elsewhere()
+    quick = quick_of(here, router=router)
+    plain = call(encode_request("m", {"x": ROW}, request_id="ab"))
+    assert len(plain.body) == len(body)
+    for _ in range(2):
+        (sent, left) = quick.answer([plain, call(body)])
+        assert isinstance(sent, Later)
+        assert left is None
+    assert len(router.sent) == 2

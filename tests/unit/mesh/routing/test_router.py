@@ -58,6 +58,7 @@ class Pool:
         self.asked: list[tuple[str, Hop]] = []
         self.peers: dict[str, Answer] = {}
         self.down: frozenset[str] = frozenset()
+        self.slow: frozenset[str] = frozenset()
         self.broken: list[str] = []
         self.deaths: list[Any] = []
         self.observed: list[str] = []
@@ -81,7 +82,7 @@ class Pool:
             itself,
             itself,
             lambda record: ModelFacts(ModelName(record.tenant, record.id), record.generation, 100),
-            slow_pods=lambda: frozenset(),
+            slow_pods=lambda: self.slow,
             observe=lambda pod_id, model, seconds: self.observed.append(pod_id),
             is_draining=lambda: self.draining,
             attempts_max=8,
@@ -550,7 +551,7 @@ async def test_what_cannot_be_loaded_here_goes_back_with_its_code_and_the_word_t
 def sent_on(mesh: Pool) -> list[Reply | FirstTry]:
     """What is heard of a request that is sent on without waiting."""
     heard: list[Reply | FirstTry] = []
-    assert mesh.router.forward_now(CALL, "t", RECORD, heard.append) is not None
+    assert mesh.router.forward_now(CALL, "kind", "t", RECORD, heard.append) is not None
     return heard
 
 
@@ -568,13 +569,48 @@ async def test_a_request_for_a_copy_elsewhere_is_sent_on_without_waiting_for_its
     assert mesh.router.forwarded == 1
 
 
+def asked_now(mesh: Pool) -> str:
+    """Who a request is sent on to now."""
+    sent_on(mesh)
+    return mesh.lines.begun[-1][0]
+
+
+async def test_where_requests_are_sent_on_to_follows_every_change_of_what_it_depends_on() -> None:
+    mesh = pool("p1", "p2")
+    mesh.lines.in_flight = {"p1": 1}
+    assert asked_now(mesh) == "p2"
+    mesh.lines.in_flight = {"p2": 1}
+    assert asked_now(mesh) == "p1", "the lesser load, at each request"
+    mesh.down = frozenset({"p1"})
+    assert asked_now(mesh) == "p2"
+    mesh.down, mesh.slow = frozenset(), frozenset({"p2"})
+    assert asked_now(mesh) == "p1"
+    mesh.view = pool("p3").view
+    assert asked_now(mesh) == "p3"
+    mesh.servable = 1
+    assert mesh.router.forward_now(CALL, "kind", "t", RECORD, lambda _: None) is None
+    mesh.servable, newer = 0, replace(RECORD, revision=8)
+    assert mesh.router.forward_now(CALL, "kind", "t", newer, lambda _: None) is not None
+    hop = hop_of(Call("", b"", mesh.lines.begun[-1][1]))
+    assert hop is not None
+    assert hop.revision == 8
+
+
+async def test_calls_with_other_metadata_are_sent_on_with_theirs() -> None:
+    mesh = pool("p1")
+    for kind in ("a", "b", "a"):
+        other = replace(CALL, metadata=(("kind", kind),))
+        assert mesh.router.forward_now(other, kind, "t", RECORD, lambda _: None) is not None
+    assert [dict(metadata)["kind"] for _, metadata, _ in mesh.lines.begun] == ["a", "b", "a"]
+
+
 @pytest.mark.parametrize("why", ["it is here", "it is being loaded", "nobody has it", "it is suspect"])
 async def test_only_a_plain_hit_elsewhere_is_sent_on_without_waiting(why: str) -> None:
     mesh = pool(*([] if why == "nobody has it" else ["p1"]), servable=int(why != "it is being loaded"), loading=1)
     mesh.servable = int(why == "it is here")
     if why == "it is suspect":
         mesh.view = replace(mesh.view, suspicions={name("m"): Suspicion(1, Verdict.SUSPECT, ())})
-    assert mesh.router.forward_now(CALL, "t", RECORD, lambda _: None) is None
+    assert mesh.router.forward_now(CALL, "kind", "t", RECORD, lambda _: None) is None
     assert mesh.lines.begun == []
 
 
