@@ -2,9 +2,17 @@
 
     with Client("pod-1:8033,pod-2:8033", tenant="blue") as client:
         client.register("iris", uri="file:///models/iris.onnx")
-        result = client.infer("iris", {"input": rows})
+        client.wait_ready("iris")
+        result = client.infer("iris", {"input": rows})              # NumPy in, `result.outputs` out
+        answers = client.infer_frame("iris", frame)                 # pandas in and out
+        for result in client.infer_stream("talker", {"text_input": ["one by one"]}):
+            ...
 
-The parts that callers need are named here; this is the one package of the mesh that others may import.
+`AsyncClient` has the same methods, awaited. Every call takes `timeout_s`, the seconds for all its tries together; what
+it ends with, if not with an answer, is one of the errors below (`mesh.client.errors` says what to do about each).
+
+The parts that callers need are named here; this is the one package of the mesh that others may import. Importing it
+imports neither gRPC, nor pandas, nor anything that serves models.
 """
 
 from __future__ import annotations
@@ -25,6 +33,7 @@ from mesh.client.errors import (
     Unavailable,
     Unsupported,
 )
+from mesh.client.frames import frame_of
 from mesh.client.operations import AliasFields, PutAliasFields, SpecFields, registration
 from mesh.client.retries import RetryPolicy
 from mesh.client.service_config import SERVICE_CONFIG
@@ -51,5 +60,6 @@ __all__ = [
     "SpecFields",
     "Unavailable",
     "Unsupported",
+    "frame_of",
     "registration",
 ]

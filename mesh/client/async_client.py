@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from numpy.typing import ArrayLike
 
 from mesh.client import operations
-from mesh.client.attempts import Pause, Received
-from mesh.client.client import CONNECTIONS_MAX, DEFAULT_ENDPOINT, DEFAULT_TIMEOUT_S, Calls, Progress, decoded
+from mesh.client.attempts import Conversation, Pause, Received, Send
+from mesh.client.calls import CONNECTIONS_MAX, DEFAULT_ENDPOINT, DEFAULT_TIMEOUT_S, Calls, Progress, decoded
 from mesh.client.connection import AsyncConnection, ClientTls
 from mesh.client.endpoints import parse_endpoints
 from mesh.client.errors import HexcombError
-from mesh.client.operations import AliasFields, Operation, PutAliasFields, SpecFields
+from mesh.client.frames import Signatures, infer_frame
+from mesh.client.operations import AliasFields, Operation, Parameters, PutAliasFields, SpecFields
+from mesh.client.procedures import Procedure, step, wait_ready
 from mesh.client.retries import RetryPolicy
 from mesh.transport.base import Metadata
 from mesh.wire.generated import hexcomb_pb2, inference_pb2, mmesh_pb2
 from mesh.wire.tensors import InferResult
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Answer = TypeVar("Answer")
 
@@ -43,6 +49,7 @@ class AsyncClient:
         addresses = parse_endpoints(endpoint)
         self._tls = tls
         self._connections = {address: AsyncConnection(address, tls) for address in addresses}
+        self._signatures = Signatures()
         self._calls = Calls(addresses, tenant, timeout_s, retry, metadata, self._ready if follow_owners else None)
 
     def _ready(self, address: str) -> bool:
@@ -67,20 +74,46 @@ class AsyncClient:
 
     async def call(self, operation: Operation[Answer], timeout_s: float | None = None) -> Answer:
         """Any operation of `mesh.client.operations`."""
-        steps = self._calls.begin(timeout_s, operation.model)
+
+        async def attempt(step: Send) -> Received:
+            connection = self._connections[step.address]
+            return await connection.call(operation.path, operation.body, step.metadata, step.timeout_s)
+
+        return decoded(operation, await self._converse(self._calls.begin(timeout_s, operation.model), attempt))
+
+    async def _converse(self, steps: Conversation, attempt: Callable[[Send], Awaitable[Received]]) -> bytes:
         outcome: Received | HexcombError | None = None
         while True:
             try:
                 step = steps.send(outcome)
             except StopIteration as done:
-                return decoded(operation, done.value)
+                body: bytes = done.value
+                return body
             if isinstance(step, Pause):
                 await asyncio.sleep(step.seconds)
                 outcome = None
                 continue
             try:
-                connection = self._connections[step.address]
-                outcome = await connection.call(operation.path, operation.body, step.metadata, step.timeout_s)
+                outcome = await attempt(step)
+            except HexcombError as error:
+                outcome = error
+
+    async def _carry_out(self, procedure: Procedure[Answer], timeout_s: float | None) -> Answer:
+        """Its calls together have the time of one."""
+        deadline_s = self._calls.deadline_s(timeout_s)
+        outcome: Any = None
+        while True:
+            try:
+                next_step = step(procedure, outcome)
+            except StopIteration as done:
+                answer: Answer = done.value
+                return answer
+            if isinstance(next_step, Pause):
+                await asyncio.sleep(next_step.seconds)
+                outcome = None
+                continue
+            try:
+                outcome = await self.call(next_step, max(0.0, deadline_s - time.monotonic()))
             except HexcombError as error:
                 outcome = error
 
@@ -92,10 +125,91 @@ class AsyncClient:
         *,
         version: str = "",
         request_id: str = "",
+        parameters: Parameters | None = None,
         timeout_s: float | None = None,
     ) -> InferResult:
-        """Run a model, or what an alias points at. No `outputs`: those that the model gives by default."""
-        return await self.call(operations.infer(model, inputs, outputs, version, request_id), timeout_s)
+        """Run a model, or what an alias points at. No `outputs`: those that the model gives by default; tabular models
+        give `predict_proba` and `explanation` when asked. Arrays of the result are read-only views of the answer.
+
+        Raises HexcombError: see `mesh.client.errors`.
+        """
+        operation = operations.infer(model, inputs, outputs, version, request_id, parameters)
+        return await self.call(operation, timeout_s)
+
+    async def infer_frame(
+        self,
+        model: str,
+        frame: pd.DataFrame,
+        outputs: Sequence[str] = (),
+        *,
+        version: str = "",
+        parameters: Parameters | None = None,
+        timeout_s: float | None = None,
+    ) -> pd.DataFrame:
+        """Run a model on the rows of a pandas DataFrame, which becomes what the model takes: `mesh.client.frames` has
+        the rules. The answer has the frame's index. The first time for a model, its metadata is asked for, too.
+
+        Raises HexcombError; InvalidRequest for a frame that the model does not take.
+        """
+        asked = infer_frame(self._signatures, model, frame, outputs, version, parameters)
+        return await self._carry_out(asked, timeout_s)
+
+    def infer_stream(
+        self,
+        model: str,
+        inputs: Mapping[str, ArrayLike],
+        outputs: Sequence[str] = (),
+        *,
+        version: str = "",
+        request_id: str = "",
+        parameters: Parameters | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[InferResult, None]:
+        """Run a model that gives any number of answers, and yield each as it comes; one answer, if it is not of that
+        kind. `timeout_s`: until the last one. To `aclose` the generator ends the run.
+
+        What may pass is tried again until the first answer has come; after that it is raised.
+        """
+        return self._streamed(
+            operations.infer_stream(model, inputs, outputs, version, request_id, parameters), timeout_s
+        )
+
+    async def _streamed(
+        self, operation: Operation[InferResult], timeout_s: float | None
+    ) -> AsyncGenerator[InferResult, None]:
+        answers: AsyncGenerator[bytes, None] | None = None
+        first: InferResult | None = None
+
+        async def attempt(step: Send) -> Received:
+            nonlocal answers, first
+            connection = self._connections[step.address]
+            answers = connection.stream(operation.path, operation.body, step.metadata, step.timeout_s)
+            try:
+                body = await anext(answers, None)
+                first = None if body is None else decoded(operation, body)
+            except HexcombError:
+                await answers.aclose()
+                raise
+            return Received(b"")
+
+        try:
+            await self._converse(self._calls.begin(timeout_s, operation.model), attempt)
+            if first is None or answers is None:
+                return
+            yield first
+            async for body in answers:
+                yield decoded(operation, body)
+        finally:
+            if answers is not None:
+                await answers.aclose()
+
+    async def wait_ready(self, model_id: str = "", timeout_s: float | None = None) -> None:
+        """Wait until a pod is there and ready and, if named, the model is loaded.
+
+        Raises DeadlineExceeded; of a model that cannot be loaded what its load ended with.
+        """
+        deadline_s = self._calls.deadline_s(timeout_s)
+        await self._carry_out(wait_ready(model_id, deadline_s, time.monotonic), timeout_s)
 
     async def server_live(self, timeout_s: float | None = None) -> bool:
         return await self.call(operations.server_live(), timeout_s)
@@ -113,6 +227,12 @@ class AsyncClient:
         self, model: str, version: str = "", timeout_s: float | None = None
     ) -> inference_pb2.ModelMetadataResponse:
         return await self.call(operations.model_metadata(model, version), timeout_s)
+
+    async def statistics(
+        self, model: str = "", version: str = "", timeout_s: float | None = None
+    ) -> inference_pb2.ModelStatisticsResponse:
+        """Requests, and what they took, as Triton counts them, of the whole pool; no `model`: of all."""
+        return await self.call(operations.statistics(model, version), timeout_s)
 
     async def register(self, model_id: str, **spec: Unpack[SpecFields]) -> hexcomb_pb2.RegistrationResult:
         """Register one model; of an equal spec a second time is no error. Raises AlreadyExists, ..."""
@@ -171,6 +291,10 @@ class AsyncClient:
         self, model_id: str, wait: bool = True, timeout_s: float | None = None
     ) -> mmesh_pb2.ModelStatusInfo:
         return await self.call(operations.ensure_loaded(model_id, wait), timeout_s)
+
+    async def unload(self, model: str, timeout_s: float | None = None) -> None:
+        """Have every copy leave; the next request loads it again."""
+        await self.call(operations.unload(model), timeout_s)
 
     async def model_status(self, model_id: str) -> mmesh_pb2.ModelStatusInfo:
         return await self.call(operations.model_status(model_id))

@@ -75,7 +75,7 @@ def conversation(
     if not model:
         owners = None
     owner = None if owners is None else owners.choose(model)
-    rounds, unanswered = 1, 0
+    rounds, unanswered, attempts = 1, 0, 0
     tried: list[str] = []
     shown: HexcombError | None = None
     while True:
@@ -87,6 +87,7 @@ def conversation(
         sent = (*metadata, *endpoints.metadata())
         if unanswered:
             sent = (*sent, (PREVIOUS_ATTEMPTS_METADATA, str(unanswered)))
+        attempts += 1
         outcome = yield Send(address, sent, max(deadline_s - clock(), LEAST_TIMEOUT_S))
         if isinstance(outcome, Received):
             endpoints.answered(address, draining=outcome.draining)
@@ -99,6 +100,7 @@ def conversation(
                 endpoints.wrote(outcome.revision)
             return outcome.body
         assert outcome is not None
+        outcome.endpoint = address
         if outcome.answered:
             endpoints.answered(address, draining=outcome.draining)
         else:
@@ -118,6 +120,7 @@ def conversation(
             continue
         wait_s = wait_before_retry_s(shown, rounds, remaining_s, policy, chance())
         if wait_s is None:
+            shown.attempts = attempts
             raise shown
         yield Pause(wait_s)
         rounds += 1

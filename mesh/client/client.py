@@ -11,37 +11,32 @@ Imports beside tritonclient in one process.
 
 from __future__ import annotations
 
-import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from numpy.typing import ArrayLike
 
 from mesh.client import operations
-from mesh.client.attempts import Conversation, Pause, Received, conversation
+from mesh.client.attempts import Conversation, Pause, Received, Send
+from mesh.client.calls import CONNECTIONS_MAX, DEFAULT_ENDPOINT, DEFAULT_TIMEOUT_S, Calls, Progress, decoded
 from mesh.client.connection import BlockingConnection, ClientTls
-from mesh.client.endpoints import Endpoints, parse_endpoints
-from mesh.client.errors import HexcombError, ServerFailed
-from mesh.client.operations import AliasFields, Operation, PutAliasFields, SpecFields
-from mesh.client.owners import Owners
+from mesh.client.endpoints import parse_endpoints
+from mesh.client.errors import HexcombError
+from mesh.client.frames import Signatures, infer_frame
+from mesh.client.operations import AliasFields, Operation, Parameters, PutAliasFields, SpecFields
+from mesh.client.procedures import Procedure, step, wait_ready
 from mesh.client.retries import RetryPolicy
-from mesh.transport.base import Metadata, StatusCode
+from mesh.transport.base import Metadata
 from mesh.wire.generated import hexcomb_pb2, inference_pb2, mmesh_pb2
-from mesh.wire.messages import TENANT_METADATA
 from mesh.wire.tensors import InferResult
 
-Answer = TypeVar("Answer")
-Progress = Callable[[int], None]
-"""Called after each message of a bulk call with the number of entries that it answered."""
+if TYPE_CHECKING:
+    import pandas as pd
 
-DEFAULT_ENDPOINT = "127.0.0.1:8033"
-CONNECTIONS_MAX = 256
-"""To endpoints, and to pods that answers named: the pods of a large pool, and those that came after them."""
-DEFAULT_TIMEOUT_S = 60.0
-"""Long enough for a cold model of ordinary size; every method takes another."""
+Answer = TypeVar("Answer")
 
 
 class Client:
@@ -64,6 +59,7 @@ class Client:
         self._tls = tls
         self._connecting = threading.Lock()
         self._connections = {address: BlockingConnection(address, tls) for address in addresses}
+        self._signatures = Signatures()
         self._calls = Calls(addresses, tenant, timeout_s, retry, metadata, self._ready if follow_owners else None)
 
     def _ready(self, address: str) -> bool:
@@ -90,20 +86,46 @@ class Client:
 
     def call(self, operation: Operation[Answer], timeout_s: float | None = None) -> Answer:
         """Any operation of `mesh.client.operations`."""
-        steps = self._calls.begin(timeout_s, operation.model)
+
+        def attempt(step: Send) -> Received:
+            connection = self._connections[step.address]
+            return connection.call(operation.path, operation.body, step.metadata, step.timeout_s)
+
+        return decoded(operation, self._converse(self._calls.begin(timeout_s, operation.model), attempt))
+
+    def _converse(self, steps: Conversation, attempt: Callable[[Send], Received]) -> bytes:
         outcome: Received | HexcombError | None = None
         while True:
             try:
                 step = steps.send(outcome)
             except StopIteration as done:
-                return decoded(operation, done.value)
+                body: bytes = done.value
+                return body
             if isinstance(step, Pause):
                 time.sleep(step.seconds)
                 outcome = None
                 continue
             try:
-                connection = self._connections[step.address]
-                outcome = connection.call(operation.path, operation.body, step.metadata, step.timeout_s)
+                outcome = attempt(step)
+            except HexcombError as error:
+                outcome = error
+
+    def _carry_out(self, procedure: Procedure[Answer], timeout_s: float | None) -> Answer:
+        """Its calls together have the time of one."""
+        deadline_s = self._calls.deadline_s(timeout_s)
+        outcome: Any = None
+        while True:
+            try:
+                next_step = step(procedure, outcome)
+            except StopIteration as done:
+                answer: Answer = done.value
+                return answer
+            if isinstance(next_step, Pause):
+                time.sleep(next_step.seconds)
+                outcome = None
+                continue
+            try:
+                outcome = self.call(next_step, max(0.0, deadline_s - time.monotonic()))
             except HexcombError as error:
                 outcome = error
 
@@ -115,10 +137,91 @@ class Client:
         *,
         version: str = "",
         request_id: str = "",
+        parameters: Parameters | None = None,
         timeout_s: float | None = None,
     ) -> InferResult:
-        """Run a model, or what an alias points at. No `outputs`: those that the model gives by default."""
-        return self.call(operations.infer(model, inputs, outputs, version, request_id), timeout_s)
+        """Run a model, or what an alias points at. No `outputs`: those that the model gives by default; tabular models
+        give `predict_proba` and `explanation` when asked. Arrays of the result are read-only views of the answer.
+
+        Raises HexcombError: see `mesh.client.errors`.
+        """
+        operation = operations.infer(model, inputs, outputs, version, request_id, parameters)
+        return self.call(operation, timeout_s)
+
+    def infer_frame(
+        self,
+        model: str,
+        frame: pd.DataFrame,
+        outputs: Sequence[str] = (),
+        *,
+        version: str = "",
+        parameters: Parameters | None = None,
+        timeout_s: float | None = None,
+    ) -> pd.DataFrame:
+        """Run a model on the rows of a pandas DataFrame, which becomes what the model takes: `mesh.client.frames` has
+        the rules. The answer has the frame's index. The first time for a model, its metadata is asked for, too.
+
+        Raises HexcombError; InvalidRequest for a frame that the model does not take.
+        """
+        asked = infer_frame(self._signatures, model, frame, outputs, version, parameters)
+        return self._carry_out(asked, timeout_s)
+
+    def infer_stream(
+        self,
+        model: str,
+        inputs: Mapping[str, ArrayLike],
+        outputs: Sequence[str] = (),
+        *,
+        version: str = "",
+        request_id: str = "",
+        parameters: Parameters | None = None,
+        timeout_s: float | None = None,
+    ) -> Generator[InferResult, None, None]:
+        """Run a model that gives any number of answers, and yield each as it comes; one answer, if it is not of that
+        kind. `timeout_s`: until the last one. To `close` the generator ends the run.
+
+        What may pass is tried again until the first answer has come; after that it is raised.
+        """
+        return self._streamed(
+            operations.infer_stream(model, inputs, outputs, version, request_id, parameters), timeout_s
+        )
+
+    def _streamed(
+        self, operation: Operation[InferResult], timeout_s: float | None
+    ) -> Generator[InferResult, None, None]:
+        answers: Generator[bytes, None, None] | None = None
+        first: InferResult | None = None
+
+        def attempt(step: Send) -> Received:
+            nonlocal answers, first
+            connection = self._connections[step.address]
+            answers = connection.stream(operation.path, operation.body, step.metadata, step.timeout_s)
+            try:
+                body = next(answers, None)
+                first = None if body is None else decoded(operation, body)
+            except HexcombError:
+                answers.close()
+                raise
+            return Received(b"")
+
+        try:
+            self._converse(self._calls.begin(timeout_s, operation.model), attempt)
+            if first is None or answers is None:
+                return
+            yield first
+            for body in answers:
+                yield decoded(operation, body)
+        finally:
+            if answers is not None:
+                answers.close()
+
+    def wait_ready(self, model_id: str = "", timeout_s: float | None = None) -> None:
+        """Wait until a pod is there and ready and, if named, the model is loaded.
+
+        Raises DeadlineExceeded; of a model that cannot be loaded what its load ended with.
+        """
+        deadline_s = self._calls.deadline_s(timeout_s)
+        self._carry_out(wait_ready(model_id, deadline_s, time.monotonic), timeout_s)
 
     def server_live(self, timeout_s: float | None = None) -> bool:
         return self.call(operations.server_live(), timeout_s)
@@ -136,6 +239,12 @@ class Client:
         self, model: str, version: str = "", timeout_s: float | None = None
     ) -> inference_pb2.ModelMetadataResponse:
         return self.call(operations.model_metadata(model, version), timeout_s)
+
+    def statistics(
+        self, model: str = "", version: str = "", timeout_s: float | None = None
+    ) -> inference_pb2.ModelStatisticsResponse:
+        """Requests, and what they took, as Triton counts them, of the whole pool; no `model`: of all."""
+        return self.call(operations.statistics(model, version), timeout_s)
 
     def register(self, model_id: str, **spec: Unpack[SpecFields]) -> hexcomb_pb2.RegistrationResult:
         """Register one model; of an equal spec a second time is no error. Raises AlreadyExists, ..."""
@@ -194,6 +303,10 @@ class Client:
     ) -> mmesh_pb2.ModelStatusInfo:
         return self.call(operations.ensure_loaded(model_id, wait), timeout_s)
 
+    def unload(self, model: str, timeout_s: float | None = None) -> None:
+        """Have every copy leave; the next request loads it again."""
+        self.call(operations.unload(model), timeout_s)
+
     def model_status(self, model_id: str) -> mmesh_pb2.ModelStatusInfo:
         return self.call(operations.model_status(model_id))
 
@@ -238,49 +351,3 @@ class Client:
     def drain_pod(self, pod: str) -> bool:
         """Have a pod hand over its models and stop. Whether it was draining already."""
         return self.call(operations.drain_pod(pod)).was_draining
-
-
-class Calls:
-    """What both clients keep beside their connections: how a call begins."""
-
-    def __init__(
-        self,
-        addresses: Sequence[str],
-        tenant: str | None,
-        timeout_s: float,
-        retry: RetryPolicy | None,
-        metadata: Metadata,
-        ready: Callable[[str], bool] | None,
-    ) -> None:
-        """`ready`: see `Owners`; None: no owner is followed."""
-        self._endpoints = Endpoints(addresses, time.monotonic, random.randrange(len(addresses)))
-        self._metadata = metadata if tenant is None else (*metadata, (TENANT_METADATA, tenant))
-        self._timeout_s = timeout_s
-        self._retry = retry or RetryPolicy()
-        self._owners = None if ready is None else Owners(ready, time.monotonic, random.random)
-
-    def begin(self, timeout_s: float | None, model: str) -> Conversation:
-        """A call that ends after `timeout_s`, or after the client's own time. `model`: see `Operation`."""
-        deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
-        return conversation(
-            self._endpoints,
-            self._retry,
-            self._metadata,
-            deadline_s,
-            time.monotonic,
-            random.random,
-            self._owners,
-            model,
-        )
-
-
-def decoded(operation: Operation[Answer], body: bytes) -> Answer:
-    """Read an answer; one that cannot be read is the server's fault."""
-    try:
-        return operation.decode(body)
-    except HexcombError:
-        raise
-    except Exception as error:
-        raise ServerFailed(f"cannot read the server's answer to {operation.path}: {error}", StatusCode.UNKNOWN) from (
-            error
-        )

@@ -7,7 +7,7 @@ honoured and a test can read the rule; message limits are the server's to keep.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,16 @@ class BlockingConnection:
             raise error from failure
         return _received(reply, call.trailing_metadata())
 
+    def stream(self, path: str, body: bytes, metadata: Metadata, timeout_s: float) -> Generator[bytes, None, None]:
+        """One request, and its answers as they come; to be closed, which ends the call. Raises HexcombError."""
+        call = self._channel.stream_stream(path)(iter((body,)), timeout=timeout_s, metadata=metadata)
+        try:
+            yield from call
+        except self._rpc_error as failure:
+            raise _as_ours(failure, self._endpoint) from failure
+        finally:
+            call.cancel()
+
     def is_ready(self) -> bool:
         """Whether a call would leave at once; else it connects, in the background."""
         if not self._is_ready and not self._is_watched:
@@ -117,6 +127,17 @@ class AsyncConnection:
             return _received(await call, await call.trailing_metadata())
         except self._rpc_error as failure:
             raise _as_ours(failure, self._endpoint) from failure
+
+    async def stream(self, path: str, body: bytes, metadata: Metadata, timeout_s: float) -> AsyncGenerator[bytes, None]:
+        """One request, and its answers as they come; to be closed, which ends the call. Raises HexcombError."""
+        call = self._channel.stream_stream(path)(iter((body,)), timeout=timeout_s, metadata=metadata)
+        try:
+            async for message in call:
+                yield message
+        except self._rpc_error as failure:
+            raise _as_ours(failure, self._endpoint) from failure
+        finally:
+            call.cancel()
 
     def is_ready(self) -> bool:
         """Whether a call would leave at once; else it connects, in the background."""

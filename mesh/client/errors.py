@@ -16,6 +16,8 @@ gRPC's status codes are mapped in one table, here.
 
 from __future__ import annotations
 
+from typing import Any
+
 from mesh.transport.base import StatusCode
 
 
@@ -23,18 +25,31 @@ class HexcombError(Exception):
     """Base of every error that a client raises. `retry_after_s` is the server's hint, if it gave one.
 
     `answered`: a server said so; else the network failed, and nobody knows whether the call was carried out, unless
-    it was never `sent`. `draining`: the server that said so is about to stop.
+    it was never `sent`. `draining`: the server that said so is about to stop. `endpoint`: HOST:PORT that was asked
+    last; `attempts`: how often anybody was, for this call; empty and 0 for what was refused before it was sent.
+
+    May be pickled, so that it comes out of worker processes as it went in.
     """
 
     answered = True
     sent = True
     draining = False
+    endpoint = ""
+    attempts = 0
 
     def __init__(self, message: str, status: StatusCode, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.status = status
         self.retry_after_s = retry_after_s
+
+    @property
+    def code(self) -> str:
+        """gRPC's name of the status, as `NOT_FOUND`."""
+        return self.status.name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.status, self.retry_after_s), self.__dict__
 
 
 class InvalidRequest(HexcombError):

@@ -13,7 +13,7 @@ from typing import Any, Generic, NotRequired, TypedDict, TypeVar, Unpack
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mesh.client.errors import InvalidRequest, error_of
+from mesh.client.errors import HexcombError, InvalidRequest, error_of
 from mesh.transport.base import StatusCode
 from mesh.wire import messages
 from mesh.wire.errors import UnsendableOutput
@@ -24,6 +24,10 @@ from mesh.wire.tensors import InferResult, decode_response, encode_request
 Answer = TypeVar("Answer")
 Req = TypeVar("Req", bound=messages.Message)
 Res = TypeVar("Res", bound=messages.Message)
+
+Parameters = Mapping[str, bool | int | float | str]
+"""Of a request, beside its tensors. Triton's are understood: `priority`, `timeout` (µs), `sequence_id`,
+`sequence_start`, `sequence_end`."""
 
 CHUNK_BYTES_MAX = 1024 * 1024
 """Bulk calls are cut into messages of this size: far below any server's limit, each quick enough to retry."""
@@ -87,14 +91,73 @@ class PutAliasFields(TypedDict, total=False):
 
 
 def infer(
-    model: str, inputs: Mapping[str, ArrayLike], outputs: Sequence[str], version: str, request_id: str
+    model: str,
+    inputs: Mapping[str, ArrayLike],
+    outputs: Sequence[str] = (),
+    version: str = "",
+    request_id: str = "",
+    parameters: Parameters | None = None,
 ) -> Operation[InferResult]:
-    arrays = {name: np.asarray(value) for name, value in inputs.items()}
+    body = _request(model, inputs, outputs, version, request_id, parameters)
+    return Operation(messages.MODEL_INFER.path, body, decode_response, model)
+
+
+def infer_stream(
+    model: str,
+    inputs: Mapping[str, ArrayLike],
+    outputs: Sequence[str] = (),
+    version: str = "",
+    request_id: str = "",
+    parameters: Parameters | None = None,
+) -> Operation[InferResult]:
+    """A call with any number of answers; it is decoded one by one, and an error that is one of them is raised."""
+    method = messages.MODEL_STREAM_INFER
+
+    def decode(body: bytes) -> InferResult:
+        message = method.response.FromString(body)
+        if message.error_message:
+            raise _streamed_error(message)
+        return decode_response(message.infer_response.SerializeToString())
+
+    return Operation(method.path, _request(model, inputs, outputs, version, request_id, parameters), decode, model)
+
+
+def _streamed_error(message: inference_pb2.ModelStreamInferResponse) -> HexcombError:
+    """Other servers' streams say no status: then it is unknown whose fault it was."""
+    said = message.infer_response.parameters
+    status, retry_after_s = int(StatusCode.UNKNOWN), None
+    if messages.STREAM_STATUS_PARAMETER in said:
+        status = said[messages.STREAM_STATUS_PARAMETER].int64_param
+    if messages.STREAM_RETRY_AFTER_PARAMETER in said:
+        retry_after_s = max(0, said[messages.STREAM_RETRY_AFTER_PARAMETER].int64_param) / 1000
+    return error_of(status, message.error_message, retry_after_s)
+
+
+def _request(
+    model: str,
+    inputs: Mapping[str, ArrayLike],
+    outputs: Sequence[str],
+    version: str,
+    request_id: str,
+    parameters: Parameters | None,
+) -> bytes:
+    if isinstance(outputs, str):
+        raise InvalidRequest(f"outputs is {outputs!r}; give a list of names", StatusCode.INVALID_ARGUMENT)
     try:
-        body = encode_request(model, arrays, outputs, version, request_id)
+        arrays = {name: _array(name, value) for name, value in inputs.items()}
+        return encode_request(model, arrays, outputs, version, request_id, parameters)
     except UnsendableOutput as error:
         raise InvalidRequest(f"cannot send this request: {error}", StatusCode.INVALID_ARGUMENT) from error
-    return Operation(messages.MODEL_INFER.path, body, decode_response, model)
+
+
+def _array(name: str, value: ArrayLike) -> np.ndarray[Any, Any]:
+    """Lists, scalars, arrays and pandas Series, those with pandas' own datatypes too."""
+    # A Series of nullable numbers is an array of objects to NumPy, unless it is asked for the numbers.
+    numbers = getattr(getattr(value, "dtype", None), "numpy_dtype", None)
+    try:
+        return np.asarray(value, dtype=numbers if isinstance(numbers, np.dtype) else None)
+    except (TypeError, ValueError) as error:
+        raise UnsendableOutput(f"tensor {name!r} cannot be made an array: {error}") from error
 
 
 def server_live() -> Operation[bool]:
@@ -196,6 +259,14 @@ def pod_status(pod: str) -> Operation[hexcomb_pb2.PodStatusResponse]:
 
 def set_pinned(model_id: str, pinned: bool) -> Operation[hexcomb_pb2.ModelDescription]:
     return _plain(messages.SET_PINNED, hexcomb_pb2.SetPinnedRequest(id=model_id, pinned=pinned))
+
+
+def statistics(model: str, version: str) -> Operation[inference_pb2.ModelStatisticsResponse]:
+    return _plain(messages.MODEL_STATISTICS, inference_pb2.ModelStatisticsRequest(name=model, version=version))
+
+
+def unload(model: str) -> Operation[inference_pb2.RepositoryModelUnloadResponse]:
+    return _plain(messages.REPOSITORY_UNLOAD, inference_pb2.RepositoryModelUnloadRequest(model_name=model))
 
 
 def ensure_loaded(model_id: str, wait: bool) -> Operation[mmesh_pb2.ModelStatusInfo]:

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
 from mesh.endpoint.access import Access
@@ -368,7 +368,11 @@ def _error_message(body: bytes, error: TransportError) -> bytes:
     envelope = _readable(body)
     told = inference_pb2.ModelStreamInferResponse(error_message=error.message)
     told.infer_response.model_name, told.infer_response.id = envelope.model_name, envelope.request_id
-    told.infer_response.parameters["triton_final_response"].bool_param = True
+    parameters = told.infer_response.parameters
+    parameters["triton_final_response"].bool_param = True
+    parameters[messages.STREAM_STATUS_PARAMETER].int64_param = int(error.status)
+    if error.retry_after_s is not None and isfinite(error.retry_after_s):
+        parameters[messages.STREAM_RETRY_AFTER_PARAMETER].int64_param = round(1000 * error.retry_after_s)
     return told.SerializeToString()
 
 

@@ -143,9 +143,12 @@ def encode_request(
     outputs: Sequence[str] = (),
     model_version: str = "",
     request_id: str = "",
+    parameters: Mapping[str, bool | int | float | str] | None = None,
 ) -> bytes:
     """Write a ModelInferRequest (for clients). Raises UnsendableOutput, which then speaks of an input."""
     request = ModelInferRequest(model_name=model_name, model_version=model_version, id=request_id)
+    for key, value in (parameters or {}).items():
+        _set_parameter(request, key, value)
     raw: list[Buffer] = []
     for name, array in inputs.items():
         datatype, data = encode_tensor(name, array)
@@ -154,6 +157,23 @@ def encode_request(
     for name in outputs:
         request.outputs.add(name=name)
     return with_raw(request.SerializeToString(), RAW_INPUTS, raw)
+
+
+def _set_parameter(request: ModelInferRequest, key: str, value: bool | int | float | str) -> None:
+    parameter = request.parameters[key]
+    try:
+        if isinstance(value, bool):  # first, since it is an int
+            parameter.bool_param = value
+        elif isinstance(value, int):
+            parameter.int64_param = value
+        elif isinstance(value, float):
+            parameter.double_param = value
+        else:
+            parameter.string_param = value
+    except (TypeError, ValueError) as error:
+        raise UnsendableOutput(
+            f"parameter {key!r} is {value!r}; a parameter is true or false, a whole number of 64 bits, a number or text"
+        ) from error
 
 
 def decode_response(body: Buffer) -> InferResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -26,11 +27,14 @@ from mesh.client import (
     Unsupported,
     registration,
 )
+from mesh.client.errors import error_of
 from mesh.client.operations import CHUNK_BYTES_MAX, CHUNK_ENTRIES_MAX
 from mesh.transport.base import Call, ListenAddress, Routes, StatusCode, TransportError
 from mesh.transport.grpcio_transport import GrpcioTransport
 from mesh.wire import messages
 from mesh.wire.generated import hexcomb_pb2, inference_pb2, mmesh_pb2
+from mesh.wire.generated.inference_pb2 import ModelInferResponse as InferResponse
+from mesh.wire.generated.inference_pb2 import ModelStreamInferResponse
 from mesh.wire.tensors import decode_request, encode_response
 
 SOON = RetryPolicy(attempts_max=3, backoff_first_s=0.001, backoff_max_s=0.01)
@@ -351,3 +355,62 @@ async def test_a_pod_on_this_machine_is_not_asked_for_through_a_proxy(
     for endpoint in (pod.endpoint, pod.endpoint.replace("127.0.0.1", "localhost")):
         async with AsyncClient(endpoint, retry=RetryPolicy(attempts_max=1)) as client:
             assert await client.server_live(timeout_s=10)
+
+
+def test_an_error_goes_through_a_process_boundary_as_it_is():
+    error = error_of(StatusCode.RESOURCE_EXHAUSTED, "full", 0.5)
+    error.endpoint, error.attempts, error.answered = "pod:1", 3, False
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301
+    assert type(copy) is Overloaded
+    assert (copy.message, copy.code, copy.retry_after_s) == ("full", "RESOURCE_EXHAUSTED", 0.5)
+    assert (copy.endpoint, copy.attempts, copy.answered) == ("pod:1", 3, False)
+
+
+async def test_an_error_says_who_was_asked_and_how_often(pod, ask):
+    full = TransportError(StatusCode.RESOURCE_EXHAUSTED, "full", retry_after_s=0.001)
+    pod.answers[messages.SERVER_LIVE.path] = [full, full, full]
+    with pytest.raises(Overloaded) as failure:
+        await ask("server_live")
+    assert (failure.value.endpoint, failure.value.attempts) == (pod.endpoint, 3)
+    with pytest.raises(InvalidRequest) as failure:
+        await ask("infer", "m", {"x": np.array([1j])})
+    assert (failure.value.endpoint, failure.value.attempts) == ("", 0)
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+async def test_a_stream_is_begun_again_until_its_first_answer_and_not_after(kind):
+    """What was answered once is not asked for again: the answers would come twice."""
+    begun: list[int] = []
+    answer = ModelStreamInferResponse(infer_response=InferResponse(model_name="m"))
+    in_band = ModelStreamInferResponse(error_message="full")
+    in_band.infer_response.parameters[messages.STREAM_STATUS_PARAMETER].int64_param = StatusCode.UNAVAILABLE
+
+    async def stream(call: Call, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        begun.append(len(begun))
+        if len(begun) == 1:
+            raise TransportError(StatusCode.UNAVAILABLE, "not yet")
+        if len(begun) == 2:
+            yield in_band.SerializeToString()
+            return
+        yield answer.SerializeToString()
+        raise TransportError(StatusCode.UNAVAILABLE, "gone")
+
+    routes = Routes({}, {messages.MODEL_STREAM_INFER.path: stream})
+    transport = GrpcioTransport(routes, [ListenAddress("127.0.0.1:0")])
+    await transport.start()
+    endpoint = transport.addresses[0].address
+    taken: list[str] = []
+
+    def blocking() -> None:
+        with Client(endpoint, retry=SOON, timeout_s=20) as client:
+            taken.extend(result.model_name for result in client.infer_stream("m", {}))
+
+    async def on_the_loop() -> None:
+        async with AsyncClient(endpoint, retry=SOON, timeout_s=20) as client:
+            async for result in client.infer_stream("m", {}):
+                taken.extend([result.model_name])
+
+    with pytest.raises(Unavailable, match="gone"):
+        await (asyncio.to_thread(blocking) if kind == "blocking" else on_the_loop())
+    assert (taken, len(begun)) == (["m"], 3)
+    await transport.stop(0)
