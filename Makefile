@@ -10,7 +10,7 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 SIM_ARGS ?= --seeds 1000 --steps 10000
 
-.PHONY: demo test test-clients tests-of-pods tests-beside check fmt bench bench-peers conformance-peers sim protos clean
+.PHONY: demo test test-clients test-cluster tests-of-pods tests-beside check fmt bench bench-peers conformance-peers sim protos clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/hexcomb demo $(DEMO_ARGS)
@@ -32,6 +32,11 @@ tests-of-pods:
 # Clients and servers of others, each as its maker ships it, in environments of their own under .cache/.
 test-clients: $(TEST_STAMP)
 	$(BIN)/python -m pytest -q -m clients tests $(PYTEST_ARGS)
+
+# The controller against a real API server: built from its Go module the first time, which takes many minutes.
+test-cluster: $(TEST_STAMP)
+	$(BIN)/python -m tests.cluster.kubernetes_programs
+	$(BIN)/python -m pytest -q tests/cluster $(PYTEST_ARGS)
 
 # Real pods mostly wait: for leases, deadlines, each other. What only computes takes the processor meanwhile, at a lower
 # priority (a third as much as a pod where both want it), so that the pods hardly notice. What it prints comes at its end.

@@ -33,10 +33,13 @@ class Authority:
         signed = self._sign(self._name, self._key.public_key(), x509.BasicConstraints(ca=True, path_length=0), None, 30)
         self.certificate.write_bytes(signed)
 
-    def issue(self, name: str, *, host: str = "127.0.0.1", valid_days: int = 30) -> Certificate:
+    def issue(self, name: str, *, host: str = "127.0.0.1", valid_days: int = 30, organization: str = "") -> Certificate:
         """A certificate for a server or a client; with negative days it has expired."""
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        names_of_subject = [x509.NameAttribute(NameOID.COMMON_NAME, name)]
+        if organization:
+            names_of_subject.append(x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization))
+        subject = x509.Name(names_of_subject)
         constraints = x509.BasicConstraints(ca=False, path_length=None)
         names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))])
         issued = Certificate(self._directory / f"{name}.crt", self._directory / f"{name}.key")

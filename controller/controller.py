@@ -1,0 +1,204 @@
+"""The controller: informers, a queue, workers, and the watch over the mesh, put together.
+
+What changes in the cluster puts a service into the queue: the service itself, a child of it, a runtime of its namespace
+or of the cluster. What changes on the mesh does so by asking: a decision that waits for something says when to look
+again, and every namespace with services is asked for everything now and then, so that an emptied store is refilled and
+what somebody took away comes back.
+
+Only the leader works the queue; the others keep their informers warm. One that loses its lease ends, and is started
+again by whoever runs it: there is no way back to standing by, so no state that could be stale.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+
+from controller.back_off import BackOff
+from controller.cluster_api import CLUSTER_SERVING_RUNTIMES, INFERENCE_SERVICES, SERVING_RUNTIMES, ClusterApi, Kind
+from controller.cluster_errors import ClusterError, Conflict, Unreachable
+from controller.cluster_events import Recorder
+from controller.informers import Informer, Key
+from controller.leader import Leadership
+from controller.mesh_mirror import MeshMirror
+from controller.names import FIELD_MANAGER, MANAGED_BY_LABEL, SERVICE_LABEL
+from controller.owned_children import SERVICES, NameTaken, OwnedChildren
+from controller.reconciler import Cluster, Reconciler
+from controller.settings import Settings
+from controller.status import Event
+from controller.telemetry import Telemetry
+from controller.work_queue import WorkQueue
+from mesh.client import AsyncClient, DeadlineExceeded, HexcombError, Overloaded, Unavailable
+
+log = logging.getLogger("hexcomb.controller")
+
+
+class Controller:
+    """Belongs to the loop that it is made on."""
+
+    def __init__(self, settings: Settings, api: ClusterApi, telemetry: Telemetry) -> None:
+        self._settings = settings
+        self._telemetry = telemetry
+        self._identity = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+        self._api = api
+        self._queue: WorkQueue[Key] = WorkQueue(self._back_off)
+        self._services = self._informer(INFERENCE_SERVICES, self._queue.add)
+        self._runtimes = self._informer(SERVING_RUNTIMES, self._runtime_changed)
+        self._cluster_runtimes = Informer(
+            api, CLUSTER_SERVING_RUNTIMES, self._cluster_runtime_changed, back_off=self._back_off()
+        )
+        self._children = self._informer(SERVICES, self._child_changed, f"{MANAGED_BY_LABEL}={FIELD_MANAGER}")
+        self._mirror = MeshMirror(self._connect, age_max_s=settings.mesh_view_age_max_s)
+        self._recorder = Recorder(api, self._identity)
+        self._owner_of: dict[Key, str] = {}
+        """Of each child, the service: a child that is gone can no longer be asked."""
+        self._told: dict[Key, str] = {}
+        """What was last told of a service that cannot be worked on."""
+        self._reconciler = Reconciler(
+            api,
+            Cluster(self._services, self._runtimes, self._cluster_runtimes),
+            OwnedChildren(api, {("v1", "Service"): self._children}),
+            self._mirror,
+            settings.policy(),
+            self._recorder,
+        )
+        telemetry.show("services", "InferenceServices that are known.", lambda: len(self._services))
+        telemetry.show("queue", "Services that wait for a worker.", lambda: len(self._queue))
+        telemetry.show("failing", "Services whose last look failed.", lambda: self._queue.failing)
+
+    def why_unready(self) -> str:
+        """Empty when it is."""
+        missing = [str(informer.kind) for informer in self._informers if not informer.is_complete.is_set()]
+        return f"not read yet: {', '.join(missing)}" if missing else ""
+
+    async def run(self) -> None:
+        """Act until cancelled; returns only when the lease was lost."""
+        async with asyncio.TaskGroup() as tasks:
+            background = [tasks.create_task(informer.run()) for informer in self._informers]
+            for informer in self._informers:
+                await informer.is_complete.wait()
+            log.info("%d InferenceServices are known", len(self._services))
+            await self._lead(tasks, background)
+            for task in background:
+                task.cancel()
+
+    async def close(self) -> None:
+        """Connections to the mesh end."""
+        await self._mirror.close()
+
+    async def _lead(self, tasks: asyncio.TaskGroup, background: list[asyncio.Task[None]]) -> None:
+        settings = self._settings
+        leadership = Leadership(self._api, settings.lease_namespace, settings.lease_name, self._identity)
+        if settings.leader_elect:
+            await leadership.acquire()
+        self._telemetry.is_leading.set(1)
+        background += [tasks.create_task(self._work()) for _ in range(settings.workers)]
+        background.append(tasks.create_task(self._watch_mesh()))
+        try:
+            if settings.leader_elect:
+                await leadership.hold()
+            else:
+                await asyncio.Event().wait()
+        finally:
+            self._telemetry.is_leading.set(0)
+            try:
+                await leadership.release()
+            except ClusterError as error:
+                log.warning("the lease stays ours until it runs out: %s", error)
+
+    async def _work(self) -> None:
+        while True:
+            await self._work_once(await self._queue.take())
+
+    async def _work_once(self, key: Key) -> None:
+        began_s = time.monotonic()
+        outcome = "ok"
+        try:
+            requeue_s = await self._reconciler.turn(key)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # whatever it is, other services go on
+            outcome = type(error).__name__
+            await self._failed(key, error)
+        else:
+            self._told.pop(key, None)
+            self._queue.done(key)
+            if requeue_s is not None:
+                self._queue.add_after(key, requeue_s)
+        finally:
+            self._telemetry.turn_seconds.labels(outcome=outcome).observe(time.monotonic() - began_s)
+
+    async def _failed(self, key: Key, error: Exception) -> None:
+        known = isinstance(error, ClusterError | HexcombError | NameTaken)
+        at_least_s = getattr(error, "retry_after_s", None) or 0.0
+        delay_s = self._queue.failed(key, at_least_s)
+        log.log(
+            logging.WARNING if known else logging.ERROR,
+            "%s/%s: %s: %s; again in %.1f s",
+            *key,
+            type(error).__name__,
+            error,
+            delay_s,
+            exc_info=None if known else error,
+        )
+        # Once per kind of trouble: the message may hold a number that differs each time.
+        service = self._services.get(key)
+        passes = isinstance(error, Unreachable | Conflict | Unavailable | DeadlineExceeded | Overloaded)
+        if service is not None and self._told.get(key) != type(error).__name__ and not passes:
+            self._told[key] = type(error).__name__
+            await self._recorder.record(service, Event("Warning", "InternalError", str(error)))
+
+    async def _watch_mesh(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.mesh_resync_s)
+            for namespace in {key[0] for key in self._services.keys()}:  # noqa: SIM118  # it is no mapping
+                try:
+                    for service in await self._mirror.changed_services(namespace):
+                        self._queue.add((namespace, service))
+                except HexcombError as error:
+                    log.warning("the mesh does not answer for tenant %s: %s", namespace, error)
+
+    @property
+    def _informers(self) -> tuple[Informer, ...]:
+        return self._services, self._runtimes, self._cluster_runtimes, self._children
+
+    def _informer(self, kind: Kind, changed: Callable[[Key], None], labels: str = "") -> Informer:
+        return Informer(
+            self._api,
+            kind,
+            changed,
+            namespace=self._settings.watch_namespace,
+            labels=labels,
+            back_off=self._back_off(),
+        )
+
+    def _back_off(self) -> BackOff:
+        return BackOff(self._settings.retry_base_s, self._settings.retry_max_s)
+
+    def _connect(self, namespace: str) -> AsyncClient:
+        return AsyncClient(
+            self._settings.mesh_endpoint,
+            tenant=namespace,
+            timeout_s=self._settings.mesh_timeout_s,
+            follow_owners=False,
+        )
+
+    def _runtime_changed(self, key: Key) -> None:
+        for service in self._services.of_namespace(key[0]):
+            self._queue.add((key[0], service["metadata"]["name"]))
+
+    def _cluster_runtime_changed(self, key: Key) -> None:
+        for service in self._services.keys():  # noqa: SIM118  # it is no mapping
+            self._queue.add(service)
+
+    def _child_changed(self, key: Key) -> None:
+        child = self._children.get(key)
+        if child is not None:
+            self._owner_of[key] = child["metadata"].get("labels", {}).get(SERVICE_LABEL, "")
+        service = self._owner_of[key] if child is not None else self._owner_of.pop(key, "")
+        if service:
+            self._queue.add((key[0], service))
