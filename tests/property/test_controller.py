@@ -1,0 +1,86 @@
+"""Whatever people write into an InferenceService, and in whatever order: an answer, and rest."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controller.desired import desired
+from controller.objects import Objects
+from controller.policy import Policy
+from controller.quantities import bytes_of
+from tests.unit.controller.builders import NOW_S, World, service, sklearn
+
+WORDS = (
+    "predictor model sklearn onnx storageUri storage key path parameters modelFormat name version minReplicas timeout "
+    "maxReplicas canaryTrafficPercent resources requests limits memory cpu containers batcher maxBatchSize canary "
+    "transformer conditions hexcomb stable id spec seenLoaded metadata annotations generation labels"
+).split(" ")
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 200) | st.text(max_size=6) | st.sampled_from(["s3://b/x", "512Mi"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+    max_leaves=25,
+)
+URIS = tuple(f"s3://models/{version}" for version in range(3))
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from(URIS), st.none() | st.integers(0, 100), st.sampled_from(["turn", "rest", "lose", "forget"])
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(spec=JSON, status=JSON, annotations=JSON, beside=st.booleans())
+@settings(deadline=None, max_examples=200)
+def test_any_object_has_an_answer(spec: Any, status: Any, annotations: Any, beside: bool) -> None:
+    said = {**service(), "spec": spec, "status": status}
+    said["metadata"] = {**said["metadata"], "annotations": annotations}
+    before = copy.deepcopy(said)
+    world = World()
+    for whole in (said, {**service(), "status": status}, {"metadata": spec, "spec": status}):
+        decided = desired(Objects(whole), world.mesh, Policy(beside_kserve=beside), NOW_S)
+        if decided.acts and decided.status:
+            assert {"Ready", "PredictorReady", "IngressReady"} <= {one["type"] for one in decided.status["conditions"]}
+    assert said == before
+
+
+@given(changes=CHANGES, bad=st.frozensets(st.sampled_from(URIS[1:]), max_size=2))
+@settings(deadline=None, max_examples=100)
+def test_a_name_that_served_goes_on_serving_and_everything_comes_to_rest(
+    changes: list[tuple[str, int | None, str]], bad: frozenset[str]
+) -> None:
+    world = World(service(sklearn(URIS[0])), bad=bad)
+    world.rest()
+    for uri, percent, then in changes:
+        world.apply(service(sklearn(uri, canaryTrafficPercent=percent)))
+        if then == "lose":
+            world.mesh = World().mesh
+        if then == "forget":
+            del world.object["status"]
+        if then == "rest":
+            world.rest()
+        else:
+            world.turn()
+        alias = world.mesh.aliases["iris"]
+        for model_id in alias.weights or (alias.active,):
+            assert then in ("lose", "forget") or world.mesh.models[model_id].spec["uri"] not in bad
+    last = world.rest()
+    assert len(world.mesh.models) <= 2
+    alias = world.mesh.aliases["iris"]
+    serving = {world.mesh.models[model_id].spec["uri"] for model_id in alias.weights or (alias.active,)}
+    uri, percent, _ = changes[-1]
+    if uri not in bad and (percent is None or percent == 100):
+        assert serving == {uri}
+    assert last.status == world.status
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["", "k", "Ki", "M", "Mi", "G", "Gi", "m", "e3"]))
+def test_a_quantity_is_rounded_up_and_garbage_is_none(number: int, unit: str) -> None:
+    size = bytes_of(f"{number}{unit}")
+    assert size is not None
+    assert size >= (number if unit not in ("m",) else number // 1000)
+    assert bytes_of(f"x{number}") is None
