@@ -14,11 +14,44 @@ from controller.policy import Policy
 from controller.quantities import bytes_of
 from tests.unit.controller.builders import NOW_S, World, service, sklearn
 
-WORDS = (
-    "predictor model sklearn onnx storageUri storage key path parameters modelFormat name version minReplicas timeout "
-    "maxReplicas canaryTrafficPercent resources requests limits memory cpu containers batcher maxBatchSize canary "
-    "transformer conditions hexcomb stable id spec seenLoaded metadata annotations generation labels"
-).split(" ")
+WORDS = [
+    "predictor",
+    "model",
+    "sklearn",
+    "onnx",
+    "storageUri",
+    "storage",
+    "key",
+    "path",
+    "parameters",
+    "modelFormat",
+    "name",
+    "version",
+    "minReplicas",
+    "timeout",
+    "maxReplicas",
+    "canaryTrafficPercent",
+    "resources",
+    "requests",
+    "limits",
+    "memory",
+    "cpu",
+    "containers",
+    "batcher",
+    "maxBatchSize",
+    "canary",
+    "transformer",
+    "conditions",
+    "hexcomb",
+    "stable",
+    "id",
+    "spec",
+    "seenLoaded",
+    "metadata",
+    "annotations",
+    "generation",
+    "labels",
+]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 200) | st.text(max_size=6) | st.sampled_from(["s3://b/x", "512Mi"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
