@@ -44,9 +44,9 @@ def child(
     return {"apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": dict(spec)}
 
 
-def host_of(service: Service, policy: Policy) -> str:
-    """The predictor's name in the cluster: the same on the mesh and in pods of its own."""
-    return f"{names.predictor_name(service.name)}.{service.namespace}.svc.{policy.cluster_domain}"
+def host_of(service: Service, policy: Policy, predictor: str = "") -> str:
+    """The predictor's name in the cluster: the same on the mesh and in pods of its own, unless it has a name itself."""
+    return f"{names.predictor_name(service.name, predictor)}.{service.namespace}.svc.{policy.cluster_domain}"
 
 
 def mesh_service(service: Service, policy: Policy) -> dict[str, Any]:

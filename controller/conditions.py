@@ -17,7 +17,7 @@ from typing import Any
 from controller.reading import Manifest
 
 READY, PREDICTOR_READY, INGRESS_READY = "Ready", "PredictorReady", "IngressReady"
-MODE_CHOSEN, FIELDS_HONOURED, STOPPED = "ModeChosen", "FieldsHonoured", "Stopped"
+MODE_CHOSEN, FIELDS_HONOURED, MOVING, STOPPED = "ModeChosen", "FieldsHonoured", "Moving", "Stopped"
 _DECISIVE = (PREDICTOR_READY, INGRESS_READY)
 MESSAGE_LENGTH_MAX = 2048
 """Enough for a dozen fields with their reasons; etcd holds it for every service."""

@@ -15,33 +15,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from controller.children import mesh_service
+from controller.conditions import Truth
+from controller.dedicated.planning import InPods, plan_dedicated
 from controller.mesh_view import MeshView
 from controller.modes import Chosen, Refused, Undecided, choose_mode, is_ours, mode_asked_for
 from controller.objects import Objects
+from controller.places import Made, in_own_pods, left_on_the_mesh, on_the_mesh
+from controller.placing import Step, plan_step, read_place
 from controller.policy import Mode, Policy
 from controller.reading import NOTHING, InvalidField, Manifest
-from controller.registration import Against, OnMesh, Registration, plan_registration
-from controller.rollout import Alias, plan_rollout, read_remembered
+from controller.registration import OnMesh, Registration, plan_registration
+from controller.rollout import Alias
 from controller.service_view import read_service
 from controller.status import (
     Event,
-    Turn,
     events_between,
     status_invalid,
-    status_on_mesh,
+    status_moving,
+    status_of,
     status_refused,
     status_stopped,
     status_undecided,
 )
+from controller.turn import Turn
 
 
 @dataclass(frozen=True, slots=True)
 class Desired:
     """What whoever acts has to bring about, in the order of the fields.
 
-    Owned children that are not listed go, after the aliases point elsewhere; so do models of the service that are in
-    neither `registrations` nor `keep_models`, and aliases of ours that are not listed.
+    Owned children that are in neither `children` nor `keep_children` go, after the aliases point elsewhere; so do
+    models of the service in neither `registrations` nor `keep_models`, and aliases of ours that are not listed.
     """
 
     acts: bool = True
@@ -51,6 +55,8 @@ class Desired:
     mode: Mode | None = None
     """Where the service is, or is going; None where that is not decided."""
     children: tuple[Manifest, ...] = ()
+    keep_children: frozenset[tuple[str, str]] = frozenset()
+    """Kind and name of owned children that are neither applied nor removed."""
     registrations: tuple[Registration, ...] = ()
     aliases: tuple[Alias, ...] = ()
     keep_models: frozenset[str] = frozenset()
@@ -76,34 +82,52 @@ def desired(objects: Objects, mesh: MeshView, policy: Policy, now_s: float) -> D
         if service.stopped:
             return _told(Desired(status=status_stopped(turn)), service.name, before)
         on_mesh = plan_registration(service, objects, mesh, policy)
+        in_pods = plan_dedicated(service, objects, policy)
     except InvalidField as error:
         return _invalid(whole, error, mesh, before, now_s)
-    return _told(_chosen(turn, choose_mode(asked, on_mesh, mesh), on_mesh), service.name, before)
-
-
-def _chosen(turn: Turn, choice: Chosen | Refused | Undecided, on_mesh: OnMesh | tuple[Against, ...]) -> Desired:
+    place, known = read_place(before), before.get("observedGeneration")
+    choice = choose_mode(asked, on_mesh, in_pods, mesh, place, same_generation=known == service.generation)
     if isinstance(choice, Undecided):
-        later_s = turn.policy.requeue_when_unreachable_s
-        return Desired(hold=True, status=status_undecided(turn, choice), requeue_after_s=later_s)
-    if isinstance(choice, Refused):
+        status, later_s = status_undecided(turn, choice), policy.requeue_when_unreachable_s
+        decided = Desired(hold=True, status=status, requeue_after_s=later_s)
+    elif isinstance(choice, Refused):
         # What a pod can load changes without any object's changing.
-        later_s = turn.policy.requeue_steady_s
-        return Desired(hold=True, mode=choice.mode, status=status_refused(turn, choice), requeue_after_s=later_s)
-    assert isinstance(on_mesh, OnMesh)
-    return _on_mesh(turn, choice, on_mesh)
+        status, later_s = status_refused(turn, choice), policy.requeue_steady_s
+        decided = Desired(hold=True, mode=choice.mode, status=status, requeue_after_s=later_s)
+    elif choice.mode is Mode.MESH and isinstance(on_mesh, OnMesh):
+        decided = _placed(turn, choice, on_the_mesh(turn, on_mesh))
+    else:
+        assert isinstance(in_pods, InPods), "chosen without a plan"
+        decided = _placed(turn, choice, in_own_pods(turn, in_pods))
+    return _told(decided, service.name, before)
 
 
-def _on_mesh(turn: Turn, choice: Chosen, on_mesh: OnMesh) -> Desired:
-    rollout = plan_rollout(turn.service, on_mesh.registration, turn.mesh, read_remembered(turn.before))
-    status, settled = status_on_mesh(turn, choice, on_mesh, rollout)
+def _placed(turn: Turn, choice: Chosen, made: Made) -> Desired:
+    """One step on the way to where the service should be; mostly it is there."""
+    policy = turn.policy
+    is_ready = made.condition.truth is Truth.TRUE
+    step, place = plan_step(read_place(turn.before), made.mode, is_ready, turn.before, policy.move_grace_s, turn.now_s)
+    held, memory = made.held, made.memory
+    if step is not Step.SETTLED and made.mode is Mode.DEDICATED:
+        held, memory = left_on_the_mesh(turn)
+    making = step is Step.MAKING
+    tell = status_moving if making else status_of
+    later_s = policy.requeue_steady_s if made.settled and step is Step.SETTLED else policy.requeue_while_loading_s
     return Desired(
-        mode=Mode.MESH,
-        children=(mesh_service(turn.service, turn.policy),),
-        registrations=rollout.registrations,
-        aliases=rollout.aliases,
-        keep_models=rollout.keep,
-        status=status,
-        requeue_after_s=turn.policy.requeue_steady_s if settled else turn.policy.requeue_while_loading_s,
+        mode=made.mode,
+        children=made.workload if making else (*made.workload, made.front),
+        keep_children=frozenset() if step is Step.SETTLED else _all_children(turn.objects),
+        registrations=held.registrations,
+        aliases=held.aliases,
+        keep_models=held.keep_models,
+        status=tell(turn, choice, made, place, memory),
+        requeue_after_s=later_s,
+    )
+
+
+def _all_children(objects: Objects) -> frozenset[tuple[str, str]]:
+    return frozenset(
+        (str(child.get("kind")), str(_object(child.get("metadata")).get("name"))) for child in objects.children
     )
 
 

@@ -52,9 +52,9 @@ TABLE: tuple[Row, ...] = (
     Row("spec.predictor.name", NOTED, HONOURED, "part of the names of pods"),
     Row("spec.predictor.minReplicas", HONOURED, HONOURED, "copies that are always loaded; the least pods"),
     Row("spec.predictor.maxReplicas", HONOURED, HONOURED, "the most copies; the most pods"),
-    Row("spec.predictor.scaleMetric", NOTED, HONOURED, "the mesh scales copies by the load that it measures"),
-    Row("spec.predictor.scaleTarget", NOTED, HONOURED, "as scaleMetric"),
-    Row("spec.predictor.scaleMetricType", NOTED, HONOURED, "as scaleMetric"),
+    Row("spec.predictor.scaleMetric", NOTED, HONOURED, "the mesh scales copies by measured load; pods: cpu, memory"),
+    Row("spec.predictor.scaleTarget", NOTED, HONOURED, "as scaleMetric; percent"),
+    Row("spec.predictor.scaleMetricType", NOTED, NOTED, "targets are percentages of what is requested"),
     Row("spec.predictor.autoScaling", MOVED, REFUSED, "lists of metrics: not built"),
     Row(
         "spec.predictor.containerConcurrency", NOTED, NOTED, "the mesh bounds runs per pod; there is no proxy in a pod"

@@ -9,9 +9,10 @@ Without KServe every service is ours.
 the other one); 2. `serving.kserve.io/deploymentMode`, with `RawDeployment` and `Serverless` read as `Standard` and
 `Knative`, and other words ignored, as KServe does; 3. the policy's default.
 
-**Auto** is the mesh if it can serve the object as it is written; else pods of its own, if what is in the way would not
-be there; else nothing, and the status has the list. While no pod of the mesh answers, nobody knows what it can serve,
-and a service stays where it is.
+**Auto** is the mesh if it can serve the object as it is written; else pods of its own, if they can; else nothing, and
+the status has both lists. In pods of its own it stays for as long as they can serve it and nobody changes the object.
+While no pod of the mesh answers, or none that loads its format, nobody knows what the mesh can serve, and a service
+that is there stays there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from controller import names
+from controller.dedicated.planning import InPods
 from controller.mesh_view import MeshView
+from controller.placing import Place
 from controller.policy import Mode, Policy
 from controller.reading import InvalidField, Manifest
 from controller.registration import Against, OnMesh
@@ -28,7 +31,6 @@ from controller.registration import Against, OnMesh
 _LEGACY = {"RawDeployment": Mode.DEDICATED, "Serverless": Mode.KNATIVE}
 _WORDS = {**{mode.value: mode for mode in Mode}, **_LEGACY}
 _MOVES_SHOWN_MAX = 5
-_NOT_BUILT = "are not built yet; use mode ModelMesh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,9 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
-    """Nobody can say now."""
+    """Nobody can say now; it stays where it is."""
 
+    reason: str
     message: str
 
 
@@ -80,8 +83,16 @@ def mode_asked_for(annotations: Mapping[str, str], policy: Policy) -> Mode:
     return _WORDS.get(annotations.get(names.DEPLOYMENT_MODE, ""), policy.default_mode)
 
 
-def choose_mode(asked: Mode, on_mesh: OnMesh | tuple[Against, ...], mesh: MeshView) -> Chosen | Refused | Undecided:
-    """One of `Mode.MESH` and `Mode.DEDICATED`, unless it is refused."""
+def choose_mode(
+    asked: Mode,
+    on_mesh: OnMesh | tuple[Against, ...],
+    in_pods: InPods | tuple[Against, ...],
+    mesh: MeshView,
+    place: Place,
+    same_generation: bool,
+) -> Chosen | Refused | Undecided:
+    """One of `Mode.MESH` and `Mode.DEDICATED`, unless it is refused. `place`: where it is; `same_generation`: the
+    object has not changed since that was decided."""
     if asked is Mode.KNATIVE:
         return Refused(
             asked,
@@ -89,16 +100,25 @@ def choose_mode(asked: Mode, on_mesh: OnMesh | tuple[Against, ...], mesh: MeshVi
             "mode Knative is not built; the mesh scales to zero by nature: use mode ModelMesh with minReplicas: 0",
         )
     if asked is Mode.DEDICATED:
-        return Refused(asked, "InvalidPredictorSpec", f"pods of its own {_NOT_BUILT}")
+        if isinstance(in_pods, InPods):
+            return Chosen(asked, "AskedFor")
+        return Refused(asked, in_pods[0].reason, _listed(in_pods))
+    going_to = place.going_to or place.runs_on
+    if asked is Mode.AUTO and going_to is Mode.DEDICATED and same_generation and isinstance(in_pods, InPods):
+        return Chosen(Mode.DEDICATED, "NeedsOwnPods", "decided when this generation of the object came")
     if not mesh.reachable:
-        return Undecided("no pod of the mesh answers")
+        return Undecided("MeshUnreachable", "no pod of the mesh answers")
     if isinstance(on_mesh, OnMesh):
         return Chosen(Mode.MESH, "AskedFor" if asked is Mode.MESH else "FitsMesh")
     listed = _listed(on_mesh)
-    if asked is Mode.AUTO and all(one.moves for one in on_mesh):
-        listed = f"needs pods of its own, which {_NOT_BUILT}: {listed}"
-    first = next((one for one in on_mesh if asked is Mode.MESH or not one.moves), on_mesh[0])
-    return Refused(asked, first.reason, listed)
+    if place.runs_on is Mode.MESH and not any(one.of_object for one in on_mesh):
+        return Undecided(on_mesh[0].reason, f"it stays on the mesh as it is: {listed}")
+    if asked is Mode.MESH:
+        return Refused(asked, on_mesh[0].reason, listed)
+    if isinstance(in_pods, InPods):
+        return Chosen(Mode.DEDICATED, "NeedsOwnPods", listed)
+    message = f"on the mesh: {listed}; in pods of its own: {_listed(in_pods)}"
+    return Refused(asked, on_mesh[0].reason, message)
 
 
 def _listed(against: tuple[Against, ...]) -> str:

@@ -32,9 +32,9 @@ MESH_SERVICE = "inferenceservice"
 """Labels of a model on the mesh: by these the controller knows what is its own, and whose."""
 
 
-def predictor_name(service: str) -> str:
-    """Deployment, Service and autoscaler of the predictor."""
-    return f"{service}-predictor"
+def predictor_name(service: str, predictor: str = "") -> str:
+    """Deployment, Service and autoscaler of the predictor; `predictor` is its own name, if it has one."""
+    return f"{service}-{predictor}-predictor" if predictor else f"{service}-predictor"
 
 
 def mesh_labels(service: str) -> dict[str, str]:

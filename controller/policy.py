@@ -38,6 +38,11 @@ class Policy:
     cluster_domain: str = "cluster.local"
     load_when_applied: bool = True
     """A new service's model is loaded at once, so that its status tells whether it can be, unless minReplicas is 0."""
+    storage_initialiser_image: str = "kserve/storage-initializer:v0.20.0"
+    """Fetches the artifact in pods of a service's own: KServe's, so that what it fetched before is fetched again."""
+    move_grace_s: float = 60.0
+    """A service that has moved is left standing where it was for so long: names are cached for 30 s by many clusters'
+    DNS, and requests that run may take as long again."""
     requeue_while_loading_s: float = 1.0
     """The mesh has no watch for clients; a model that is loading is looked at again this soon."""
     requeue_when_unreachable_s: float = 5.0

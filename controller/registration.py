@@ -63,6 +63,8 @@ class Against:
     reason: str = "InvalidPredictorSpec"
     moves: bool = True
     """Pods of its own could do it."""
+    of_object: bool = True
+    """False: it lies in what the mesh is just now, and may pass without a change of the object."""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}"
@@ -106,7 +108,7 @@ def plan_registration(
         size_bytes = None
     if size_bytes is not None and 0 < mesh.capacity_bytes < size_bytes:
         problem = f"the model is said to take {size_bytes} bytes; the mesh's largest pod has {mesh.capacity_bytes}"
-        against.append(Against(f"{model.where}.resources.requests.memory", problem))
+        against.append(Against(f"{model.where}.resources.requests.memory", problem, of_object=False))
     if against:
         return tuple(against)
     registration = Registration(
@@ -127,7 +129,7 @@ def _against_format(model: Model, runtime: Runtime | None, mesh: MeshView) -> li
     needed, _ = MESH_FORMATS.get(model.format, (model.format, model.format))
     if needed not in mesh.formats:
         problem = f"no pod of the mesh loads {model.format}; they load {', '.join(sorted(mesh.formats)) or 'nothing'}"
-        against.append(Against(f"{model.where}.modelFormat.name", problem, "NoSupportingRuntime"))
+        against.append(Against(f"{model.where}.modelFormat.name", problem, "NoSupportingRuntime", of_object=False))
     if model.protocol and model.protocol not in MESH_PROTOCOLS:
         problem = f"is {model.protocol}; the mesh speaks {', '.join(MESH_PROTOCOLS)}"
         against.append(Against(f"{model.where}.protocolVersion", problem, "NoSupportingRuntime"))

@@ -155,7 +155,7 @@ def _component(part: Part) -> Component:
 
 def _model(predictor: Part, annotations: Mapping[str, str]) -> Model | None:
     given = [name for name in (*FRAMEWORKS, "model") if predictor.has(name)]
-    has_containers = any(True for _ in predictor.parts("containers"))
+    has_containers = bool(list(predictor.parts("containers")))
     # With a model, `containers` are those beside it: KServe takes the model's own as `kserve-container`.
     if len(given) > 1 or not (given or has_containers):
         allowed = ", ".join(("model", *FRAMEWORKS, "containers"))

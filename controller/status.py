@@ -8,16 +8,16 @@ Beyond KServe's fields the status has `hexcomb`: what the next turn has to know 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from controller import names
-from controller.children import host_of
 from controller.conditions import (
     FIELDS_HONOURED,
     INGRESS_READY,
     MODE_CHOSEN,
+    MOVING,
     PREDICTOR_READY,
     READY,
     STOPPED,
@@ -28,15 +28,13 @@ from controller.conditions import (
     shortened,
     truth_in,
 )
-from controller.mesh_view import MeshView
-from controller.model_status import standing_of
+from controller.dedicated.readiness import find_child
 from controller.modes import Chosen, Refused, Undecided
-from controller.objects import Objects
+from controller.places import Made
+from controller.placing import Place, place_in_status
 from controller.policy import Mode, Policy
 from controller.reading import InvalidField, Manifest
-from controller.registration import OnMesh
-from controller.rollout import Rollout, remembered_in_status
-from controller.service_view import Service
+from controller.turn import Turn
 
 _KEPT = ("url", "address", "components", "deploymentMode", "servingRuntimeName", "clusterServingRuntimeName", "hexcomb")
 """Of an earlier turn, when this one changes nothing that serves."""
@@ -51,60 +49,43 @@ class Event:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What one decision about one service is made from."""
-
-    service: Service
-    objects: Objects
-    mesh: MeshView
-    policy: Policy
-    before: Manifest
-    """The status that the object has."""
-    now_s: float
-
-
-def status_on_mesh(turn: Turn, choice: Chosen, on_mesh: OnMesh, rollout: Rollout) -> tuple[dict[str, Any], bool]:
-    """The status, and whether nothing is under way."""
-    service, policy = turn.service, turn.policy
-    standing = standing_of(service, rollout, turn.mesh)
+def status_of(turn: Turn, choice: Chosen, made: Made, place: Place, memory: dict[str, Any]) -> dict[str, Any]:
+    """Of a service that is where it should be."""
+    url = made.component["url"]
     conditions = [
-        standing.condition,
-        _ingress_condition(turn),
-        _mode_condition(choice),
-        *_noted_condition(on_mesh.noted),
+        made.condition,
+        _ingress_condition(turn, str(made.front["metadata"]["name"])),
+        Condition(MODE_CHOSEN, Truth.TRUE, choice.reason, _mode_message(choice)),
+        *_noted_condition(made),
     ]
-    host = host_of(service, policy)
-    rest_url = f"http://{host}" if policy.mesh_http_port == 80 else f"http://{host}:{policy.mesh_http_port}"
-    component: dict[str, Any] = {
-        # HTTP first: the host says the tenant there. Over gRPC callers send the namespace as `hexcomb-tenant`.
-        "url": rest_url,
-        "restUrl": rest_url,
-        "grpcUrl": f"grpc://{host}:{policy.mesh_grpc_port}",
-        "address": {"url": rest_url},
-        "latestCreatedRevision": rollout.latest,
-        "traffic": _traffic(service, rollout),
-    }
-    remembered = rollout.remembered
-    if rollout.latest in remembered.seen_loaded:
-        component["latestReadyRevision"] = rollout.latest
-    if remembered.stable is not None:
-        component["latestRolledoutRevision"] = remembered.stable.id
-    if remembered.previous:
-        component["previousRolledoutRevision"] = remembered.previous
     status: dict[str, Any] = {
-        **_conditions(service.generation, conditions, turn.before, turn.now_s),
-        "deploymentMode": Mode.MESH.value,
-        "url": rest_url,
-        "address": {"url": rest_url},
-        "components": {"predictor": component},
-        "modelStatus": standing.model_status,
-        "hexcomb": remembered_in_status(remembered),
+        **_conditions(turn.service.generation, conditions, turn.before, turn.now_s),
+        "deploymentMode": _mode_in_status(made.mode, turn.policy),
+        "url": url,
+        "address": {"url": url},
+        "components": {"predictor": made.component},
+        "modelStatus": made.model_status,
+        "hexcomb": {**memory, **place_in_status(place)},
     }
-    if on_mesh.runtime is not None:
-        field = "clusterServingRuntimeName" if on_mesh.runtime.of_cluster else "servingRuntimeName"
-        status[field] = on_mesh.runtime.name
-    return status, standing.settled
+    if made.runtime is not None:
+        field = "clusterServingRuntimeName" if made.runtime.of_cluster else "servingRuntimeName"
+        status[field] = made.runtime.name
+    return status
+
+
+def status_moving(turn: Turn, choice: Chosen, made: Made, place: Place, memory: dict[str, Any]) -> dict[str, Any]:
+    """Of a service that serves where it was, while `made` is being made ready."""
+    message = f"to {made.mode.value}: {made.condition.message or 'it is being made ready'}"
+    conditions = [
+        Condition(PREDICTOR_READY, Truth.TRUE, "Moving", "it serves where it was until the new place is ready"),
+        _ingress_kept(turn.before),
+        Condition(MODE_CHOSEN, Truth.TRUE, choice.reason, _mode_message(choice)),
+        Condition(MOVING, Truth.TRUE, made.condition.reason or "Moving", message),
+    ]
+    status = _kept(turn.service.generation, conditions, turn.before, turn.now_s, "", "")
+    status["modelStatus"] = {**made.model_status, "states": _states_while_moving(turn.before, made)}
+    status["hexcomb"] = {**memory, **place_in_status(place)}
+    return status
 
 
 def status_refused(turn: Turn, refused: Refused) -> dict[str, Any]:
@@ -129,7 +110,7 @@ def status_invalid(
 def status_undecided(turn: Turn, undecided: Undecided) -> dict[str, Any]:
     """Nobody can say now whether it serves."""
     conditions = [
-        Condition(PREDICTOR_READY, Truth.UNKNOWN, "MeshUnreachable", undecided.message),
+        Condition(PREDICTOR_READY, Truth.UNKNOWN, undecided.reason, undecided.message),
         _ingress_kept(turn.before),
     ]
     status = _kept(turn.service.generation, conditions, turn.before, turn.now_s, "", "")
@@ -199,11 +180,9 @@ def _refused_condition(reason: str, message: str, serving: str) -> Condition:
     return Condition(PREDICTOR_READY, Truth.FALSE, reason, message)
 
 
-def _ingress_condition(turn: Turn) -> Condition:
-    wanted = names.predictor_name(turn.service.name)
-    for manifest in turn.objects.children:
-        if manifest.get("kind") == "Service" and manifest.get("metadata", {}).get("name") == wanted:
-            return Condition(INGRESS_READY, Truth.TRUE)
+def _ingress_condition(turn: Turn, wanted: str) -> Condition:
+    if find_child(turn.objects, "Service", wanted) is not None:
+        return Condition(INGRESS_READY, Truth.TRUE)
     return Condition(INGRESS_READY, Truth.UNKNOWN, "ServiceNotCreated", f"Service {wanted} is not there yet")
 
 
@@ -216,29 +195,29 @@ def _ingress_kept(before: Manifest) -> Condition:
     )
 
 
-def _mode_condition(choice: Chosen) -> Condition:
-    message = choice.mode.value + (f": {choice.message}" if choice.message else "")
-    return Condition(MODE_CHOSEN, Truth.TRUE, choice.reason, message)
+def _mode_message(choice: Chosen) -> str:
+    return choice.mode.value + (f": {choice.message}" if choice.message else "")
 
 
-def _noted_condition(noted: tuple[str, ...]) -> tuple[Condition, ...]:
-    if not noted:
+def _mode_in_status(mode: Mode, policy: Policy) -> str:
+    # Beside KServe any other word would make its controller take the service over.
+    return Mode.MESH.value if policy.beside_kserve else mode.value
+
+
+def _noted_condition(made: Made) -> tuple[Condition, ...]:
+    if not made.noted:
         return ()
-    return (Condition(FIELDS_HONOURED, Truth.FALSE, "NoEffect", f"without effect on the mesh: {', '.join(noted)}"),)
+    where = "on the mesh" if made.mode is Mode.MESH else "in pods of its own"
+    return (Condition(FIELDS_HONOURED, Truth.FALSE, "NoEffect", f"without effect {where}: {', '.join(made.noted)}"),)
 
 
-def _traffic(service: Service, rollout: Rollout) -> list[dict[str, Any]]:
-    alias = next(alias for alias in rollout.aliases if alias.id == service.name)
-    tags = {other.target: other.id for other in rollout.aliases if other.id != service.name}
-    traffic: list[dict[str, Any]] = []
-    for model, percent in sorted(alias.weights.items()) or [(alias.target, 100)]:
-        entry: dict[str, Any] = {"revisionName": model, "percent": percent}
-        if model == rollout.latest:
-            entry["latestRevision"] = True
-        if model in tags:
-            entry["tag"] = "latest" if model == rollout.latest else "prev"
-        traffic.append(entry)
-    return traffic
+def _states_while_moving(before: Manifest, made: Made) -> dict[str, Any]:
+    """The active state is still that of the old place."""
+    model_status = before.get("modelStatus")
+    states = model_status.get("states") if isinstance(model_status, Mapping) else None
+    active = states.get("activeModelState") if isinstance(states, Mapping) else None
+    target = made.model_status["states"]["activeModelState"]
+    return {"activeModelState": active if isinstance(active, str) else "Pending", "targetModelState": target}
 
 
 def _reason(status: Manifest) -> str:

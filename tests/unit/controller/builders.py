@@ -73,6 +73,8 @@ class World:
     children: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     bad: frozenset[str] = frozenset()
     """URIs that do not load."""
+    pods_answer: bool = True
+    """Whether Deployments become available."""
     now_s: float = NOW_S
 
     def decide(self) -> Desired:
@@ -95,7 +97,13 @@ class World:
         return decided
 
     def _carry_out(self, decided: Desired) -> None:
-        self.children.update({(child["kind"], child["metadata"]["name"]): dict(child) for child in decided.children})
+        for child in decided.children:
+            key = child["kind"], child["metadata"]["name"]
+            known = self.children.get(key, {"status": {}, "metadata": {"generation": 0}})
+            changed = known.get("spec") != child["spec"]
+            generation = known["metadata"].get("generation", 0) + changed
+            metadata = {**child["metadata"], "generation": generation}
+            self.children[key] = {**child, "metadata": metadata, "status": known["status"]}
         models, aliases = dict(self.mesh.models), dict(self.mesh.aliases)
         for entry in decided.registrations:
             known = models.get(entry.id, MeshModel(entry.id))
@@ -115,10 +123,17 @@ class World:
             assert {alias.active, alias.target, *alias.weights} <= set(models), "an alias leads to no model"
         self.mesh = replace(self.mesh, models=models, aliases=aliases)
         wanted_children = {(child["kind"], child["metadata"]["name"]) for child in decided.children}
+        wanted_children |= decided.keep_children
         self.children = {key: child for key, child in self.children.items() if key in wanted_children}
 
-    def mesh_goes_on(self) -> None:
-        """Aliases that are on their way arrive, if their target loads."""
+    def goes_on(self) -> None:
+        """Aliases that are on their way arrive, if their target loads; Deployments become available, if they can."""
+        for key, child in self.children.items():
+            if key[0] == "Deployment":
+                available = {"type": "Available", "status": str(self.pods_answer), "reason": "MinimumReplicas"}
+                seen = {"observedGeneration": child["metadata"]["generation"], "conditions": [available]}
+                counts = {"replicas": 1, "readyReplicas": int(self.pods_answer)}
+                self.children[key] = {**child, "status": {**seen, **counts}}
         models, aliases = dict(self.mesh.models), dict(self.mesh.aliases)
         for alias in aliases.values():
             if alias.active != alias.target:
@@ -140,7 +155,7 @@ class World:
         for _ in range(turns_max):
             before = (self.object, self.mesh, dict(self.children))
             self.turn()
-            self.mesh_goes_on()
+            self.goes_on()
             if (self.object, self.mesh, self.children) == before:
                 return self.decide()
         raise AssertionError("it does not come to rest")

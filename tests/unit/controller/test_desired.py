@@ -225,7 +225,7 @@ def test_events_tell_of_turns_and_of_each_new_reason_once() -> None:
     told = []
     for _ in range(5):
         told += [event.reason for event in world.turn().events]
-        world.mesh_goes_on()
+        world.goes_on()
     assert told == ["InferenceServiceReady"]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from controller.dedicated.planning import InPods, plan_dedicated
 from controller.fields import MODEL, TABLE, Handling, Row, spoken_fields, table_in_markdown
 from controller.mesh_view import MeshView
 from controller.objects import Objects
@@ -112,6 +114,32 @@ def test_a_field_on_the_mesh_has_the_handling_of_its_row(row: Row) -> None:
     else:
         assert isinstance(planned, OnMesh), planned
         assert (path in planned.noted) is (row.mesh is Handling.NOTED)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.path)
+def test_a_field_in_pods_of_its_own_has_the_handling_of_its_row(row: Row) -> None:
+    said, path = saying(row)
+    if row.path == "spec.predictor.scaleMetric":
+        said["spec"]["predictor"]["scaleMetric"] = "memory"
+    if row.path == "spec.predictor.containers":
+        del said["spec"]["predictor"]["model"]
+    server = runtime("pool", {"name": "sklearn", "autoSelect": True}, {"name": "onnx", "autoSelect": True})
+    objects = Objects(said, cluster_runtimes=(server,))
+    planned = plan_dedicated(read_service(said), objects, Policy())
+    if row.dedicated is Handling.REFUSED:
+        assert not isinstance(planned, InPods)
+        assert path in [against.path for against in planned]
+        return
+    if path.endswith("schemaPath"):
+        return  # What it stands beside is refused.
+    assert isinstance(planned, InPods), planned
+    assert (path in planned.noted) is (row.dedicated is Handling.NOTED)
+    if row.dedicated is Handling.HONOURED:
+        plain = service({"model": {"modelFormat": {"name": "sklearn"}, "storageUri": "s3://models/iris"}})
+        without = plan_dedicated(read_service(plain), replace(objects, service=plain), Policy())
+        same = planned.workload == without.workload if isinstance(without, InPods) else False
+        # Those that choose among runtimes need not change what is chosen.
+        assert not same or path.endswith(("modelFormat", "runtime", "protocolVersion"))
 
 
 def test_fields_of_the_old_style_are_those_of_the_model() -> None:

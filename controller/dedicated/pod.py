@@ -1,0 +1,157 @@
+"""The pod of a predictor: a runtime's, with the object's fields over it and the artifact at `/mnt/models`.
+
+In this order: 1. the runtime's pod, its container rendered for this service; 2. what a known server needs; 3. what the
+object says of the container and of the pod; 4. the artifact's volume; 5. what every container of KServe has: its
+service's name in `INFERENCE_SERVICE_NAME`, and a readiness probe on its first port where it says none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from controller.dedicated.known_servers import image_for, server_additions, server_labels
+from controller.dedicated.merging import merged
+from controller.dedicated.model_volume import MODEL_DIR, ModelVolume, model_volume
+from controller.dedicated.templating import rendered
+from controller.policy import Policy
+from controller.reading import InvalidField, Part
+from controller.runtimes import Runtime
+from controller.service_view import FRAMEWORKS, Model, Service
+
+MAIN = "kserve-container"
+PORT_DEFAULT = 8080
+_READ_ONLY = "storage.kserve.io/readonly"
+_NOT_OF_THE_POD = frozenset(
+    {"name", "minReplicas", "maxReplicas", "scaleTarget", "scaleMetric", "scaleMetricType", "autoScaling"}
+    | {"containerConcurrency", "timeout", "canaryTrafficPercent", "logger", "batcher", "labels", "annotations"}
+    | {"deploymentStrategy", "workerSpec", "storageUris", "storageContainerName", "model", *FRAMEWORKS}
+)
+"""What a predictor says beside a pod's spec."""
+_NOT_OF_A_RUNTIMES_POD = frozenset(
+    {"supportedModelFormats", "multiModel", "disabled", "protocolVersions", "workerSpec", "labels", "annotations"}
+    | {"grpcEndpoint", "grpcDataEndpoint", "httpDataEndpoint", "replicas", "storageHelper", "builtInAdapter"}
+)
+_LISTS_OF_A_CONTAINER = ("env", "ports", "volumeMounts")
+
+
+@dataclass(frozen=True, slots=True)
+class PodTemplate:
+    """A pod's spec, and the labels and annotations that are its own."""
+
+    spec: dict[str, Any]
+    labels: dict[str, str]
+    annotations: dict[str, str]
+
+    @property
+    def main(self) -> Mapping[str, Any]:
+        """The container that serves."""
+        containers: list[dict[str, Any]] = self.spec["containers"]
+        return next((one for one in containers if one.get("name") == MAIN), containers[0])
+
+
+def predictor_pod(service: Service, runtime: Runtime | None, policy: Policy) -> PodTemplate:
+    """`runtime` is None for a predictor that is a container of its own. Raises InvalidField."""
+    said = {key: value for key, value in service.predictor.pod.value.items() if key not in _NOT_OF_THE_POD}
+    _check_lists(service.predictor.pod, ("containers", "initContainers", "volumes"))
+    for container in service.predictor.pod.parts("containers"):
+        _check_lists(container, _LISTS_OF_A_CONTAINER)
+    if service.model is None or runtime is None:
+        base: dict[str, Any] = {"containers": [_named(dict(part.value), _custom(service)) for part in _custom(service)]}
+        said.pop("containers", None)
+        labels: dict[str, str] = {}
+        annotations: dict[str, str] = {}
+        volume = _custom_volume(base["containers"][0], service, policy)
+    else:
+        base, labels, annotations = _runtimes_pod(service, service.model, runtime)
+        volume = _models_volume(service, service.model, policy)
+    pod = merged(base, said)
+    containers = [_completed(dict(container), service) for container in pod["containers"]]
+    main = next((one for one in containers if one.get("name") == MAIN), containers[0])
+    main["volumeMounts"] = [*main.get("volumeMounts", []), *volume.mounts]
+    main.setdefault("readinessProbe", _default_probe(main))
+    if not main["volumeMounts"]:
+        del main["volumeMounts"]
+    pod["containers"] = containers
+    if volume.volumes:
+        pod["volumes"] = [*pod.get("volumes", []), *volume.volumes]
+    if volume.init_containers:
+        pod["initContainers"] = [*volume.init_containers, *pod.get("initContainers", [])]
+    return PodTemplate(pod, labels, annotations)
+
+
+def _runtimes_pod(
+    service: Service, model: Model, runtime: Runtime
+) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    path = f"ServingRuntime {runtime.name}: spec.containers"
+    labels = {**runtime.spec.texts("labels"), **server_labels(runtime.name, model)}
+    annotations = {"modelFormat": model.format, **service.annotations}
+    containers = [dict(part.value) for part in runtime.spec.parts("containers")]
+    for part in (*runtime.spec.parts("containers"), model.container):
+        _check_lists(part, _LISTS_OF_A_CONTAINER)
+    _check_lists(runtime.spec, ("volumes", "initContainers"))
+    main = next((container for container in containers if container.get("name") == MAIN), None)
+    if main is None:
+        raise InvalidField(path, f"has no container named {MAIN}")
+    known = {**labels, **service.labels}
+    main.update(rendered(main, path, service.name, service.namespace, known, annotations))
+    version = "" if model.container.has("image") else model.runtime_version
+    container = merged(merged(main, server_additions(runtime.name, model, service.name)), model.container.value)
+    container["image"] = image_for(str(container.get("image", "")), runtime.name, version, container)
+    container["name"] = MAIN
+    pod = {key: value for key, value in runtime.spec.value.items() if key not in _NOT_OF_A_RUNTIMES_POD}
+    pod["containers"] = [container if one is main else one for one in containers]
+    return pod, labels, runtime.spec.texts("annotations")
+
+
+def _check_lists(part: Part, lists: tuple[str, ...]) -> None:
+    for name in lists:
+        list(part.parts(name))
+
+
+def _custom(service: Service) -> list[Part]:
+    return list(service.predictor.pod.parts("containers"))
+
+
+def _named(container: dict[str, Any], all_of_them: list[Part]) -> dict[str, Any]:
+    """The only container is the main one, whatever it is called."""
+    if len(all_of_them) == 1 or not container.get("name"):
+        container["name"] = MAIN
+    return container
+
+
+def _models_volume(service: Service, model: Model, policy: Policy) -> ModelVolume:
+    if model.storage is None:
+        return ModelVolume()
+    read_only = service.annotations.get(_READ_ONLY, "true").lower() != "false"
+    return model_volume(model.storage.uri, model.storage.where, policy.storage_initialiser_image, read_only)
+
+
+def _custom_volume(container: dict[str, Any], service: Service, policy: Policy) -> ModelVolume:
+    """A container with STORAGE_URI in its environment finds the artifact there, and the variable says where."""
+    env = list(container.get("env") or ())
+    for index, entry in enumerate(env):
+        if isinstance(entry, Mapping) and entry.get("name") == "STORAGE_URI" and entry.get("value"):
+            container["env"] = [*env[:index], {**entry, "value": MODEL_DIR}, *env[index + 1 :]]
+            path = f"{service.predictor.pod.at('containers')}[0].env[{index}].value"
+            return model_volume(str(entry["value"]), path, policy.storage_initialiser_image, True)
+    return ModelVolume()
+
+
+def _completed(container: dict[str, Any], service: Service) -> dict[str, Any]:
+    name = {"name": "INFERENCE_SERVICE_NAME", "value": service.name}
+    return merged(container, {"env": [name]}) if "env" in container else {**container, "env": [name]}
+
+
+def _default_probe(container: Mapping[str, Any]) -> dict[str, Any]:
+    ports = container.get("ports")
+    first = ports[0] if isinstance(ports, list) and ports and isinstance(ports[0], Mapping) else {}
+    port = first.get("containerPort", PORT_DEFAULT)
+    return {
+        "tcpSocket": {"port": port},
+        "timeoutSeconds": 1,
+        "periodSeconds": 10,
+        "successThreshold": 1,
+        "failureThreshold": 3,
+    }
