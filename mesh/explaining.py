@@ -38,6 +38,7 @@ from placement.records import ModelRecord
 from placement.registry import Registry
 
 PODS_NAMED_MAX = 5
+MODELS_NAMED_MAX = 16
 DETAILS_SHOWN_MAX = 4
 """Of what one decision considered."""
 
@@ -98,6 +99,8 @@ class Explaining:
 
     def explain(self, record: ModelRecord) -> ModelExplanation:
         """One registered model."""
+        if not record.spec.has_copies:
+            return self._pipeline(record)
         overview, status = self._overview, self._status.model(record)
         name = ModelName(record.tenant, record.id)
         own = [copy for copy in status.copies if copy.pod == overview.own_pod]
@@ -122,13 +125,28 @@ class Explaining:
             suspicion=suspicion_in_words(suspicion, record.generation),
         )
 
+    def _pipeline(self, record: ModelRecord) -> ModelExplanation:
+        status, parts = self._status.model(record), self._status.parts(record)
+        asked = [f"{model.id} ({self._status.model(model).state.value})" for model in parts.models[:MODELS_NAMED_MAX]]
+        more = f" and {len(parts.models) - len(asked)} more" if len(parts.models) > len(asked) else ""
+        summary = f"A pipeline, which has no copies. It asks: {', '.join(asked) or 'nothing'}{more}."
+        if status.failure is not None:
+            summary += f" It cannot answer: {status.failure.message}."
+        history = self._decisions(record)
+        return ModelExplanation(status, summary, "", "", (), tuple(sorted(history, key=lambda each: each.at_s)), "")
+
     def _history(self, record: ModelRecord, here: Explanation, now_s: float) -> tuple[Happening, ...]:
         own, offset_s = self._overview.own_pod, self._wall_clock() - now_s
         found = [Happening(note.at_s + offset_s, own, note.text) for note in here.notes]
-        for name in (record.id, *sorted(self._registry.aliases_of(record.tenant, record.id))):
-            decisions = self._overview.decisions(ModelName(record.tenant, name))
-            found.extend(Happening(each.at_s, own, decision_in_words(each)) for each in decisions)
-        return tuple(sorted(found, key=lambda each: each.at_s))
+        return tuple(sorted([*found, *self._decisions(record)], key=lambda each: each.at_s))
+
+    def _decisions(self, record: ModelRecord) -> list[Happening]:
+        own = self._overview.own_pod
+        return [
+            Happening(each.at_s, own, decision_in_words(each))
+            for name in (record.id, *sorted(self._registry.aliases_of(record.tenant, record.id)))
+            for each in self._overview.decisions(ModelName(record.tenant, name))
+        ]
 
 
 def with_own_pod(view: PoolView, own: Pod, status: ModelStatus, now_s: float) -> PoolView:

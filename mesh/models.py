@@ -24,6 +24,9 @@ from cache.events import EvictRequest, Forgive, SetPinned
 from cache.types import ModelKey, Refusal, RefusalKind
 from mesh.generations import key_of, wanted
 from mesh.loading.loading import Loading, Refused
+from mesh.pipelines.errors import BrokenPipeline
+from mesh.pipelines.registered import Pipelines
+from mesh.pipelines.spec import graph_of
 from mesh.serving import Serving
 from mesh.staging import ALWAYS_ISOLATED
 from placement.errors import InvalidSpec, NotFound, PlacementError
@@ -75,8 +78,10 @@ class Models:
         pool: PoolLoads | None = None,
         adapter_of: Callable[[str], RuntimeAdapter] | None = None,
         is_loaded_elsewhere: Callable[[str], bool] = lambda format_name: False,
+        pipelines: Pipelines | None = None,
     ) -> None:
         """`is_loaded_elsewhere`: whether another pod loads a format that this one does not know."""
+        self._pipelines = pipelines or Pipelines(registry)
         self._pool = pool
         self._adapter_of = adapter_of or (lambda format_name: adapter_for(format_name))
         self._is_loaded_elsewhere = is_loaded_elsewhere
@@ -92,6 +97,9 @@ class Models:
 
     def check(self, spec: ModelSpec) -> None:
         """What can be known of a spec before its artifact is fetched. Raises InvalidSpec."""
+        if not spec.has_copies:
+            graph_of(spec)
+            return
         try:
             location = parse_location(spec.uri)
             self._policy.check(location)
@@ -129,9 +137,11 @@ class Models:
         results: list[Registered | PlacementError | None] = [None] * len(entries)
         accepted: list[tuple[int, Registration]] = []
         result: Registered | PlacementError | None
+        together = {entry.id: entry.spec for entry in entries}
         for index, entry in enumerate(entries):
             try:
                 self.check(entry.spec)
+                self._pipelines.check(tenant, entry.id, entry.spec, together)
             except InvalidSpec as error:
                 results[index] = error
             else:
@@ -152,10 +162,15 @@ class Models:
 
     async def unregister(self, tenant: str, model_ids: Sequence[str]) -> list[bool | PlacementError]:
         """Whether each existed, or why it cannot go."""
-        return await self._registry.unregister_many(tenant, model_ids)
+        kept = {name: self._pipelines.why_kept(tenant, name, model_ids) for name in model_ids}
+        leaving = [name for name in model_ids if kept[name] is None]
+        gone = iter(await self._registry.unregister_many(tenant, leaving))
+        return [kept[name] or next(gone) for name in model_ids]
 
     async def set_pinned(self, tenant: str, model_id: str, pinned: bool) -> ModelRecord:
-        """Pin: load now and never evict. Raises NotFound."""
+        """Pin: load now and never evict. Raises NotFound, InvalidSpec."""
+        if self._pipelines.is_pipeline(tenant, model_id):
+            raise InvalidSpec(f"{model_id!r} is a pipeline, which has no copies to keep; pin the models that it asks")
         record = await self._registry.set_pinned(tenant, model_id, pinned)
         if pinned:
             self.keep_loaded(record)
@@ -167,7 +182,12 @@ class Models:
             self._loading.send(SetPinned(key_of(after), after.spec.pinned))
 
     def load_ahead(self, record: ModelRecord, *, background: bool = True) -> None:
-        """Begin to load; nobody waits. In the background it takes free room only, and evicts nothing."""
+        """Begin to load; nobody waits. In the background it takes free room only, and evicts nothing. Of a pipeline:
+        the models that it asks."""
+        if not record.spec.has_copies:
+            for model in self._pipelines.parts(record).models:
+                self.load_ahead(model, background=background)
+            return
         if self._pool is not None:
             self._spawn(self._load_in_pool(self._pool, record))
             return
@@ -190,7 +210,13 @@ class Models:
             await self.ensure_loaded(record, deadline_s)
 
     async def ensure_loaded(self, record: ModelRecord, deadline_s: float | None) -> None:
-        """Wait until the model is servable. Raises Refused."""
+        """Wait until the model is servable; of a pipeline, those that it asks. Raises Refused, BrokenPipeline."""
+        if not record.spec.has_copies:
+            parts = self._pipelines.parts(record)
+            if parts.problem:
+                raise BrokenPipeline(parts.problem)
+            await asyncio.gather(*(self.ensure_loaded(model, deadline_s) for model in parts.models))
+            return
         if self._pool is not None:
             await self._pool.load_somewhere(record, deadline_s, wait=True)
             return
@@ -198,7 +224,10 @@ class Models:
         resident.let_go()
 
     async def unload(self, record: ModelRecord) -> list[str]:
-        """Have every copy leave; it comes back when a request asks for it. What stood against it; empty: nothing."""
+        """Have every copy leave; it comes back when a request asks for it. What stood against it; empty: nothing. A
+        pipeline has none, and the models that it asks stay: others may ask them, too."""
+        if not record.spec.has_copies:
+            return []
         if self._pool is not None:
             return await self._pool.unload_everywhere(record)
         self._loading.send(EvictRequest(key_of(record)))

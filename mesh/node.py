@@ -55,6 +55,7 @@ from mesh.node_settings import (
 )
 from mesh.overview import Alone, InPool, Overview
 from mesh.parking import Parking
+from mesh.pipelines.registered import Pipelines
 from mesh.pod import PodView, RuntimeReport, default_pod_name
 from mesh.promoting import Promotions
 from mesh.promotion import PromotionLimits
@@ -257,8 +258,16 @@ class Node:
             access_log=self.access_log,
             large_came=self.large_requests.came,
         )
+        self.pipelines = Pipelines(self.registry, settings.pipeline_depth_max)
         self.models = Models(
-            self.registry, policy, self.loading, self.serving, self.pool, adapter_of, self._is_loaded_elsewhere
+            self.registry,
+            policy,
+            self.loading,
+            self.serving,
+            self.pool,
+            adapter_of,
+            self._is_loaded_elsewhere,
+            self.pipelines,
         )
         self._registrations = Registrations(
             self.registry, self.models, self.generations, self.loading, self.parking, self.telemetry
@@ -274,6 +283,7 @@ class Node:
             self.runner,
             world.clock,
             world.wall_clock,
+            self.pipelines.parts,
         )
         if self.pool is not None:
             self.pool.attach(self.loading)
@@ -294,6 +304,7 @@ class Node:
                 self.models,
                 self.status,
                 self.overview,
+                self.pipelines,
                 self.telemetry,
                 self.health,
                 self.pool,
@@ -424,6 +435,8 @@ class Node:
         if self._world.read_memory is not None:
             check_box(self._settings, self.artifacts.use().used_bytes)
         await self.registry.start()
+        self.pipelines.begin()
+        self.registry.on_change(self.pipelines.heed)
         self.registry.on_change(self._registrations.heed)
         if self.uploads is not None:
             await self.uploads.start(self.registry.view.every_model())

@@ -24,6 +24,7 @@ from mesh.endpoint.management import ManagementEndpoint
 from mesh.endpoint.model_config import ModelConfigEndpoint
 from mesh.endpoint.modelmesh import ModelMeshEndpoint
 from mesh.endpoint.payloads import PayloadProcessors
+from mesh.endpoint.pipelines import PipelinesEndpoint
 from mesh.endpoint.pods import PodsEndpoint
 from mesh.endpoint.pool import PoolEndpoint
 from mesh.endpoint.quick import QuickInference
@@ -34,7 +35,7 @@ from mesh.endpoint.revisions import catching_up
 from mesh.endpoint.server_settings import LOGGING_EXTENSION, TRACE_EXTENSION, ServerSettingsEndpoint
 from mesh.endpoint.shared_memory import SYSTEM_EXTENSION, SharedMemoryEndpoint
 from mesh.endpoint.statistics import StatisticsEndpoint
-from mesh.endpoint.status import guarded_stream, guarded_unary
+from mesh.endpoint.status import code_name, guarded_stream, guarded_unary
 from mesh.endpoint.stream import StreamEndpoint
 from mesh.endpoint.v2 import V2Endpoint
 from mesh.explaining import Explaining
@@ -43,6 +44,9 @@ from mesh.log_levels import LogSwitch
 from mesh.models import Models
 from mesh.node_settings import payload_watchers, read_data_plane
 from mesh.overview import Overview
+from mesh.pipelines.model_calls import ModelCalls
+from mesh.pipelines.registered import Pipelines
+from mesh.pipelines.requests import Limits, PipelineRequests
 from mesh.pod import PodReport
 from mesh.routing.pool_side import PoolSide
 from mesh.runtimes.connecting import Beside
@@ -85,6 +89,7 @@ class Served:
     models: Models
     status: StatusView
     overview: Overview
+    pipelines: Pipelines
     telemetry: Telemetry
     health: HealthEndpoint
     pool: PoolSide | None
@@ -104,7 +109,15 @@ def routes_of(pod: Served) -> tuple[Routes, AnswersTo]:
     Raises CannotStart for a data-plane configuration that cannot be read.
     """
     router = None if pod.pool is None else pod.pool.router
-    v2 = V2Endpoint(pod.serving, pod.access, pod.unready_reason, router, EXTENSIONS)
+    pipelines = PipelineRequests(
+        pod.pipelines,
+        ModelCalls(pod.serving, router),
+        pod.telemetry,
+        code_name,
+        pod.world.draw,
+        Limits(pod.settings.pipeline_steps_max, int(pod.settings.pipeline_bytes_max)),
+    )
+    v2 = V2Endpoint(pod.serving, pod.access, pod.unready_reason, router, EXTENSIONS, pipelines)
     shared_memory = SharedMemoryEndpoint(Regions(), pod.access, int(pod.settings.bytes_in_flight_max))
     quick = QuickInference(
         pod.serving,
@@ -118,7 +131,7 @@ def routes_of(pod: Served) -> tuple[Routes, AnswersTo]:
     )
     streams = StreamEndpoint(v2, pod.serving, shared_memory, pod.overview, pod.access, pod.world.clock)
     describer = Describer(pod.registry, pod.status, pod.overview)
-    aliases = AliasSetting(pod.models, pod.registry, describer)
+    aliases = AliasSetting(pod.models, pod.registry, describer, pod.pipelines)
     mmesh = ModelMeshEndpoint(pod.models, pod.registry, pod.status, aliases, pod.access)
     management = ManagementEndpoint(pod.models, pod.registry, describer, pod.access)
     asking = Asking(pod.overview, pod.world.clock)
@@ -156,6 +169,7 @@ def routes_of(pod: Served) -> tuple[Routes, AnswersTo]:
         **management.routes(),
         **pods.routes(),
         **explain.routes(),
+        **PipelinesEndpoint(v2, pipelines, pod.access, pod.unready_reason).routes(),
         **AliasesEndpoint(aliases, pod.registry, describer, pod.access).routes(),
     }
     unary[messages.MODEL_INFER.path] = server_settings.traced(shared_memory.by_reference(v2.model_infer))

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mesh.batching.settings import BatchSettings
 from mesh.box import BoxLimit, this_box
+from mesh.pipelines.graph import PIPELINES_DEPTH_MAX
 from mesh.tenant_shares import check_parts
 from mesh.transport.choosing import Wanted
 from placement.errors import InvalidAddress
@@ -321,6 +322,21 @@ class Settings(BaseSettings):
         ByteSize(16 * MIB),
         ge=1024,
         description="Largest request; beyond it RESOURCE_EXHAUSTED, or 413. (Answers may have up to 2 GiB.)",
+    )
+    pipeline_depth_max: int = Field(
+        PIPELINES_DEPTH_MAX,
+        ge=1,
+        le=8,
+        description="Pipelines that may be in one another, the one that is asked among them.",
+    )
+    pipeline_steps_max: int = Field(
+        128, ge=1, description="Steps that one request to a pipeline may take, those of pipelines within it included."
+    )
+    pipeline_bytes_max: ByteSize = Field(
+        ByteSize(256 * MIB),
+        ge=1024,
+        description="What the answers of one request's steps may take together: those of an ensemble are in memory at "
+        "a time.",
     )
     calls_concurrent_max: int = Field(
         10_000,

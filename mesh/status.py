@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from math import isinf
 
@@ -22,6 +22,7 @@ from cache.views import CopyView
 from mesh.batching.lane import in_words
 from mesh.generations import Generations, key_of
 from mesh.loading.loading import Loading
+from mesh.pipelines.registered import Parts
 from mesh.resident import Resident
 from mesh.running import Runs
 from placement.policy.obstacles import AGREEING_FAILURES
@@ -124,8 +125,10 @@ class StatusView:
         runner: Runs,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        parts_of: Callable[[ModelRecord], Parts] = lambda record: Parts(()),
     ) -> None:
-        """`pool`: what other pods have; that of a pod alone is empty."""
+        """`pool`: what other pods have; that of a pod alone is empty. `parts_of`: what a pipeline asks."""
+        self._parts_of = parts_of
         self._own_pod = own_pod
         self._cache = cache
         self._loading = loading
@@ -137,6 +140,8 @@ class StatusView:
 
     def model(self, record: ModelRecord) -> ModelStatus:
         """The status of a registered model; copies of the generation before it are listed while they serve."""
+        if not record.spec.has_copies:
+            return self._pipeline(record)
         view = self._pool()
         copies = (*self.copies_here(record), *self._copies_elsewhere(view, record))
         failures = (*_verdict(view, record), *self._failure_here(record), *self._failures_elsewhere(view, record))
@@ -157,8 +162,37 @@ class StatusView:
             failures=failures,
         )
 
+    def parts(self, record: ModelRecord) -> Parts:
+        """What a pipeline asks."""
+        return self._parts_of(record)
+
+    def _pipeline(self, record: ModelRecord) -> ModelStatus:
+        """A pipeline is what its models are together: it fails with the first that has no chance."""
+        parts = self._parts_of(record)
+        found = [self.model(model) for model in parts.models]
+        states = {status.state for status in found}
+        failures = [
+            replace(failure, message=f"model {status.record.id!r}: {failure.message}")
+            for status in found
+            for failure in status.failures
+            if failure.retry_at_s is None and not self.has_chance(status.record)
+        ]
+        if parts.problem:
+            failures.insert(0, FailureStatus("", parts.problem, 0.0, None))
+        state = ModelState.NOT_LOADED
+        if failures:
+            state = ModelState.FAILED
+        elif ModelState.LOADING in states:
+            state = ModelState.LOADING
+        elif states == {ModelState.LOADED}:
+            state = ModelState.LOADED
+        return ModelStatus(record, record.spec.format or "", state, (), tuple(failures))
+
     def has_chance(self, record: ModelRecord) -> bool:
         """Whether a request for this model can be answered, now or after a load: nothing speaks against it for good."""
+        if not record.spec.has_copies:
+            parts = self._parts_of(record)
+            return not parts.problem and all(map(self.has_chance, parts.models))
         view = self._pool()
         name = ModelName(record.tenant, record.id)
         if isinstance(may_load(view.suspicions.get(name), record.generation), Refused):

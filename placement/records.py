@@ -29,6 +29,8 @@ from placement.spec_terms import Isolation, Terms, checksum_in, pack, shared_ter
 
 RECORD_VERSION = 1
 
+PIPELINE_FORMAT = "pipeline"
+"""Of a graph of models, registered under a name as they are (`mesh.pipelines`)."""
 WEIGHTS_MAX = 16
 """Models that one alias splits its traffic over: changing them all is one transaction of the store."""
 PRIORITY_LIMIT = 2**31
@@ -137,6 +139,11 @@ class ModelSpec:
     def format(self) -> str | None:
         """None: found out from the artifact."""
         return self._terms.format
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether there is anything to load and to place: a pipeline only asks models."""
+        return self._terms.format != PIPELINE_FORMAT
 
     @property
     def storage_key(self) -> str | None:

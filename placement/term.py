@@ -179,7 +179,7 @@ class Term:
         def facts_of(name: ModelName) -> ModelFacts | None:
             if name not in known:
                 record = names.tenant(name.tenant).models.get(name.id)
-                known[name] = gatherer.facts(record) if record is not None else None
+                known[name] = gatherer.facts(record) if record is not None and record.spec.has_copies else None
             return known[name]
 
         return Planning(

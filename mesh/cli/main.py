@@ -22,6 +22,7 @@ _COMMANDS = {
     "serve": ("mesh.cli.serve:build_command", "Run a pod on this machine."),
     "models": ("mesh.cli.models:build_command", "Register, list, show, pin, release and unregister models."),
     "aliases": ("mesh.cli.aliases:build_command", "List, set and delete aliases: canaries, promotion, rollback."),
+    "pipelines": ("mesh.cli.pipelines:build_command", "Register, list, show and unregister graphs of models."),
     "explain": ("mesh.cli.explain:build_command", "Say why a model is here, not here, or refused."),
     "pods": ("mesh.cli.pods:build_command", "Show the pods: state, use, requests, queue, version; drain one."),
     "top": ("mesh.cli.top:build_command", "Watch the pods and the hottest models."),

@@ -238,6 +238,13 @@ class AsyncClient:
         """Register one model; of an equal spec a second time is no error. Raises AlreadyExists, ..."""
         return await self.call(operations.register(operations.registration(model_id, **spec)))
 
+    async def register_pipeline(
+        self, name: str, graph: Mapping[str, Any], *, if_generation: int | None = None
+    ) -> hexcomb_pb2.RegistrationResult:
+        """Register a graph of models as one name that answers: KServe's InferenceGraph as `json` or `yaml` read it, its
+        `spec`, or {"nodes": ...}. `unregister` and `describe` take it as they do models. Raises InvalidRequest, ..."""
+        return await self.call(operations.register(operations.pipeline(name, graph, if_generation)))
+
     async def register_many(
         self, entries: Iterable[hexcomb_pb2.Registration], on_progress: Progress | None = None
     ) -> list[hexcomb_pb2.RegistrationResult]:
@@ -266,12 +273,12 @@ class AsyncClient:
         return results
 
     async def list_models(
-        self, id_prefix: str = "", labels: Mapping[str, str] | None = None, page_size: int = 0
+        self, id_prefix: str = "", labels: Mapping[str, str] | None = None, page_size: int = 0, format: str = ""
     ) -> AsyncIterator[hexcomb_pb2.ModelDescription]:
-        """All models, page by page."""
+        """All models, page by page; `format`: only those that are registered with it, such as `pipeline`."""
         page_token = ""
         while True:
-            page = await self.call(operations.list_page(page_token, id_prefix, labels, page_size))
+            page = await self.call(operations.list_page(page_token, id_prefix, labels, page_size, format))
             for model in page.models:
                 yield model
             page_token = page.next_page_token

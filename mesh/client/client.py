@@ -250,6 +250,13 @@ class Client:
         """Register one model; of an equal spec a second time is no error. Raises AlreadyExists, ..."""
         return self.call(operations.register(operations.registration(model_id, **spec)))
 
+    def register_pipeline(
+        self, name: str, graph: Mapping[str, Any], *, if_generation: int | None = None
+    ) -> hexcomb_pb2.RegistrationResult:
+        """Register a graph of models as one name that answers: KServe's InferenceGraph as `json` or `yaml` read it, its
+        `spec`, or {"nodes": ...}. `unregister` and `describe` take it as they do models. Raises InvalidRequest, ..."""
+        return self.call(operations.register(operations.pipeline(name, graph, if_generation)))
+
     def register_many(
         self, entries: Iterable[hexcomb_pb2.Registration], on_progress: Progress | None = None
     ) -> list[hexcomb_pb2.RegistrationResult]:
@@ -278,12 +285,12 @@ class Client:
         return results
 
     def list_models(
-        self, id_prefix: str = "", labels: Mapping[str, str] | None = None, page_size: int = 0
+        self, id_prefix: str = "", labels: Mapping[str, str] | None = None, page_size: int = 0, format: str = ""
     ) -> Iterator[hexcomb_pb2.ModelDescription]:
-        """All models, page by page."""
+        """All models, page by page; `format`: only those that are registered with it, such as `pipeline`."""
         page_token = ""
         while True:
-            page = self.call(operations.list_page(page_token, id_prefix, labels, page_size))
+            page = self.call(operations.list_page(page_token, id_prefix, labels, page_size, format))
             yield from page.models
             page_token = page.next_page_token
             if not page_token:

@@ -14,12 +14,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mesh.client.errors import HexcombError, InvalidRequest, error_of
+from mesh.pipelines.spec import URI, from_kserve, parameters_of
 from mesh.transport.base import StatusCode
 from mesh.wire import messages
 from mesh.wire.errors import UnsendableOutput
 from mesh.wire.generated import hexcomb_pb2, inference_pb2, mmesh_pb2
 from mesh.wire.messages import Method
 from mesh.wire.tensors import InferResult, decode_response, encode_request
+from placement.errors import InvalidSpec
+from placement.records import PIPELINE_FORMAT
 
 Answer = TypeVar("Answer")
 Req = TypeVar("Req", bound=messages.Message)
@@ -197,6 +200,19 @@ def registration(model_id: str, **fields: Unpack[SpecFields]) -> hexcomb_pb2.Reg
     return entry
 
 
+def pipeline(name: str, graph: Mapping[str, Any], if_generation: int | None) -> hexcomb_pb2.Registration:
+    """The registration of a pipeline. `graph`: an InferenceGraph of KServe's, its `spec`, or the nodes alone as such a
+    spec has them. Raises InvalidRequest."""
+    try:
+        found, _ = from_kserve(graph)
+        fields: SpecFields = {"uri": URI, "format": PIPELINE_FORMAT, "parameters": parameters_of(found)}
+    except InvalidSpec as error:
+        raise InvalidRequest(f"pipeline {name!r}: {error}", StatusCode.INVALID_ARGUMENT) from error
+    if if_generation is not None:
+        fields["if_generation"] = if_generation
+    return registration(name, **fields)
+
+
 def register(entry: hexcomb_pb2.Registration) -> Operation[hexcomb_pb2.RegistrationResult]:
     """Register one model: a refusal is raised, not returned."""
     method = messages.REGISTER_MODELS
@@ -241,10 +257,10 @@ def unregister(model_id: str) -> Operation[bool]:
 
 
 def list_page(
-    page_token: str, id_prefix: str, labels: Mapping[str, str] | None, page_size: int
+    page_token: str, id_prefix: str, labels: Mapping[str, str] | None, page_size: int, format: str = ""
 ) -> Operation[hexcomb_pb2.ListModelsResponse]:
     request = hexcomb_pb2.ListModelsRequest(
-        page_token=page_token, id_prefix=id_prefix, labels=labels or {}, page_size=page_size
+        page_token=page_token, id_prefix=id_prefix, labels=labels or {}, page_size=page_size, format=format
     )
     return _plain(messages.LIST_MODELS, request)
 

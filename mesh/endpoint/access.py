@@ -65,6 +65,7 @@ ROLE_OF_METHOD: dict[str, Role] = {
     messages.CUDA_SHM_UNREGISTER.path: Role.INFER,
     messages.TRACE_SETTING.path: Role.OPERATE,
     messages.LOG_SETTINGS.path: Role.OPERATE,
+    messages.PREDICT.path: Role.INFER,
     messages.REPOSITORY_INDEX.path: Role.INFER,
     messages.REPOSITORY_LOAD.path: Role.MANAGE,
     messages.REPOSITORY_UNLOAD.path: Role.MANAGE,

@@ -16,6 +16,7 @@ from mesh.endpoint.access import Access
 from mesh.endpoint.descriptions import Describer
 from mesh.endpoint.revisions import written
 from mesh.models import SYNC_WAIT_MAX_S, Models
+from mesh.pipelines.registered import Pipelines
 from mesh.status import ModelState
 from mesh.transport.base import Call, Reply, UnaryHandler
 from mesh.wire import messages
@@ -48,8 +49,9 @@ class Wish:
 class AliasSetting:
     """Sets aliases, for every front."""
 
-    def __init__(self, models: Models, registry: Registry, describer: Describer) -> None:
+    def __init__(self, models: Models, registry: Registry, describer: Describer, pipelines: Pipelines) -> None:
         self._models = models
+        self._pipelines = pipelines
         self._registry = registry
         self._describer = describer
 
@@ -57,6 +59,8 @@ class AliasSetting:
         """The alias after the call, with `wait` after its transition. Raises PlacementError."""
         before = self._registry.alias(wish.tenant, wish.id)
         has_nothing_to_keep = before is not None and not wish.load_now and not self._is_loaded(before)
+        self._pipelines.check_alias(wish.tenant, wish.id, (wish.target, *wish.weights))
+        is_pipeline = self._pipelines.is_pipeline(wish.tenant, wish.target)  # nothing of it has to be loaded first
         alias = await self._registry.set_alias(
             wish.tenant,
             wish.id,
@@ -64,7 +68,7 @@ class AliasSetting:
             owner=wish.owner,
             expected_target=wish.expected_target or None,
             update_only=wish.update_only,
-            force=wish.force or has_nothing_to_keep,
+            force=wish.force or has_nothing_to_keep or is_pipeline,
             target_spec=wish.target_spec,
             auto_delete_target=wish.auto_delete_target,
             weights=wish.weights,
@@ -73,10 +77,17 @@ class AliasSetting:
             transition = self._models.begin_transition(alias)
             if wish.wait:
                 await asyncio.wait([transition], timeout=SYNC_WAIT_MAX_S)
-        elif wish.load_now or wish.weights:
+        elif wish.load_now or wish.weights or is_pipeline:
             for model_id in sorted(alias.weights) or [alias.active]:
                 await self._models.load(self._models.required(wish.tenant, model_id), deadline_s, wait=wish.wait)
         return self._registry.alias(wish.tenant, wish.id) or alias
+
+    async def delete(self, tenant: str, alias_id: str, owner: str) -> bool:
+        """Whether there was such an alias, of that owner if one is given. Raises PlacementError, where pipelines ask it
+        among others."""
+        if (kept := self._pipelines.why_kept(tenant, alias_id)) is not None:
+            raise kept
+        return await self._registry.delete_alias(tenant, alias_id, owner=owner)
 
     def _is_loaded(self, alias: AliasRecord) -> bool:
         active = self._registry.model(alias.tenant, alias.active)
@@ -137,5 +148,5 @@ class AliasesEndpoint:
         """Delete an alias; an unknown one is no error."""
         tenant = self._access.caller(call).tenant
         request = messages.parse(messages.DELETE_ALIAS, call.body)
-        existed = await self._registry.delete_alias(tenant, request.id, owner=request.owner)
+        existed = await self._setting.delete(tenant, request.id, request.owner)
         return written(hexcomb_pb2.DeleteAliasResponse(existed=existed).SerializeToString(), self._registry)

@@ -122,6 +122,8 @@ class ManagementEndpoint:
                 tenant, limit=size - len(response.models), after=after, id_prefix=request.id_prefix
             )
             for record in page.records:
+                if request.format and record.spec.format != request.format:
+                    continue
                 if any(record.spec.labels.get(name) != value for name, value in labels.items()):
                     continue
                 described = self._describer.model(record)

@@ -61,11 +61,15 @@ class ModelConfigEndpoint:
         name = asked_name(call, request.name)
         record, hop = await self._v2.resolve(call, tenant, name, request.version)
 
-        async def answer(current: ModelRecord, space_wait_s: float = inf) -> Reply:
-            metadata = await self._serving.metadata(current, call.deadline_s, space_wait_s)
+        def told(current: ModelRecord, metadata: ModelMetadata) -> Reply:
             config = self._config(request.name if name == request.name else current.id, current, metadata)
             return inference_pb2.ModelConfigResponse(config=config).SerializeToString()
 
+        async def answer(current: ModelRecord, space_wait_s: float = inf) -> Reply:
+            return told(current, await self._serving.metadata(current, call.deadline_s, space_wait_s))
+
+        if not record.spec.has_copies:
+            return told(record, await self._v2.metadata_of_pipeline(call, tenant, record))
         if self._serving.knows_metadata(record):
             return await answer(record)
         return await self._v2.routed(call, tenant, hop, record, answer)

@@ -130,7 +130,7 @@ class ModelMeshEndpoint:
         """Delete an alias; an unknown one is no error."""
         tenant = self._access.caller(call).tenant
         request = messages.parse(messages.DELETE_VMODEL, call.body)
-        await self._registry.delete_alias(tenant, request.vModelId, owner=request.owner)
+        await self._aliases.delete(tenant, request.vModelId, request.owner)
         return written(mmesh_pb2.DeleteVModelResponse().SerializeToString(), self._registry)
 
     async def get_vmodel_status(self, call: Call) -> Reply:

@@ -17,6 +17,9 @@ do next. Whoever wants to know which code an error gives, or why, reads this fil
 | deadline shorter than the load | DEADLINE_EXCEEDED + retry hint | waits longer, or comes back when it is loaded |
 | deadline shorter than the wait for a run, and the run | DEADLINE_EXCEEDED | waits longer |
 | one answer asked of a model that streams | UNIMPLEMENTED | asks for a stream |
+| a pipeline that cannot answer as it is registered | FAILED_PRECONDITION | must correct the registration |
+| no condition of a pipeline's Switch holds | NOT_FOUND | sends another request, as to KServe's router |
+| a pipeline's request beyond this pod's limits | RESOURCE_EXHAUSTED | sends less, or divides the graph |
 | the model's own code failed | INTERNAL | tells the model's author |
 """
 
@@ -27,6 +30,7 @@ from collections.abc import AsyncIterator
 from cache.types import RefusalKind
 from mesh.completing import OnlyStreams
 from mesh.loading.loading import Refused
+from mesh.pipelines.errors import BrokenPipeline, NoBranch, TooMuch
 from mesh.running import TooLate
 from mesh.serving import UnknownModel
 from mesh.transport.base import Call, Reply, StatusCode, StreamHandler, TransportError, UnaryHandler
@@ -80,7 +84,11 @@ def as_transport_error(error: Exception) -> TransportError | None:
             return TransportError(StatusCode.UNIMPLEMENTED, str(error))
         case BadArtifact():
             return TransportError(StatusCode.FAILED_PRECONDITION, str(error))
-        case OutOfMemory():
+        case BrokenPipeline():
+            return TransportError(StatusCode.FAILED_PRECONDITION, str(error))
+        case NoBranch():
+            return TransportError(StatusCode.NOT_FOUND, str(error))
+        case OutOfMemory() | TooMuch():
             return TransportError(StatusCode.RESOURCE_EXHAUSTED, str(error))
         case ModelRaised() | ModelCrashed() | UnsendableOutput():
             return TransportError(StatusCode.INTERNAL, str(error))

@@ -277,6 +277,9 @@ class StreamEndpoint:
         name = asked_name(call, envelope.model_name)
         record, hop = await self._v2.resolve(call, tenant, name, envelope.model_version)
 
+        if not record.spec.has_copies:
+            return _whole(await self._v2.run_pipeline(call, tenant, envelope, name, record))
+
         async def here(current: ModelRecord, space_wait_s: float = inf) -> Reply:
             return await self._first_part(call, envelope, name, current, space_wait_s)
 
@@ -292,9 +295,7 @@ class StreamEndpoint:
         metadata = await self._serving.metadata(record, call.deadline_s, space_wait_s)
         if not metadata.decoupled:
             resident = self._serving.hit(record)
-            reply = await self._v2.run(call, envelope, name, record, resident, space_wait_s)
-            body = reply.body if isinstance(reply, ReplyWithTrailers) else reply
-            return hexcomb_pb2.StreamPart(responses=[body], ended=True).SerializeToString()
+            return _whole(await self._v2.run(call, envelope, name, record, resident, space_wait_s))
         if len(self._open) >= STREAMS_MAX:
             raise TransportError(
                 StatusCode.RESOURCE_EXHAUSTED, f"{STREAMS_MAX} streams are open on this pod, its limit", 1.0
@@ -357,6 +358,12 @@ _END = b"the end of a stream"
 def _part(reply: Reply) -> hexcomb_pb2.StreamPart:
     body = reply.body if isinstance(reply, ReplyWithTrailers) else reply
     return messages.parse_response(messages.BEGIN_STREAM, body)
+
+
+def _whole(reply: Reply) -> Reply:
+    """An answer that comes in one part."""
+    body = reply.body if isinstance(reply, ReplyWithTrailers) else reply
+    return hexcomb_pb2.StreamPart(responses=[body], ended=True).SerializeToString()
 
 
 def _message(answer: bytes) -> bytes:

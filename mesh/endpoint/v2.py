@@ -16,25 +16,25 @@ from importlib.metadata import version
 from math import inf
 
 from mesh.endpoint.access import Access
+from mesh.pipelines.requests import PipelineRequests
 from mesh.request import Tensors
 from mesh.resident import Resident
 from mesh.routing.hop import Hop, hop_of
 from mesh.routing.router import FirstTry, Router
 from mesh.serving import Serving, UnknownModel
-from mesh.transport.base import Call, Reply, ReplyWithTrailers, UnaryHandler
+from mesh.transport.base import Call, Reply, ReplyWithTrailers, StatusCode, TransportError, UnaryHandler
 from mesh.wire import messages
 from mesh.wire.errors import InvalidMessage
 from mesh.wire.generated import inference_pb2
 from mesh.wire.peek import Envelope, peek
 from mesh.wire.tensors import decode_request, encode_response
 from placement.records import ModelRecord
+from runtime_adapters.base import ModelMetadata
 
 SERVER_NAME = "hexcomb"
 DECODED_HERE_BYTES_MAX = 256 * 1024
 """Larger requests are decoded on a thread: strings and typed numbers take up to 65 ms per MB, all calls would wait."""
-COLD_METADATA = "hexcomb-cold"
-"""Trailing metadata of an inference that waited for its model to be loaded."""
-_COLD_TRAILER: tuple[tuple[str, str], ...] = ((COLD_METADATA, "1"),)
+COLD_TRAILER: tuple[tuple[str, str], ...] = ((messages.COLD_METADATA, "1"),)
 _DRAINING_TRAILER = (messages.DRAINING_METADATA, "1")
 
 
@@ -52,8 +52,10 @@ class V2Endpoint:
         ready: Callable[[], str],
         router: Router | None = None,
         extensions: Sequence[str] = (),
+        pipelines: PipelineRequests | None = None,
     ) -> None:
         """`router`: of a pod in a pool. `extensions`: those of Triton's that are served beside this."""
+        self._pipelines = pipelines
         self._serving = serving
         self._access = access
         self._ready = ready
@@ -77,6 +79,8 @@ class V2Endpoint:
         envelope = peek(call.body)
         name = asked_name(call, envelope.model_name)
         record, hop = await self.resolve(call, caller.tenant, name, envelope.model_version)
+        if not record.spec.has_copies:
+            return self._own_word(await self.run_pipeline(call, caller.tenant, envelope, name, record), hop)
         resident = self._serving.hit(record)
         if resident is not None:
             if self._router is None or hop is not None or not self._router.saturated(record, resident.copy.pins):
@@ -124,7 +128,12 @@ class V2Endpoint:
     async def routed(
         self, call: Call, tenant: str, hop: Hop | None, record: ModelRecord, run_here: RunCurrent
     ) -> Reply:
-        """The answer of whoever has, or gets, the model."""
+        """The answer of whoever has, or gets, the model. Raises TransportError for a pipeline, which nobody has."""
+        if not record.spec.has_copies:
+            raise TransportError(
+                StatusCode.UNIMPLEMENTED,
+                f"{record.id!r} is a pipeline, which answers inference; ask this of the models that it asks",
+            )
         if self._router is None:
             return await run_here(record, inf)
         registered = self._serving.registered(record) or record
@@ -156,7 +165,28 @@ class V2Endpoint:
         encoded = encode_response(
             shown, str(answer.record.generation), envelope.request_id, answer.outputs, answer.order
         )
-        return ReplyWithTrailers(encoded, _COLD_TRAILER) if answer.cold else encoded
+        return ReplyWithTrailers(encoded, COLD_TRAILER) if answer.cold else encoded
+
+    async def run_pipeline(self, call: Call, tenant: str, envelope: Envelope, name: str, record: ModelRecord) -> Reply:
+        """Answer from this pod, which asks the pipeline's models wherever they are."""
+        tensors = await decoded(call.body, envelope)
+        answer = await self._of_pipelines().infer(call, tenant, record, tensors)
+        shown = shown_name(name, envelope, record)
+        encoded = encode_response(shown, str(record.generation), envelope.request_id, answer.outputs)
+        if answer.failed:
+            told = inference_pb2.ModelInferResponse()
+            for step, why in answer.failed.items():
+                told.parameters[f"failed_step.{step}"].string_param = why
+            encoded += told.SerializeToString()
+        return ReplyWithTrailers(encoded, COLD_TRAILER) if answer.cold else encoded
+
+    async def metadata_of_pipeline(self, call: Call, tenant: str, record: ModelRecord) -> ModelMetadata:
+        """What it takes and gives."""
+        return await self._of_pipelines().metadata(call, tenant, record)
+
+    def _of_pipelines(self) -> PipelineRequests:
+        assert self._pipelines is not None, "a pod that registers pipelines answers them"
+        return self._pipelines
 
     async def model_metadata(self, call: Call) -> Reply:
         """Names, datatypes and shapes of a model's inputs and outputs; loads it the first time."""
@@ -165,8 +195,7 @@ class V2Endpoint:
         name = asked_name(call, request.name)
         record, hop = await self.resolve(call, caller.tenant, name, request.version)
 
-        async def answer(current: ModelRecord, space_wait_s: float = inf) -> Reply:
-            metadata = await self._serving.metadata(current, call.deadline_s, space_wait_s)
+        def told(current: ModelRecord, metadata: ModelMetadata) -> Reply:
             response = inference_pb2.ModelMetadataResponse(
                 name=request.name if name == request.name else current.id,
                 versions=[str(current.generation)],
@@ -178,6 +207,11 @@ class V2Endpoint:
                 response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
             return response.SerializeToString()
 
+        async def answer(current: ModelRecord, space_wait_s: float = inf) -> Reply:
+            return told(current, await self._serving.metadata(current, call.deadline_s, space_wait_s))
+
+        if not record.spec.has_copies:
+            return told(record, await self.metadata_of_pipeline(call, caller.tenant, record))
         if self._serving.knows_metadata(record):
             return await answer(record)
         return await self.routed(call, caller.tenant, hop, record, answer)

@@ -145,6 +145,8 @@ SET_ALIAS = Method(_HEXCOMB + "SetAlias", hexcomb_pb2.SetAliasRequest, hexcomb_p
 LIST_ALIASES = Method(_HEXCOMB + "ListAliases", hexcomb_pb2.ListAliasesRequest, hexcomb_pb2.ListAliasesResponse)
 DELETE_ALIAS = Method(_HEXCOMB + "DeleteAlias", hexcomb_pb2.DeleteAliasRequest, hexcomb_pb2.DeleteAliasResponse)
 
+PREDICT = Method("/hexcomb.v1.Pipelines/Predict", hexcomb_pb2.PredictRequest, hexcomb_pb2.PredictResponse)
+
 _POOL = "/hexcomb.v1.Pool/"
 PROBE = Method(_POOL + "Probe", hexcomb_pb2.ProbeRequest, hexcomb_pb2.ProbeResponse)
 ORDER = Method(_POOL + "Order", hexcomb_pb2.OrderRequest, hexcomb_pb2.OrderResponse)
@@ -168,6 +170,8 @@ PEER_KEY_METADATA = "hexcomb-peer-key"
 shows it can read the store, and is believed to be a pod."""
 PREVIOUS_ATTEMPTS_METADATA = "hexcomb-previous-attempts"
 """With a call that our client repeats: how many tries of it ended without anybody's answer."""
+COLD_METADATA = "hexcomb-cold"
+"""Trailing metadata of an inference that waited for its model to be loaded."""
 DRAINING_METADATA = "hexcomb-draining"
 """Trailing metadata of an answer: this pod is about to stop, use another one from now on."""
 STREAM_STATUS_PARAMETER = "hexcomb_status_code"

@@ -20,8 +20,8 @@ import grpc
 import numpy as np
 
 from mesh.client.operations import infer
-from mesh.endpoint.v2 import COLD_METADATA
 from mesh.wire import messages
+from mesh.wire.messages import COLD_METADATA
 
 OTHERS = 8
 FEATURES = 64

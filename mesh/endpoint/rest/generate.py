@@ -27,7 +27,6 @@ from starlette.routing import Route
 
 from mesh.endpoint.rest.calls import HttpCalls
 from mesh.endpoint.rest.events import Events, next_answer
-from mesh.endpoint.rest.v1 import nested_array, text_or_base64
 from mesh.endpoint.rest.v2 import model_of, model_paths, off_the_loop
 from mesh.transport.base import StatusCode, TransportError
 from mesh.wire import messages
@@ -35,6 +34,7 @@ from mesh.wire.errors import InvalidMessage
 from mesh.wire.generated import inference_pb2
 from mesh.wire.json_tensors import encodable, json_from_array, parse_object, refuse_parameters, set_parameters, to_json
 from mesh.wire.tensors import decode_response, encode_request
+from mesh.wire.v1_bodies import nested_array, text_or_base64
 from runtime_adapters.base import DYNAMIC, Array
 
 ID, PARAMETERS = "id", "parameters"

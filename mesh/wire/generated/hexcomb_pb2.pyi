@@ -22,6 +22,22 @@ LOADED: ModelState
 UNLOADING: ModelState
 FAILED: ModelState
 
+class PredictRequest(_message.Message):
+    __slots__ = ("name", "body")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    body: bytes
+    def __init__(self, name: _Optional[str] = ..., body: _Optional[bytes] = ...) -> None: ...
+
+class PredictResponse(_message.Message):
+    __slots__ = ("is_pipeline", "body")
+    IS_PIPELINE_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    is_pipeline: bool
+    body: bytes
+    def __init__(self, is_pipeline: bool = ..., body: _Optional[bytes] = ...) -> None: ...
+
 class StreamPart(_message.Message):
     __slots__ = ("responses", "ended", "pod", "stream")
     RESPONSES_FIELD_NUMBER: _ClassVar[int]
@@ -241,7 +257,7 @@ class ModelDescription(_message.Message):
     def __init__(self, id: _Optional[str] = ..., spec: _Optional[_Union[ModelSpec, _Mapping]] = ..., generation: _Optional[int] = ..., registered_at_ms: _Optional[int] = ..., state: _Optional[_Union[ModelState, str]] = ..., copies: _Optional[_Iterable[_Union[CopyDescription, _Mapping]]] = ..., failure: _Optional[_Union[FailureDescription, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ..., tenant: _Optional[str] = ..., format: _Optional[str] = ..., failures: _Optional[_Iterable[_Union[FailureDescription, _Mapping]]] = ..., suspicion: _Optional[str] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
-    __slots__ = ("page_size", "page_token", "id_prefix", "state", "labels")
+    __slots__ = ("page_size", "page_token", "id_prefix", "state", "labels", "format")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -254,12 +270,14 @@ class ListModelsRequest(_message.Message):
     ID_PREFIX_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
     page_size: int
     page_token: str
     id_prefix: str
     state: ModelState
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., id_prefix: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    format: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., id_prefix: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., format: _Optional[str] = ...) -> None: ...
 
 class ListModelsResponse(_message.Message):
     __slots__ = ("models", "next_page_token")

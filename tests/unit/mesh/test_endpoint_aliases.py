@@ -12,6 +12,7 @@ import pytest
 from mesh.endpoint.access import Access
 from mesh.endpoint.aliases import AliasesEndpoint, AliasSetting
 from mesh.endpoint.descriptions import Describer
+from mesh.pipelines.registered import Pipelines
 from mesh.status import ModelState, ModelStatus
 from mesh.transport.base import Call, Reply, ReplyWithTrailers
 from mesh.wire import messages
@@ -34,7 +35,7 @@ class Pool:
         self.asked: list[tuple[str, bool]] = []
         status: Any = SimpleNamespace(model=self._status)
         describer = Describer(self.registry, status, FakeOverview())
-        setting = AliasSetting(self, self.registry, describer)  # type: ignore[arg-type]
+        setting = AliasSetting(self, self.registry, describer, Pipelines(self.registry))  # type: ignore[arg-type]
         self.endpoint = AliasesEndpoint(setting, self.registry, describer, Access())
 
     def _status(self, record: ModelRecord) -> ModelStatus:

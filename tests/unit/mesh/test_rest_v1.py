@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from mesh.endpoint.rest.calls import tenant_of_host
-from mesh.endpoint.rest.v1 import answer_of, arrays_of
 from mesh.wire.errors import InvalidMessage
-from mesh.wire.tensors import encode_response
+from mesh.wire.v1_bodies import answer_of, arrays_of
 
 ONE = {"x": "FP32"}
 TWO = {"age": "INT64", "name": "BYTES"}
@@ -67,8 +66,8 @@ def test_what_does_not_fit_the_model_is_refused(body: dict[str, Any], inputs: di
         arrays_of(body, inputs)
 
 
-def reply(**outputs: Any) -> bytes:
-    return encode_response("m", "1", "", {name: np.array(value) for name, value in outputs.items()})
+def reply(**outputs: Any) -> dict[str, Any]:
+    return {name: np.array(value) for name, value in outputs.items()}
 
 
 def test_predictions_are_rows_plain_for_one_output_and_named_for_several() -> None:

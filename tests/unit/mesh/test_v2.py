@@ -16,7 +16,7 @@ from mesh.request import Answer, Tensors
 from mesh.routing.hop import FORWARD_METADATA, Hop, encode_hop
 from mesh.transport.base import Call, Metadata, Reply, ReplyWithTrailers
 from mesh.wire.errors import InvalidMessage
-from mesh.wire.messages import DRAINING_METADATA, MODEL_INFER, PEER_KEY_METADATA
+from mesh.wire.messages import COLD_METADATA, DRAINING_METADATA, MODEL_INFER, PEER_KEY_METADATA
 from mesh.wire.peek import peek
 from mesh.wire.tensors import decode_request, encode_request
 from placement.records import ModelRecord, ModelSpec
@@ -109,7 +109,7 @@ class Elsewhere:
         return ModelRecord(tenant, hop.model_id, ModelSpec(uri="file:///m.onnx"), 1, 0.0, 0.0)
 
     async def from_client(self, call: Call, tenant: str, record: ModelRecord, run_here: Any) -> Reply:
-        return ReplyWithTrailers(b"there", ((v2.COLD_METADATA, "1"),))
+        return ReplyWithTrailers(b"there", ((COLD_METADATA, "1"),))
 
     async def from_pod(self, hop: Hop, record: ModelRecord, run_here: Callable[[float], Awaitable[Reply]]) -> Reply:
         return await run_here(inf)
@@ -126,10 +126,10 @@ async def test_a_client_hears_that_the_pod_it_called_drains_and_not_the_one_that
     alone = v2.V2Endpoint(echo, Access(), lambda: "draining")
     assert _trailers(await alone.model_infer(called)) == {DRAINING_METADATA: "1"}
     leaving = v2.V2Endpoint(echo, Access("key"), lambda: "draining", elsewhere)
-    assert _trailers(await leaving.model_infer(called)) == {v2.COLD_METADATA: "1", DRAINING_METADATA: "1"}
+    assert _trailers(await leaving.model_infer(called)) == {COLD_METADATA: "1", DRAINING_METADATA: "1"}
     assert _trailers(await leaving.model_infer(forwarded)) == {}
     staying = v2.V2Endpoint(echo, Access(), lambda: "", elsewhere)
-    assert _trailers(await staying.model_infer(called)) == {v2.COLD_METADATA: "1"}
+    assert _trailers(await staying.model_infer(called)) == {COLD_METADATA: "1"}
 
 
 @pytest.mark.parametrize("hop", [encode_hop(Hop("p1", "secret", 1, 1, load=True)), "no hop at all"])

@@ -1,0 +1,1 @@
+"""Graphs of models that answer under one name."""
