@@ -16,7 +16,7 @@ from mesh.cli.failure import FAILED, USAGE, AlreadyShown, Failure
 from mesh.cli.output import print_json, print_line, print_table, progress_bar, stderr_console
 
 if TYPE_CHECKING:
-    from mesh.cli.manifest import BadEntry, Collected, Entry
+    from mesh.client.manifest import BadEntry, Collected
 
 _LIST_LENGTH = 50
 _BAD_SHOWN = 50
@@ -42,7 +42,7 @@ def models() -> None:
     "source",
     type=click.Path(path_type=Path),
     metavar="DIR|FILE",
-    help="Register every model in a directory, or in a manifest (YAML or JSON; the fields are these flags).",
+    help="Register every model in a directory, or in a manifest (YAML, JSON, .jsonl, .csv; fields are these flags).",
 )
 @click.option("--uri", metavar="URI", help="Where the artifact lies: file://, http(s)://, s3://, or a path.")
 @click.option("--format", "format_name", metavar="FORMAT", help="onnx, xgboost, ...; left out: found in the artifact.")
@@ -201,14 +201,15 @@ def unregister(target: Target, names: tuple[str, ...]) -> None:
 
 
 def _register_one(target: Target, fields: dict[str, Any]) -> None:
-    from mesh.cli.manifest import make_entry
+    from mesh.client.bulk import to_wire
+    from mesh.client.manifest import make_entry
 
     try:
         entry = make_entry(fields, Path.cwd())
     except ValueError as error:
         raise Failure(str(error), hint="hexcomb models register --help shows the fields", exit_code=USAGE) from None
     with connected(target) as client:
-        (result,) = client.register_many([_to_wire(entry)])
+        (result,) = client.register_many([to_wire(entry)])
     if result.status_code:
         raise _refusal(result)
     outcome = _OUTCOMES[result.outcome]
@@ -219,7 +220,7 @@ def _register_one(target: Target, fields: dict[str, Any]) -> None:
 
 
 def _register_many(target: Target, source: Path, load: bool) -> None:
-    from mesh.cli.manifest import collect
+    from mesh.client.manifest import collect
 
     try:
         collected = collect(source)
@@ -232,14 +233,15 @@ def _register_many(target: Target, source: Path, load: bool) -> None:
             f"nothing to register in {source}{_unrecognised(collected)}",
             hint="`hexcomb pods --json` lists the formats that a pod can run",
         )
-    results: list[Any] = []
+    from mesh.client.bulk import to_wire
+
     with connected(target) as client, progress_bar(stderr_console(), enabled=not target.as_json) as bar:
         task = bar.add_task("registering", total=len(collected.entries), remark="")
-        for first in range(0, len(collected.entries), _BULK_STEP):
-            step = collected.entries[first : first + _BULK_STEP]
-            answers = client.register_many([_to_wire(entry, load) for entry in step])
-            results.extend(answers)
-            bar.advance(task, len(answers))
+        results = client.register_many(
+            [to_wire(entry, load) for entry in collected.entries],
+            on_progress=lambda count: bar.advance(task, count),
+            entries_per_call=_BULK_STEP,
+        )
     _show_bulk(target, collected, results)
 
 
@@ -306,19 +308,6 @@ def _unrecognised(collected: Collected) -> str:
         return ""
     more = ", ..." if len(names) > 3 else ""
     return f": {len(names)} entries are of no known format ({', '.join(names[:3])}{more})"
-
-
-def _to_wire(entry: Entry, load: bool = False) -> Any:
-    from mesh.wire.generated import hexcomb_pb2
-    from placement.records import spec_to_mapping
-
-    spec = spec_to_mapping(entry.spec)
-    registration = hexcomb_pb2.Registration(
-        id=entry.id, spec=hexcomb_pb2.ModelSpec(**spec), load_now=entry.load or load
-    )
-    if entry.if_generation is not None:
-        registration.if_generation = entry.if_generation
-    return registration
 
 
 def _refusal(result: Any) -> Failure:

@@ -5,6 +5,7 @@
         client.wait_ready("iris")
         result = client.infer("iris", {"input": rows})              # NumPy in, `result.outputs` out
         answers = client.infer_frame("iris", frame)                 # pandas in and out
+        results = client.register_many(registrations("models.csv"), on_progress=bar.update)
         for result in client.infer_stream("talker", {"text_input": ["one by one"]}):
             ...
 
@@ -18,6 +19,7 @@ imports neither gRPC, nor pandas, nor anything that serves models.
 from __future__ import annotations
 
 from mesh.client.async_client import AsyncClient
+from mesh.client.bulk import BadManifest, registrations
 from mesh.client.client import Client
 from mesh.client.connection import ClientTls
 from mesh.client.errors import (
@@ -44,6 +46,7 @@ __all__ = [
     "AliasFields",
     "AlreadyExists",
     "AsyncClient",
+    "BadManifest",
     "Client",
     "ClientTls",
     "DeadlineExceeded",
@@ -62,4 +65,5 @@ __all__ = [
     "Unsupported",
     "frame_of",
     "registration",
+    "registrations",
 ]

@@ -12,12 +12,13 @@ from numpy.typing import ArrayLike
 
 from mesh.client import operations
 from mesh.client.attempts import Conversation, Pause, Received, Send
-from mesh.client.calls import CONNECTIONS_MAX, DEFAULT_ENDPOINT, DEFAULT_TIMEOUT_S, Calls, Progress, decoded
+from mesh.client.bulk import Progress, register_many, unregister_many
+from mesh.client.calls import CONNECTIONS_MAX, DEFAULT_ENDPOINT, DEFAULT_TIMEOUT_S, Calls, decoded
 from mesh.client.connection import AsyncConnection, ClientTls
 from mesh.client.endpoints import parse_endpoints
 from mesh.client.errors import HexcombError
 from mesh.client.frames import Signatures, infer_frame
-from mesh.client.operations import AliasFields, Operation, Parameters, PutAliasFields, SpecFields
+from mesh.client.operations import CHUNK_ENTRIES_MAX, AliasFields, Operation, Parameters, PutAliasFields, SpecFields
 from mesh.client.procedures import Procedure, step, wait_ready
 from mesh.client.retries import RetryPolicy
 from mesh.transport.base import Metadata
@@ -98,9 +99,8 @@ class AsyncClient:
             except HexcombError as error:
                 outcome = error
 
-    async def _carry_out(self, procedure: Procedure[Answer], timeout_s: float | None) -> Answer:
-        """Its calls together have the time of one."""
-        deadline_s = self._calls.deadline_s(timeout_s)
+    async def _carry_out(self, procedure: Procedure[Answer], deadline_s: float | None) -> Answer:
+        """`deadline_s`: of all its calls, on the monotonic clock; None: each has the client's own time."""
         outcome: Any = None
         while True:
             try:
@@ -113,7 +113,9 @@ class AsyncClient:
                 outcome = None
                 continue
             try:
-                outcome = await self.call(next_step, max(0.0, deadline_s - time.monotonic()))
+                outcome = await self.call(
+                    next_step, None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+                )
             except HexcombError as error:
                 outcome = error
 
@@ -152,7 +154,7 @@ class AsyncClient:
         Raises HexcombError; InvalidRequest for a frame that the model does not take.
         """
         asked = infer_frame(self._signatures, model, frame, outputs, version, parameters)
-        return await self._carry_out(asked, timeout_s)
+        return await self._carry_out(asked, self._calls.deadline_s(timeout_s))
 
     def infer_stream(
         self,
@@ -209,7 +211,7 @@ class AsyncClient:
         Raises DeadlineExceeded; of a model that cannot be loaded what its load ended with.
         """
         deadline_s = self._calls.deadline_s(timeout_s)
-        await self._carry_out(wait_ready(model_id, deadline_s, time.monotonic), timeout_s)
+        await self._carry_out(wait_ready(model_id, deadline_s, time.monotonic), deadline_s)
 
     async def server_live(self, timeout_s: float | None = None) -> bool:
         return await self.call(operations.server_live(), timeout_s)
@@ -246,16 +248,19 @@ class AsyncClient:
         return await self.call(operations.register(operations.pipeline(name, graph, if_generation)))
 
     async def register_many(
-        self, entries: Iterable[hexcomb_pb2.Registration], on_progress: Progress | None = None
+        self,
+        entries: Iterable[hexcomb_pb2.Registration],
+        on_progress: Progress | None = None,
+        *,
+        entries_per_call: int = CHUNK_ENTRIES_MAX,
     ) -> list[hexcomb_pb2.RegistrationResult]:
-        """Register any number; one result per entry, in order, refusals among them (`status_code`, `message`)."""
-        results: list[hexcomb_pb2.RegistrationResult] = []
-        for operation in operations.register_many(entries):
-            answered = await self.call(operation)
-            results.extend(answered)
-            if on_progress is not None:
-                on_progress(len(answered))
-        return results
+        """Register any number; one result per entry, in order, refusals among them (`status_code`, `message`). Each
+        call has the client's own time; one without an answer ends it, and results say which entries that left. To
+        register the same again changes nothing. `registrations` reads manifests, directories and DataFrames.
+
+        Raises HexcombError when the first call has no answer: then nothing is known to be registered.
+        """
+        return await self._carry_out(register_many(entries, on_progress, entries_per_call), None)
 
     async def unregister(self, model_id: str) -> bool:
         """Whether there was such a model."""
@@ -264,13 +269,8 @@ class AsyncClient:
     async def unregister_many(
         self, ids: Iterable[str], on_progress: Progress | None = None
     ) -> list[hexcomb_pb2.UnregistrationResult]:
-        results: list[hexcomb_pb2.UnregistrationResult] = []
-        for operation in operations.unregister_many(ids):
-            answered = await self.call(operation)
-            results.extend(answered)
-            if on_progress is not None:
-                on_progress(len(answered))
-        return results
+        """As `register_many`; `existed` says whether there was such a model."""
+        return await self._carry_out(unregister_many(ids, on_progress), None)
 
     async def list_models(
         self, id_prefix: str = "", labels: Mapping[str, str] | None = None, page_size: int = 0, format: str = ""

@@ -17,8 +17,6 @@ from mesh.transport.base import Metadata, StatusCode
 from mesh.wire.messages import TENANT_METADATA
 
 Answer = TypeVar("Answer")
-Progress = Callable[[int], None]
-"""Called after each message of a bulk call with the number of entries that it answered."""
 
 DEFAULT_ENDPOINT = "127.0.0.1:8033"
 CONNECTIONS_MAX = 256

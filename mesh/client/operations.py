@@ -227,20 +227,25 @@ def register(entry: hexcomb_pb2.Registration) -> Operation[hexcomb_pb2.Registrat
 
 
 def register_many(
-    entries: Iterable[hexcomb_pb2.Registration],
-) -> Iterator[Operation[Sequence[hexcomb_pb2.RegistrationResult]]]:
-    """One operation per message. Results are in the order of the entries; refusals are among them."""
+    entries: Iterable[hexcomb_pb2.Registration], entries_per_call: int = CHUNK_ENTRIES_MAX
+) -> Iterator[tuple[Sequence[hexcomb_pb2.Registration], Operation[Sequence[hexcomb_pb2.RegistrationResult]]]]:
+    """One operation per message, with what is in it. Results are in the order of the entries, refusals among them."""
     method = messages.REGISTER_MODELS
-    for chunk in _chunks(entries, hexcomb_pb2.Registration.ByteSize):
+    if not 1 <= entries_per_call <= CHUNK_ENTRIES_MAX:
+        raise ValueError(f"entries_per_call is {entries_per_call}; it must be from 1 to {CHUNK_ENTRIES_MAX}")
+    for chunk in _chunks(entries, hexcomb_pb2.Registration.ByteSize, entries_per_call):
         body = hexcomb_pb2.RegisterModelsRequest(entries=chunk).SerializeToString()
-        yield Operation(method.path, body, _results_of(method, len(chunk)))
+        yield chunk, Operation(method.path, body, _results_of(method, len(chunk)))
 
 
-def unregister_many(ids: Iterable[str]) -> Iterator[Operation[Sequence[hexcomb_pb2.UnregistrationResult]]]:
+def unregister_many(
+    ids: Iterable[str],
+) -> Iterator[tuple[Sequence[str], Operation[Sequence[hexcomb_pb2.UnregistrationResult]]]]:
+    """The same, of ids."""
     method = messages.UNREGISTER_MODELS
-    for chunk in _chunks(ids, lambda model_id: 4 * len(model_id)):
+    for chunk in _chunks(ids, lambda model_id: 4 * len(model_id), CHUNK_ENTRIES_MAX):
         body = hexcomb_pb2.UnregisterModelsRequest(ids=chunk).SerializeToString()
-        yield Operation(method.path, body, _results_of(method, len(chunk)))
+        yield chunk, Operation(method.path, body, _results_of(method, len(chunk)))
 
 
 def unregister(model_id: str) -> Operation[bool]:
@@ -373,12 +378,12 @@ def _results_of(method: Method[Req, Any], entries: int) -> Callable[[bytes], Seq
 Entry = TypeVar("Entry")
 
 
-def _chunks(entries: Iterable[Entry], bytes_of: Callable[[Entry], int]) -> Iterator[list[Entry]]:
+def _chunks(entries: Iterable[Entry], bytes_of: Callable[[Entry], int], entries_max: int) -> Iterator[list[Entry]]:
     chunk: list[Entry] = []
     chunk_bytes = 0
     for entry in entries:
         entry_bytes = bytes_of(entry)
-        if chunk and (chunk_bytes + entry_bytes > CHUNK_BYTES_MAX or len(chunk) >= CHUNK_ENTRIES_MAX):
+        if chunk and (chunk_bytes + entry_bytes > CHUNK_BYTES_MAX or len(chunk) >= entries_max):
             yield chunk
             chunk, chunk_bytes = [], 0
         chunk.append(entry)

@@ -19,6 +19,7 @@ from mesh.demo.training import TrainedModel, read_cases, train
 
 Command = Callable[..., tuple[int, Any, str]]
 pytestmark = pytest.mark.timeout(120)
+MANY = 2_000
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,27 @@ def test_a_directory_is_registered_listed_asked_and_unregistered(
     assert all(result["existed"] for result in results["results"])
     code, listed, _ = hexcomb("models", "list")
     assert listed["models"] == []
+
+
+def test_thousands_from_a_table_are_registered_but_for_those_that_are_refused_and_again_without_effect(
+    hexcomb: Command, trained: list[TrainedModel], tmp_path: Path
+) -> None:
+    first, second = (str(model.artifact) for model in trained)
+    assert hexcomb("models", "register", "m-0007", "--uri", second, "--tenant", "many")[0] == 0
+    table = tmp_path / "models.csv"
+    rows = [f"m-{number:04},{first},{number % 3},risk" for number in range(MANY)]
+    table.write_text("\n".join(["name,uri,priority,labels.team", *rows, "m-9999,gopher://x/y,,"]) + "\n")
+    for expected in ("registered", "unchanged"):
+        code, summary, errors = hexcomb("models", "register", "--from", str(table), "--tenant", "many")
+        assert (code, summary[expected], summary["failed"]) == (1, MANY - 1, 2), errors
+        refused = {failure["name"]: failure for failure in summary["failures"]}
+        assert refused["m-0007"]["origin"] == "models.csv:9"
+        assert "another spec" in refused["m-0007"]["error"] or "if_generation" in refused["m-0007"]["error"]
+        assert "gopher" in refused["m-9999"]["error"]
+    code, listed, _ = hexcomb("models", "list", "--tenant", "many", "--all", "--label", "team=risk")
+    assert len(listed["models"]) == MANY - 1
+    names = [f"m-{number:04}" for number in range(MANY)]
+    assert hexcomb("models", "unregister", "--tenant", "many", *names)[0] == 0
 
 
 def test_tables_for_people_and_a_csv_question(

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mesh.client import AsyncClient, Client, InvalidRequest, frame_of
+from mesh.client import AsyncClient, BadManifest, Client, InvalidRequest, frame_of, registrations
 from mesh.client.frames import InputSpec, tensors_of
 
 TARGET = os.environ["HEXCOMB_TEST_TARGET"]
@@ -195,6 +195,27 @@ def test_frames_that_are_no_rows_of_the_model_are_refused(client: Client) -> Non
     with pytest.raises(InvalidRequest, match="two outputs make a column 'y_0'"):
         frame_of({"y": np.ones((1, 2)), "y_0": np.ones(1)})
     assert tensors_of(pd.DataFrame({"a": [], "b": [], "c": []}, dtype=float), MATRIX)["input"].shape == (0, 3)
+
+
+def test_a_frame_is_a_manifest(client: Client) -> None:
+    uri = client.describe("scale").spec.uri
+    frame = pd.DataFrame(
+        {
+            "name": ["f1", "f2"],
+            "uri": uri,
+            "priority": [None, 3],
+            "pinned": [False, True],
+            "ttl_s": [np.nan, np.nan],
+            "labels.team": ["risk", None],
+        }
+    )
+    first, second = registrations(frame)
+    assert (first.spec.priority, dict(first.spec.labels), first.spec.HasField("ttl_s")) == (0, {"team": "risk"}, False)
+    assert (second.spec.priority, second.spec.pinned, dict(second.spec.labels)) == (3, True, {})
+    assert [result.generation for result in client.register_many([first, second])] == [1, 1]
+    assert [result.existed for result in client.unregister_many(["f1", "f2", "f3"])] == [True, True, False]
+    with pytest.raises(BadManifest, match=r"row 1: .*given in row 0 already"):
+        registrations(pd.DataFrame({"name": ["a", "a"], "uri": ["u://a", "u://a"]}))
 
 
 def test_cells_of_deeper_answers_hold_arrays() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,15 @@ class _Server:
         self.models: dict[str, Any] = {}
         self.calls = 0
 
-    def register_many(self, entries: Iterable[Any]) -> list[Any]:
-        self.calls += 1
-        return [self._register(entry) for entry in entries]
+    def register_many(
+        self, entries: Iterable[Any], on_progress: Callable[[int], None] | None = None, *, entries_per_call: int = 1000
+    ) -> list[Any]:
+        found = list(entries)
+        for first in range(0, len(found), entries_per_call):
+            self.calls += 1
+            if on_progress is not None:
+                on_progress(len(found[first : first + entries_per_call]))
+        return [self._register(entry) for entry in found]
 
     def _register(self, entry: Any) -> Any:
         known = self.models.get(entry.id)

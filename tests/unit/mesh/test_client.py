@@ -194,6 +194,31 @@ async def test_thousands_are_registered_in_messages_of_bounded_size(pod, ask):
     assert max(progress) <= CHUNK_ENTRIES_MAX
 
 
+async def test_a_bulk_that_breaks_off_says_of_each_entry_what_became_of_it(pod, ask):
+    def some(call: Call) -> Any:
+        if len(pod.calls) == 2:
+            raise TransportError(StatusCode.INTERNAL, "the store fell over")
+        return register_all(call)
+
+    pod.answers[messages.REGISTER_MODELS.path] = some
+    entries = [registration(f"m{number}", uri="u") for number in range(7)]
+    progress: list[int] = []
+    results = await ask("register_many", entries, on_progress=progress.append, entries_per_call=2)
+    assert [result.id for result in results] == [entry.id for entry in entries]
+    assert [result.status_code for result in results] == [0, 0, *[StatusCode.INTERNAL] * 5]
+    assert all("not known" in result.message and "the store fell over" in result.message for result in results[2:4])
+    assert all(result.message.startswith("not sent") for result in results[4:])
+    assert (progress, len(pod.calls)) == ([2, 2, 2, 1], 2)
+    # Again, from the beginning.
+    assert not any(result.status_code for result in await ask("register_many", entries))
+    pod.calls.clear()
+    pod.answers[messages.UNREGISTER_MODELS.path] = [TransportError(StatusCode.INTERNAL, "not now")]
+    with pytest.raises(ServerFailed, match="not now"):
+        await ask("unregister_many", ["a", "b"])
+    with pytest.raises(ValueError, match="entries_per_call is 0"):
+        await ask("register_many", entries, entries_per_call=0)
+
+
 async def test_registering_nothing_calls_nobody(pod, ask):
     assert await ask("register_many", []) == []
     assert not pod.calls

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 
-from mesh.cli.manifest import collect, make_entry
 from mesh.cli.sizes import parse_size, show_age, show_size
+from mesh.client import BadManifest, registrations
+from mesh.client.manifest import collect, make_entry
 
 
 def _manifest(tmp_path: Path, text: str) -> Path:
@@ -81,7 +83,7 @@ def test_every_bad_entry_is_told_with_its_line(tmp_path: Path) -> None:
         5: "found str",
         6: "'much' is not a size",
         7: "isolation is 'maximum'",
-        8: "given in line 1 already",
+        8: "given in manifest.yaml:1 already",
         9: "if-generation is 'newest'",
         10: "load is 7",
     }.items():
@@ -156,3 +158,80 @@ def test_sizes_and_ages_are_shown() -> None:
         "0 B", "812 B", "2.0 KiB", "25.0 MiB", "3.0 GiB", "5.0 TiB",
     ]  # fmt: skip
     assert [show_age(age) for age in (0, 60, 600, 7200, 200_000)] == ["0 s", "60 s", "10 min", "2 h", "2 d"]
+
+
+HEADING = "name,uri,format,capacity-hint,priority,pinned,ttl_s,if-generation,load,labels.team,parameters.batch\n"
+
+
+def test_a_table_has_a_row_for_each_model_and_a_column_for_each_label(tmp_path: Path) -> None:
+    path = tmp_path / "models.csv"
+    rows = HEADING + "001,./churn.onnx,onnx,25MiB,5,TRUE,1.5,3,true,growth,8\n\n002,s3://b/f.ubj,,,,,,,,,\n"
+    path.write_bytes(b"\xef\xbb\xbf" + rows.encode())  # as spreadsheets write it
+    collected = collect(path)
+    assert not collected.bad
+    first, second = collected.entries
+    assert (first.id, first.spec.uri) == ("001", (tmp_path / "churn.onnx").as_uri())
+    assert (first.spec.capacity_hint_bytes, first.spec.priority, first.spec.pinned) == (25 * 1024 * 1024, 5, True)
+    assert (first.spec.ttl_s, first.if_generation, first.load) == (1.5, 3, True)
+    assert (dict(first.spec.labels), dict(first.spec.parameters)) == ({"team": "growth"}, {"batch": "8"})
+    assert (second.id, second.spec.uri, second.spec.pinned) == ("002", "s3://b/f.ubj", False)
+    assert (dict(second.spec.labels), second.if_generation) == ({}, None)
+
+
+def test_lines_of_json_are_a_manifest_too(tmp_path: Path) -> None:
+    path = tmp_path / "models.jsonl"
+    path.write_text(
+        '{"name": "a", "uri": "file:///a.onnx", "labels": {"team": "x"}}\n\n{"name": "b", "uri": "b.ubj"}\n'
+    )
+    first, second = collect(path).entries
+    assert (first.id, dict(first.spec.labels)) == ("a", {"team": "x"})
+    assert second.spec.uri == (tmp_path / "b.ubj").as_uri()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "bad"),
+    [
+        ("m.csv", "name,uri,priority\na,u://a,high\nb,u://b\nc,u://c,1\nc,u://c,1\n", {
+            "m.csv:2": "priority is 'high'; it must be a number",
+            "m.csv:3": "2 cells stand below 3 columns",
+            "m.csv:5": "name 'c' was given in m.csv:4 already",
+        }),
+        ("m.csv", "name,uri,pinned,colour\na,u://a,1,\nb,u://b,,blue\n,u://c,,\n", {
+            "m.csv:2": "pinned is '1'; it must be true or false",
+            "m.csv:3": "field 'colour' is not known",
+            "m.csv:4": "name is missing",
+        }),
+        ("m.jsonl", '{"name": "a", "uri": "u://a"}\n[1]\n{"name": \n"b"\n', {
+            "m.jsonl:2": "expected a model's fields, found list",
+            "m.jsonl:3": "not a line of JSON",
+            "m.jsonl:4": "expected a model's fields, found str",
+        }),
+        ("m.jsonl", "[" * 100_000, {"m.jsonl:1": "not a line of JSON"}),
+    ],
+)  # fmt: skip
+def test_every_bad_row_is_told_with_its_line(tmp_path: Path, name: str, text: str, bad: dict[str, str]) -> None:
+    (tmp_path / name).write_text(text)
+    found = {entry.origin: entry.message for entry in collect(tmp_path / name).bad}
+    assert found.keys() == bad.keys()
+    for origin, message in bad.items():
+        assert message in found[origin]
+
+
+@pytest.mark.parametrize("text", ["", "uri\nu://a\n", "name,name\na,b\n", 'name,uri\n"a,u://a\n', 'name,uri\na,"u"x\n'])
+def test_what_is_no_table_of_models_is_an_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"must name the columns|is not CSV: line"):
+        collect(path)
+
+
+def test_registrations_are_ready_to_be_sent_or_all_bad_ones_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "models.csv"
+    path.write_text("name,uri,load,if-generation\na,u://a,true,2\n")
+    (entry,) = registrations(path)
+    assert (entry.id, entry.spec.uri, entry.load_now, entry.if_generation) == ("a", "u://a", True, 2)
+    path.write_text("name,uri,priority\na,u://a,x\nb,u://b,y\nc,u://c,1\n")
+    with pytest.raises(BadManifest, match=r"models.csv:2: priority is 'x'; it must be a number, and 1 more") as failure:
+        registrations(str(path))
+    assert [bad.origin for bad in failure.value.bad] == ["models.csv:2", "models.csv:3"]
+    assert pickle.loads(pickle.dumps(failure.value)).bad == failure.value.bad  # noqa: S301

@@ -1,4 +1,4 @@
-"""Many models at once: from a directory of artifacts, or from a manifest that lists them.
+"""Many models at once: from a directory of artifacts, from a manifest that lists them, or from a DataFrame.
 
 Everything is read and checked before anything is registered, and every bad entry is told, not the first: a person
 fixes a list once. A manifest's fields have the names of the flags of `models register`, with dashes or underscores:
@@ -9,6 +9,10 @@ fixes a list once. A manifest's fields have the names of the flags of `models re
         capacity-hint: 25MiB
         labels: {team: growth}
 
+It is YAML or JSON; or, as the file's name says, JSON lines (`.jsonl`, `.ndjson`: an entry each) or CSV (`.csv`: a
+heading with the fields' names, a row each). Rows, of a DataFrame too, have a column for each label, `labels.team`, and
+for each parameter; what is empty or missing in them is not said.
+
 In a directory, each file or sub-directory whose content is a known format becomes a model named after it. A
 sub-directory that is no artifact itself but holds exactly one is registered under the sub-directory's name, which is
 how training jobs like to write. What is not recognised is counted and left alone.
@@ -16,15 +20,22 @@ how training jobs like to write. What is not recognised is counted and left alon
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mesh.cli.sizes import parse_size
 from placement.errors import PlacementError
 from placement.keys import check_id
 from placement.records import ModelSpec, spec_from_mapping
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _OF_THE_CALL = ("name", "if_generation", "load")
 _RENAMED = {"capacity_hint": "capacity_hint_bytes", "label": "labels", "parameter": "parameters"}
@@ -33,6 +44,11 @@ _FIELDS = (
     "ttl_s", "load_timeout_s", "batch_rows_max", "batch_delay_s", "parameters", "copies_min", "copies_max",
     "if_generation", "load",
 )  # fmt: skip
+_WHOLE_NUMBERS = frozenset({"priority", "copies_min", "copies_max", "batch_rows_max", "if_generation"})
+_NUMBERS = frozenset({"ttl_s", "load_timeout_s", "batch_delay_s"})
+_YES_OR_NO = frozenset({"pinned", "load"})
+"""What the text of a cell is read as; all other fields are text."""
+_MAPPINGS = ("labels.", "parameters.")
 _SPEC_FIELDS = frozenset({_RENAMED.get(name, name) for name in _FIELDS if name not in _OF_THE_CALL})
 
 
@@ -112,11 +128,62 @@ def collect(source: Path) -> Collected:
     raise ValueError(f"--from: {str(source)!r} is neither a directory nor a file")
 
 
+def of_frame(frame: pd.DataFrame, base: Path) -> Collected:
+    """From rows; `base`: where relative URIs start from."""
+    names = [str(name) for name in frame.columns]
+
+    def read() -> Iterator[Read]:
+        cells = frame.itertuples(index=False, name=None)
+        for row, (found, given) in enumerate(zip(cells, frame.notna().to_numpy(), strict=True)):
+            said = {name: _plain(cell) for name, cell, is_given in zip(names, found, given, strict=True) if is_given}
+            yield f"row {row}", _of_cells(said)
+
+    return _collected(read(), base)
+
+
+def _plain(cell: Any) -> Any:
+    """NumPy's numbers as Python's."""
+    return cell.item() if isinstance(cell, np.generic) else cell
+
+
 def _read_manifest(path: Path) -> Collected:
+    kind = path.suffix.lower()
+    if kind == ".csv":
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            return _collected(_csv_entries(path, lines), path.parent)
+    if kind in (".jsonl", ".ndjson"):
+        with path.open(encoding="utf-8-sig") as lines:
+            return _collected(_json_entries(path, lines), path.parent)
+    return _collected(_yaml_entries(path), path.parent)
+
+
+Read = tuple[str, Mapping[str, Any] | ValueError]
+"""Where an entry stands, and its fields, or why they cannot be read."""
+
+
+def _collected(read: Iterable[Read], base: Path) -> Collected:
+    entries: list[Entry] = []
+    bad: list[BadEntry] = []
+    origins: dict[str, str] = {}
+    for origin, fields in read:
+        try:
+            if isinstance(fields, ValueError):
+                raise fields
+            entry = make_entry(fields, base, origin)
+            if entry.id in origins:
+                raise ValueError(f"name {entry.id!r} was given in {origins[entry.id]} already")
+        except (ValueError, TypeError) as error:
+            bad.append(BadEntry(origin, _one_line(error)))
+            continue
+        origins[entry.id] = origin
+        entries.append(entry)
+    return Collected(tuple(entries), tuple(bad))
+
+
+def _yaml_entries(path: Path) -> Iterator[Read]:
     import yaml
 
-    text = path.read_text()
-    loader = yaml.SafeLoader(text)
+    loader = yaml.SafeLoader(path.read_text())
     try:
         root = loader.get_single_node()
         if isinstance(root, yaml.MappingNode):
@@ -124,29 +191,86 @@ def _read_manifest(path: Path) -> Collected:
             root = listed[0] if listed else None
         if not isinstance(root, yaml.SequenceNode):
             raise ValueError(f"{path}: expected a list of models, or `models:` with one below it")
-        entries: list[Entry] = []
-        bad: list[BadEntry] = []
-        lines_of: dict[str, int] = {}
         for node in root.value:
-            line = node.start_mark.line + 1
-            origin = f"{path.name}:{line}"
+            origin = f"{path.name}:{node.start_mark.line + 1}"
             try:
-                fields = loader.construct_object(node, deep=True)
-                if not isinstance(fields, dict):
-                    raise ValueError(f"expected a model's fields, found {type(fields).__name__}")
-                entry = make_entry(fields, path.parent, origin)
-                if entry.id in lines_of:
-                    raise ValueError(f"name {entry.id!r} was given in line {lines_of[entry.id]} already")
-            except (ValueError, TypeError, yaml.YAMLError) as error:
-                bad.append(BadEntry(origin, _one_line(error)))
-                continue
-            lines_of[entry.id] = line
-            entries.append(entry)
-        return Collected(tuple(entries), tuple(bad))
+                yield origin, _fields(loader.construct_object(node, deep=True))
+            except yaml.YAMLError as error:
+                yield origin, ValueError(_one_line(error))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {_one_line(error)}") from error
     finally:
         loader.dispose()
+
+
+def _json_entries(path: Path, lines: Iterable[str]) -> Iterator[Read]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield f"{path.name}:{number}", _fields(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            yield f"{path.name}:{number}", ValueError(f"not a line of JSON: {_one_line(error)}")
+
+
+def _csv_entries(path: Path, lines: Iterable[str]) -> Iterator[Read]:
+    rows = csv.reader(lines, strict=True)
+    try:
+        heading = [name.strip() for name in next(rows, [])]
+        if "name" not in heading or len(set(heading)) < len(heading):
+            raise ValueError(f"{path}: its first line must name the columns, `name` among them, each once")
+        for row in rows:
+            origin = f"{path.name}:{rows.line_num}"
+            if not row:
+                continue
+            if len(row) != len(heading):
+                yield origin, ValueError(f"{len(row)} cells stand below {len(heading)} columns")
+                continue
+            yield origin, _of_cells({name: cell for name, cell in zip(heading, row, strict=True) if cell.strip()})
+    except csv.Error as error:
+        raise ValueError(f"{path} is not CSV: line {rows.line_num}: {error}") from error
+
+
+def _of_cells(row: Mapping[str, Any]) -> Mapping[str, Any] | ValueError:
+    """A row's fields: `labels.team` becomes one of the labels, and text what its field is of."""
+    fields: dict[str, Any] = {}
+    try:
+        for heading, cell in row.items():
+            prefix = next((prefix for prefix in _MAPPINGS if heading.startswith(prefix)), "")
+            if prefix:
+                fields.setdefault(prefix[:-1], {})[heading.removeprefix(prefix)] = cell
+            else:
+                fields[heading] = _of_cell(heading, cell)
+    except ValueError as error:
+        return error
+    return fields
+
+
+def _of_cell(heading: str, cell: Any) -> Any:
+    field = heading.replace("-", "_")
+    if isinstance(cell, float) and cell.is_integer() and field in _WHOLE_NUMBERS:
+        return int(cell)  # so a DataFrame holds whole numbers where one is missing
+    if not isinstance(cell, str):
+        return cell
+    text = cell.strip()
+    try:
+        if field in _WHOLE_NUMBERS:
+            return int(text)
+        if field in _NUMBERS:
+            return float(text)
+    except ValueError:
+        raise ValueError(f"{heading} is {text!r}; it must be a number") from None
+    if field in _YES_OR_NO:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{heading} is {text!r}; it must be true or false")
+        return text.lower() == "true"
+    return text
+
+
+def _fields(found: Any) -> Mapping[str, Any] | ValueError:
+    if isinstance(found, dict):
+        return found
+    return ValueError(f"expected a model's fields, found {type(found).__name__}")
 
 
 def _scan_directory(directory: Path) -> Collected:
