@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from controller.children import host_of, mesh_service
-from controller.conditions import Condition
+from controller.conditions import PREDICTOR_READY, Condition, Truth
 from controller.dedicated.planning import InPods
 from controller.dedicated.readiness import find_child, model_status_of, predictor_condition
+from controller.mesh_view import ModelState
 from controller.model_status import standing_of
 from controller.policy import Mode
 from controller.reading import Manifest
@@ -119,6 +120,22 @@ def left_on_the_mesh(turn: Turn) -> tuple[Held, dict[str, Any]]:
         aliases = (Alias(turn.service.name, stable[0].id),)
     referred = {model for one in turn.mesh.aliases.values() for model in (one.active, one.target, *one.weights)}
     return Held(stable, aliases, frozenset(referred)), remembered_in_status(remembered)
+
+
+def old_place_condition(turn: Turn, runs_on: Mode) -> Condition:
+    """`PredictorReady` of a service that serves where it was, while another place is being made."""
+    moving = "it serves where it was until the new place is ready"
+    if runs_on is Mode.DEDICATED:
+        deployments = [one for one in turn.objects.children if one.get("kind") == "Deployment"]
+        found = predictor_condition(deployments[0] if deployments else None, "of the old place")
+        return Condition(PREDICTOR_READY, found.truth, found.reason or "Moving", found.message or moving)
+    alias = turn.mesh.aliases.get(turn.service.name)
+    model = turn.mesh.models.get(alias.active) if alias is not None else None
+    if not turn.mesh.reachable or model is None:
+        return Condition(PREDICTOR_READY, Truth.UNKNOWN, "MeshUnreachable", "no pod of the mesh answers")
+    if model.state is ModelState.FAILED:
+        return Condition(PREDICTOR_READY, Truth.FALSE, "ModelLoadFailed", f"model {model.id} does not load any more")
+    return Condition(PREDICTOR_READY, Truth.TRUE, "Moving", moving)
 
 
 def _traffic(name: str, rollout: Rollout) -> list[dict[str, Any]]:

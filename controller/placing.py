@@ -7,7 +7,7 @@ leads to the one or the other:
 stands for `move_grace_s` more, for callers whose DNS still has it; 4. then it goes.
 
 A new place that does not become ready changes nothing: the condition `Moving` says why, for as long as it lasts.
-Where nothing serves yet, there is nothing to wait for.
+Where what there was is known not to serve, there is nothing to wait for.
 
 What must be known in the next turn is in the status, below `hexcomb`: `runsOn`, `goingTo`, and `movedAt` in Unix
 seconds.
@@ -83,6 +83,7 @@ def plan_step(
         if place.moved_at_s is not None and abs(now_s - place.moved_at_s) < grace_s:
             return Step.LEAVING, Place(wanted, place.moved_at_s)
         return Step.SETTLED, Place(wanted)
-    if is_ready or truth_in(before, READY) != "True":
+    # Not known is not broken: a mesh that does not answer us may well answer callers.
+    if is_ready or truth_in(before, READY) == "False":
         return Step.TURNING, Place(wanted, now_s)
     return Step.MAKING, Place(place.runs_on, place.moved_at_s, wanted)

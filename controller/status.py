@@ -30,7 +30,7 @@ from controller.conditions import (
 )
 from controller.dedicated.readiness import find_child
 from controller.modes import Chosen, Refused, Undecided
-from controller.places import Made
+from controller.places import Made, old_place_condition
 from controller.placing import Place, place_in_status
 from controller.policy import Mode, Policy
 from controller.reading import InvalidField, Manifest
@@ -77,7 +77,7 @@ def status_moving(turn: Turn, choice: Chosen, made: Made, place: Place, memory: 
     """Of a service that serves where it was, while `made` is being made ready."""
     message = f"to {made.mode.value}: {made.condition.message or 'it is being made ready'}"
     conditions = [
-        Condition(PREDICTOR_READY, Truth.TRUE, "Moving", "it serves where it was until the new place is ready"),
+        old_place_condition(turn, place.runs_on or made.mode),
         _ingress_kept(turn.before),
         Condition(MODE_CHOSEN, Truth.TRUE, choice.reason, _mode_message(choice)),
         Condition(MOVING, Truth.TRUE, made.condition.reason or "Moving", message),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from controller.desired import desired
 from controller.objects import Objects
 from controller.policy import Policy
 from controller.quantities import bytes_of
-from tests.unit.controller.builders import NOW_S, World, service, sklearn
+from tests.unit.controller.builders import NOW_S, World, runtime, service, sklearn
 
 WORDS = [
     "predictor",
@@ -88,7 +89,9 @@ def test_a_name_that_served_goes_on_serving_and_everything_comes_to_rest(
 ) -> None:
     world = World(service(sklearn(URIS[0])), bad=bad)
     world.rest()
+    remembers = True
     for uri, percent, then in changes:
+        remembers = remembers and then in ("turn", "rest")
         world.apply(service(sklearn(uri, canaryTrafficPercent=percent)))
         if then == "lose":
             world.mesh = World().mesh
@@ -100,7 +103,7 @@ def test_a_name_that_served_goes_on_serving_and_everything_comes_to_rest(
             world.turn()
         alias = world.mesh.aliases["iris"]
         for model_id in alias.weights or (alias.active,):
-            assert then in ("lose", "forget") or world.mesh.models[model_id].spec["uri"] not in bad
+            assert not remembers or then == "rest" or world.mesh.models[model_id].spec["uri"] not in bad
     last = world.rest()
     assert len(world.mesh.models) <= 2
     alias = world.mesh.aliases["iris"]
@@ -109,6 +112,51 @@ def test_a_name_that_served_goes_on_serving_and_everything_comes_to_rest(
     if uri not in bad and (percent is None or percent == 100):
         assert serving == {uri}
     assert last.status == world.status
+
+
+MOVES = st.lists(
+    st.tuples(
+        st.sampled_from(["ModelMesh", "Standard", "Auto"]),
+        st.sampled_from(URIS[:2]),
+        st.sampled_from(["ok", "pods fail", "mesh away"]),
+        st.integers(0, 4),
+        st.sampled_from([1.0, 30.0, 61.0]),
+    ),
+    min_size=1,
+    max_size=6,
+)
+SERVER = runtime("server", {"name": "sklearn", "autoSelect": True})
+
+
+@given(moves=MOVES, start=st.sampled_from(["ModelMesh", "Standard"]))
+@settings(deadline=None, max_examples=100)
+def test_whoever_moves_whereto_somebody_serves_at_every_step(
+    moves: list[tuple[str, str, str, int, float]], start: str
+) -> None:
+    world = World(service(sklearn(URIS[0]), mode=start), runtimes=(SERVER,))
+    world.rest()
+    for mode, uri, weather, turns, pause_s in moves:
+        world.apply(service(sklearn(uri), {"hexcomb.dev/mode": mode}, mode=None))
+        # A pod that answers goes on answering: what fails are new ones.
+        world.pods_answer = weather != "pods fail" or ("Deployment", "iris-predictor") in world.children
+        for _ in range(turns):
+            world.mesh = replace(world.mesh, reachable=weather != "mesh away")
+            world.turn()
+            world.mesh = replace(world.mesh, reachable=True)
+            world.goes_on()
+            assert world.served_by()
+        world.now_s += pause_s
+    world.pods_answer = True
+    for _ in range(3):
+        world.goes_on()
+        world.rest()
+        world.now_s += 100
+    asked = moves[-1][0]
+    assert world.served_by()
+    if asked != "Auto":
+        assert world.status["deploymentMode"] == asked
+        assert bool(world.mesh.models) is (asked == "ModelMesh")
+        assert (("Deployment", "iris-predictor") in world.children) is (asked == "Standard")
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["", "k", "Ki", "M", "Mi", "G", "Gi", "m", "e3"]))

@@ -166,6 +166,18 @@ class World:
         metadata = {**changed["metadata"], "generation": generation}
         self.object = {**changed, "metadata": metadata, "status": self.object.get("status", {})}
 
+    def served_by(self) -> str:
+        """Who answers behind the service's name; the empty text if nobody does."""
+        front = self.children["Service", "iris-predictor"]
+        if front["spec"]["type"] == "ExternalName":
+            alias = self.mesh.aliases.get("iris")
+            models = (alias.weights or (alias.active,)) if alias is not None else ()
+            states = [self.mesh.models[model].state for model in models]
+            return "mesh" if states and ModelState.FAILED not in states else ""
+        status = self.children.get(("Deployment", "iris-predictor"), {}).get("status", {})
+        conditions = status.get("conditions") or [{}]
+        return "pods" if conditions[0].get("status") == "True" else ""
+
     @property
     def status(self) -> Mapping[str, Any]:
         """As it was last written."""

@@ -22,46 +22,37 @@ def asks_for(world: World, mode: str) -> None:
     world.apply(service(annotations={"hexcomb.dev/mode": mode}))
 
 
-def served_by(world: World) -> str:
-    """Who answers behind the service's name; the empty text if nobody does."""
-    if world.children[FRONT]["spec"]["type"] == "ExternalName":
-        alias = world.mesh.aliases.get("iris")
-        return "mesh" if alias is not None and alias.active in world.mesh.models else ""
-    available = world.children.get(DEPLOYMENT, {}).get("status", {}).get("conditions", [{}])[0].get("status")
-    return "pods" if available == "True" else ""
-
-
 def test_from_the_mesh_to_pods_the_name_turns_when_they_answer() -> None:
     world = settled("ModelMesh", pods_answer=False)
     asks_for(world, "Standard")
     for _ in range(5):
         world.turn()
         world.goes_on()
-        assert served_by(world) == "mesh"
+        assert world.served_by() == "mesh"
         assert reason(world.status, "Ready") == ("True", "")
     assert "to Standard" in message(world.status, "Moving")
     assert world.status["deploymentMode"] == "ModelMesh"
     world.pods_answer = True
     world.goes_on()
     world.turn()
-    assert served_by(world) == "pods"
+    assert world.served_by() == "pods"
     assert world.mesh.aliases, "callers whose DNS is old still come to the mesh"
     assert world.status["deploymentMode"] == "Standard"
     world.now_s += 61
     world.rest()
     assert not world.mesh.models
-    assert served_by(world) == "pods"
+    assert world.served_by() == "pods"
     assert reason(world.status, "Ready") == ("True", "")
 
 
 def test_from_pods_to_the_mesh_they_stand_until_nobody_calls_them() -> None:
     world = settled("Standard")
     asks_for(world, "ModelMesh")
-    while served_by(world) == "pods":
+    while world.served_by() == "pods":
         assert world.turn().requeue_after_s == Policy().requeue_while_loading_s
         world.goes_on()
         assert DEPLOYMENT in world.children
-    assert served_by(world) == "mesh"
+    assert world.served_by() == "mesh"
     assert DEPLOYMENT in world.children
     world.now_s += 61
     world.rest()
@@ -73,13 +64,13 @@ def test_a_place_that_does_not_become_ready_changes_nothing() -> None:
     world = settled("Standard", bad=frozenset({"s3://models/iris"}))
     asks_for(world, "ModelMesh")
     world.rest()
-    assert served_by(world) == "pods"
+    assert world.served_by() == "pods"
     assert reason(world.status, "Ready") == ("True", "")
     assert reason(world.status, "Moving") == ("True", "ModelLoadFailed")
     asks_for(world, "Standard")
     world.rest()
     assert not world.mesh.models
-    assert served_by(world) == "pods"
+    assert world.served_by() == "pods"
 
 
 def test_a_service_that_serves_nowhere_moves_at_once() -> None:
@@ -96,15 +87,15 @@ def test_there_and_back_again_at_any_step_somebody_serves() -> None:
         for _ in range(turns):
             world.turn()
             world.goes_on()
-            assert served_by(world)
+            assert world.served_by()
         asks_for(world, "ModelMesh")
         for _ in range(8):
             world.turn()
             world.goes_on()
-            assert served_by(world)
+            assert world.served_by()
         world.now_s += 200
         world.rest()
-        assert (served_by(world), set(world.children)) == ("mesh", {FRONT})
+        assert (world.served_by(), set(world.children)) == ("mesh", {FRONT})
 
 
 def test_auto_leaves_the_mesh_when_the_object_needs_pods_and_comes_back_when_it_does_not() -> None:
@@ -114,16 +105,16 @@ def test_auto_leaves_the_mesh_when_the_object_needs_pods_and_comes_back_when_it_
     for _ in range(6):
         world.turn()
         world.goes_on()
-        assert served_by(world)
-    assert served_by(world) == "pods"
+        assert world.served_by()
+    assert world.served_by() == "pods"
     world.now_s += 61
     world.rest()
     world.apply(service(mode=None))
     for _ in range(6):
         world.turn()
         world.goes_on()
-        assert served_by(world)
-    assert served_by(world) == "mesh"
+        assert world.served_by()
+    assert world.served_by() == "mesh"
 
 
 def test_a_pool_that_is_away_or_lost_a_format_moves_nobody() -> None:
