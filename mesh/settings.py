@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ByteSize, Field, field_validator, model_validator
+from pydantic import ByteSize, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mesh.batching.settings import BatchSettings
@@ -416,6 +416,19 @@ class Settings(BaseSettings):
         description="Directories (comma separated) from which file:// artifacts may be read. Empty: any on "
         "loopback, none otherwise.",
     )
+    package_index: SecretStr | None = Field(
+        None,
+        description="URL of an index (as https://pypi.org/simple) from which Python models of trusted prefixes get the "
+        "packages that their requirements.txt asks for. None, and no package_links: they get none.",
+    )
+    package_links: Words = Field(
+        (), description="Directories or pages (comma separated) with wheels, for the same, beside or without an index."
+    )
+    packages_size_max: ByteSize = Field(
+        ByteSize(1024 * MIB),
+        description="Most bytes that one model's packages may take on the disk, where they count with the artifacts. "
+        "So much is kept free while they are installed.",
+    )
     http_hosts: Words = Field(
         (),
         description="Hosts (comma separated) that http(s)://, oci:// and git+https:// artifacts may come from, and to "
@@ -457,6 +470,7 @@ class Settings(BaseSettings):
         "trusted_prefixes",
         "file_prefixes",
         "http_hosts",
+        "package_links",
         "payload_processors",
         mode="before",
     )

@@ -23,6 +23,7 @@ from cachetools import LRUCache
 from cache.types import ModelKey
 from mesh.generations import key_of
 from mesh.known_sizes import NOTHING, Known, KnownSizes, Loadable, runtime_of
+from mesh.model_packages import ModelPackages
 from mesh.parking import DiskListener, Unheard
 from mesh.reading_ahead import ReadingAhead
 from mesh.room import ReadMemory, check_room
@@ -168,6 +169,7 @@ class Staging:
         self._adapter_of = adapter_of or (lambda format_name: adapter_for(format_name))
         self._promised_bytes: dict[int, int] = {}
         """By lease: of free bytes, for models that are to be loaded as they were fetched and have not reserved any."""
+        self._packages = ModelPackages(artifacts, settings)
         self._preparing = asyncio.Semaphore(settings.loads_concurrent_max)
         self._found: LRUCache[ModelKey, Staged] = LRUCache(maxsize=REMEMBERED_MAX)
         self._formats: LRUCache[ModelKey, str] = LRUCache(maxsize=REMEMBERED_MAX)
@@ -246,17 +248,19 @@ class Staging:
             except BaseException:
                 self._artifacts.release(artifact)
                 raise
-        path = artifact.path
-        if found.variant:
-            # Made once more if the disk tier has dropped it: its content is still the one of this generation.
-            make = partial(found.adapter.prepare, artifact.path, options=found.options)
-            try:
+        path, options = artifact.path, found.options
+        # Made once more if the disk tier has dropped it: its content is still the one of this generation.
+        make = partial(found.adapter.prepare, artifact.path, options=options)
+        try:
+            if found.variant:
                 path = await self._prepared(artifact, found.variant, make) or artifact.path
-            except BaseException:
-                self._artifacts.release(artifact)
-                raise
+            if found.adapter.format in ALWAYS_ISOLATED:
+                options = replace(options, packages=await self._packages.of(artifact))
+        except BaseException:
+            self._artifacts.release(artifact)
+            raise
         self._disk_listener.on_disk(key, artifact.content_hash)
-        again = replace(found, artifact=artifact, path=path, fetch_s=0.0)
+        again = replace(found, artifact=artifact, path=path, options=options, fetch_s=0.0)
         known = self._known_sizes.here(found.loadable)
         return again if known is None else _with_known(again, known, measured=True)
 
@@ -330,6 +334,8 @@ class Staging:
             trusted=artifact.trusted,
             parameters=record.spec.parameters,
         )
+        if format_name in ALWAYS_ISOLATED:
+            options = replace(options, packages=await self._packages.of(artifact))
         isolated = self._isolates(record, format_name)
         if adapter.trust is Trust.RUNS_CODE and not isolated and not artifact.trusted:
             shown = parse_location(record.spec.uri).shown  # a signed URL's query is a secret

@@ -150,6 +150,8 @@ class LoadOptions:
     trusted: bool = False
     """The artifact came from a storage prefix that the operator marked trusted."""
     parameters: Mapping[str, str] = field(default_factory=dict)
+    packages: Path | None = None
+    """A directory of Python packages that go before the pod's own, for a model that asked for them."""
     as_fetched: bool = False
     """Load what was fetched, which `LoadsAsFetched` allowed, to answer soon: its prepared form comes after it."""
 

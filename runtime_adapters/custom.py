@@ -36,7 +36,8 @@ whose copy had to leave memory begins anew.
 
 A class that was written for KServe's SDK is served as well: `runtime_adapters.kserve`.
 
-Deliberately absent: packages of its own. It sees what is installed on the pod.
+A `requirements.txt` in the artifact asks for packages: where the pod lacks them, and its operator has said where they
+come from (`--package-index`), an artifact of a trusted prefix gets them, in front of the pod's own.
 """
 
 from __future__ import annotations

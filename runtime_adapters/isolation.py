@@ -242,6 +242,7 @@ def load_isolated(
             "format": adapter_format,
             "artifact": str(artifact.resolve()),
             "options": describe_options(options),
+            "packages": None if options.packages is None else str(options.packages.resolve()),
             "jailed": jailed,
             "require_jail": require_jail,
             "file_bytes_max": max(tensor_bytes_max, memory_limit_bytes or 0),

@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> None:
     channel = Channel(socket.socket(fileno=channel_fd))
     try:
         start = channel.receive()
+        if start["packages"] is not None:
+            sys.path.insert(0, start["packages"])
         report = _jail(start)
         if report is not None and start["require_jail"] and not report.confined:
             channel.send({"error": _refusal(report)})

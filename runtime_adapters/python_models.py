@@ -18,6 +18,8 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -42,6 +44,17 @@ _PACKAGE = "runtime_adapters"
 _BASE_MODULES = (custom.__name__, kserve.__name__)
 _SOURCE_BYTES_MAX = 4 << 20
 """A model.py larger than this is data in the wrong place."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLimits:
+    """What one model may take, where its spec says; None: it does not. For less than the pod allows, never for more."""
+
+    load_timeout_s: float | None = None
+    infer_timeout_s: float | None = None
+    """Of one run, or of one answer of a stream."""
+    memory_limit_bytes: int | None = None
+    """Beyond Python and NumPy."""
 
 
 class PythonModels:
@@ -75,16 +88,14 @@ class PythonModels:
         """In a child; jailed unless trusted. A caller with limits of its own uses `load_isolated` directly."""
         if not _model_classes(_read_source(artifact)):
             raise BadArtifact(f"{MODEL_FILE}: no class in it has the base Model; see runtime_adapters.custom")
-        own = {name: options.parameters[name] for name in OWN_PARAMETERS if name in options.parameters}
-        numbers = {name: _positive(name, text) for name, text in own.items()}
-        memory_limit_bytes = numbers.get("memory_limit_bytes")
+        limits = limits_of(options.parameters)
         return load_isolated(
             self.format,
             artifact,
             options,
-            load_timeout_s=numbers.get("load_timeout_s", LOAD_TIMEOUT_S),
-            infer_timeout_s=numbers.get("infer_timeout_s", INFER_TIMEOUT_S),
-            memory_limit_bytes=None if memory_limit_bytes is None else int(memory_limit_bytes),
+            load_timeout_s=limits.load_timeout_s or LOAD_TIMEOUT_S,
+            infer_timeout_s=limits.infer_timeout_s or INFER_TIMEOUT_S,
+            memory_limit_bytes=limits.memory_limit_bytes,
             jailed=not options.trusted,
         )
 
@@ -95,6 +106,17 @@ class PythonModels:
                 "a Python model runs code and its prefix is not trusted; trust the prefix, or load it jailed"
             )
         return _loaded(artifact, options)
+
+
+def limits_of(parameters: Mapping[str, str]) -> OwnLimits:
+    """What a spec's parameters say of its model's limits. Raises BadArtifact."""
+    own = {name: _positive(name, parameters[name]) for name in OWN_PARAMETERS if name in parameters}
+    memory_limit_bytes = own.get("memory_limit_bytes")
+    return OwnLimits(
+        own.get("load_timeout_s"),
+        own.get("infer_timeout_s"),
+        None if memory_limit_bytes is None else int(memory_limit_bytes),
+    )
 
 
 def _read_source(artifact: Path) -> str:

@@ -67,6 +67,9 @@ def models() -> None:
 )
 @click.option("--if-generation", type=int, metavar="N", help="Replace the spec, if the model's generation is N.")
 @click.option("--load", is_flag=True, help="Load it now; the answer does not wait for it.")
+@click.option(
+    "--watch", is_flag=True, help="Stay, and register and load it anew whenever its local file or directory changes."
+)
 def register(
     target: Target,
     name: str | None,
@@ -76,6 +79,7 @@ def register(
     parameters: tuple[str, ...],
     pinned: bool,
     load: bool,
+    watch: bool,
     **fields: Any,
 ) -> None:
     """Register a model under NAME, or many with --from.
@@ -91,6 +95,7 @@ def register(
     }
     given = sorted(field for field, value in fields.items() if value is not None)
     if source is not None:
+        given += ["watch"] if watch else []
         if name is not None or given:
             what = "NAME" if name is not None else "--" + given[0].replace("_", "-")
             raise Failure(
@@ -103,6 +108,9 @@ def register(
         raise Failure(
             f"{missing} is missing", hint="hexcomb models register NAME --uri URI, or --from DIR|FILE", exit_code=USAGE
         )
+    if watch:
+        _register_watched(target, {**fields, "name": name, "load": True})
+        return
     _register_one(target, {**fields, "name": name, "load": load})
 
 
@@ -217,6 +225,48 @@ def _register_one(target: Target, fields: dict[str, Any]) -> None:
         print_json({"name": result.id, "outcome": outcome, "generation": result.generation})
     else:
         print_line(f"{result.id}: {_SAID[outcome]} (generation {result.generation})")
+
+
+def _register_watched(target: Target, fields: dict[str, Any]) -> None:
+    from mesh.cli.watching import LOOK_S, REVISION_LABEL, TooManyFiles, watch
+
+    if fields["if_generation"] is not None:
+        raise Failure("--if-generation and --watch exclude each other", hint="--watch replaces any", exit_code=USAGE)
+    path = Path(str(fields["uri"]).removeprefix("file://")).absolute()
+    name, told = str(fields["name"]), ""
+
+    def register_revision(revision: str) -> None:
+        labels = {**(fields["labels"] or {}), REVISION_LABEL: revision}
+        known = _described(target, name)
+        generation = None if known is None else int(known.generation)
+        _register_one(target, {**fields, "labels": labels, "if_generation": generation})
+
+    def wait() -> bool:
+        nonlocal told
+        known = _described(target, name)
+        failure = "" if known is None else known.failure.message
+        if failure and failure != told:
+            sys.stderr.write(f"error: {name}: {failure}\n")
+        told = failure
+        time.sleep(LOOK_S)
+        return True
+
+    try:
+        path.stat()
+        watch(path, register_revision, wait)
+    except (OSError, TooManyFiles) as error:
+        raise Failure(str(error), hint="--watch is for a file or directory of this machine", exit_code=USAGE) from None
+
+
+def _described(target: Target, name: str) -> Any:
+    """What a pod says of a model; None: it is not registered."""
+    from mesh.client.errors import NotFound
+
+    with connected(target) as client:
+        try:
+            return client.describe(name)
+        except NotFound:
+            return None
 
 
 def _register_many(target: Target, source: Path, load: bool) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from mesh.room import ReadMemory, check_room, room_for
 from mesh.settings import Settings
 from mesh.staging import Staged
 from runtime_adapters.base import LoadedModel, Size
-from runtime_adapters.errors import OutOfMemory
+from runtime_adapters.errors import BadArtifact, OutOfMemory
 from runtime_adapters.isolation import Cancellation, load_isolated
 from runtime_adapters.memory import (
     MEASURED_AGAIN_FACTOR_MAX,
@@ -23,7 +24,9 @@ from runtime_adapters.memory import (
     forget_high_water,
     high_water_bytes,
 )
+from runtime_adapters.python_models import OwnLimits, PythonModels, limits_of
 
+Number = TypeVar("Number", int, float)
 SLOW_RUN_S = 0.01
 """A first run longer than this needs no second one to tell that the model belongs on a worker thread."""
 
@@ -126,14 +129,17 @@ def load_isolated_and_measure(
     read_memory: ReadMemory | None = None,
 ) -> MeasuredLoad:
     check_room(staged.estimate.host_bytes, read_memory)  # its process starts from nothing: no peak of this one
+    own = limits_of(staged.options.parameters) if isinstance(staged.adapter, PythonModels) else OwnLimits()
     began = time.perf_counter()
     model = load_isolated(
         staged.adapter.format,
         staged.path,
         staged.options,
-        load_timeout_s=timeout_s,
-        infer_timeout_s=settings.run_timeout_s,
-        memory_limit_bytes=int(settings.isolated_memory_max),
+        load_timeout_s=min(timeout_s, own.load_timeout_s or timeout_s),
+        infer_timeout_s=_allowed("infer_timeout_s", own.infer_timeout_s, settings.run_timeout_s, "run_timeout_s"),
+        memory_limit_bytes=_allowed(
+            "memory_limit_bytes", own.memory_limit_bytes, int(settings.isolated_memory_max), "isolated_memory_max"
+        ),
         jailed=not staged.artifact.trusted,
         require_jail=not settings.allow_unjailed,
         cancellation=cancellation,
@@ -146,6 +152,15 @@ def load_isolated_and_measure(
     except BaseException:
         model.unload()  # its process, or what that has left open here
         raise
+
+
+def _allowed(name: str, asked: Number | None, most: Number, setting: str) -> Number:
+    """What a model's spec asks for, within what the pod allows. Raises BadArtifact."""
+    if asked is not None and asked > most:
+        raise BadArtifact(
+            f"parameters: {name} is {asked:,}; this pod allows {most:,} ({setting}); ask for less, or leave it"
+        )
+    return most if asked is None else asked
 
 
 def _measured(model: LoadedModel, size: Size, load_s: float, first_run_s: float) -> MeasuredLoad:

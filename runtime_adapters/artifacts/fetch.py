@@ -35,7 +35,7 @@ from runtime_adapters.artifacts.content import ContentRecord
 from runtime_adapters.artifacts.credentials import StorageKeys
 from runtime_adapters.artifacts.disk_records import variant_of
 from runtime_adapters.artifacts.disk_tier import DiskTier
-from runtime_adapters.artifacts.download import Hear
+from runtime_adapters.artifacts.download import Hear, Stop
 from runtime_adapters.artifacts.errand import understand
 from runtime_adapters.artifacts.fetching import Fetched, Fetching, FetchLimits
 from runtime_adapters.artifacts.forms import PreparedForms, form_key
@@ -234,6 +234,12 @@ class ArtifactStore:
         return await self._forms.prepare(
             artifact.lease, _content_key(artifact), variant, artifact.size_bytes, make, patiently=patiently
         )
+
+    async def beside(self, artifact: Artifact, name: str, room_bytes: int, fill: Callable[[Path, Stop], None]) -> Path:
+        """What `fill` writes into an empty directory, made once for all artifacts that name the same; it stays as long
+        as the artifact is held. `fill` runs on a thread, and ends early when the Stop says so. Raises what `fill` does,
+        DiskFull, ArtifactTooLarge."""
+        return await self._forms.beside(artifact.lease, name, room_bytes, fill)
 
     def is_prepared(self, artifact: Artifact, variant: str) -> bool:
         """Whether this variant was made of the artifact, and is here."""

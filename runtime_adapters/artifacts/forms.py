@@ -4,6 +4,8 @@ A form is made by threads apart from those that fetch. Nobody waits for some of 
 one at a time, by a thread that gives way to others. Until its turn has come, such a form holds no room on the disk; and
 when somebody comes who does wait for it, it is made at once.
 
+Beside the forms of artifacts lies what several of them need alike (`beside`): made once, too, and counted with them.
+
 **Originals.** A large original is deleted once a form of it is on the platter and nobody may be reading its files: each
 who holds the content then holds a form of it, too.
 
@@ -58,6 +60,8 @@ class PreparedForms:
         self._preparers = ThreadPoolExecutor(concurrent_max, "artifact-prepare")
         self._patient_preparer = ThreadPoolExecutor(1, "artifact-prepare-later", _give_way)
         self._syncer = ThreadPoolExecutor(1, "artifact-sync")
+        self._fillers = ThreadPoolExecutor(concurrent_max, "artifact-beside")
+        self._beside: SingleFlight[str, str] = SingleFlight(timeout_s, self._let_go)
         self._preparations: SingleFlight[str, str | None] = SingleFlight(timeout_s, self._let_go)
         self._dropping: set[asyncio.Task[None]] = set()
         self._syncing: set[str] = set()
@@ -102,11 +106,40 @@ class PreparedForms:
             work = partial(self._prepare_in_turn, content_key, key, content_bytes, make)
         return await self._preparations.join(key, work, take)
 
+    async def beside(self, lease: int, name: str, room_bytes: int, fill: Callable[[Path, Stop], None]) -> Path:
+        """What `fill` writes, made once for all who name the same; it stays as long as the lease. Nothing of it stands
+        for the content that the lease holds. `room_bytes` are kept free until it is known what it takes. Raises what
+        `fill` does, DiskFull, ArtifactTooLarge."""
+        key = prepared_key(f"beside-{name}", "")
+
+        def take(made: str) -> Path:
+            if lease not in self._leases:
+                raise LoadFailed("artifact was released while something was made for it; fetch it again")
+            self._leases.add(lease, made)
+            return self._disk.prepared_path(made)
+
+        if self._disk.prepared(key):
+            return take(key)
+        return await self._beside.join(key, partial(self._make_beside, key, room_bytes, fill), take)
+
+    async def _make_beside(self, key: str, room_bytes: int, fill: Callable[[Path, Stop], None], stop: Stop) -> str:
+        reservation = await self._disk.reserve(room_bytes)
+        staged = self._disk.stage()
+        try:
+            await in_thread(self._fillers, stop, _fill_form, fill, staged, stop)
+            await self._disk.add_prepared(reservation, staged, key, True, partial(in_thread, self._fillers, stop))
+        except BaseException:
+            await self._disk.drop(staged)
+            self._disk.ledger.cancel(reservation)
+            raise
+        return key
+
     async def close(self) -> None:
         """Tell what is being made to stop, and wait until threads have let go of files."""
         await self._preparations.stop_all()
+        await self._beside.stop_all()
         await self.wait_dropped()
-        for executor in (self._preparers, self._patient_preparer, self._syncer):
+        for executor in (self._preparers, self._patient_preparer, self._syncer, self._fillers):
             await asyncio.to_thread(executor.shutdown)
 
     async def wait_dropped(self) -> None:
@@ -232,6 +265,14 @@ def _make_form(make: Callable[[Path], bool], staged: Path, stop: Stop) -> bool:
         form.mkdir()
         with returning_freed_memory():
             return make(form)
+
+
+def _fill_form(fill: Callable[[Path, Stop], None], staged: Path, stop: Stop) -> None:
+    _check_wanted(stop)
+    with disk_errors():
+        form = staged / "form"
+        form.mkdir()
+        fill(form, stop)
 
 
 def _check_wanted(stop: Stop) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import subprocess
+import sys
+import threading
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +19,7 @@ import pytest
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import InferInput
 
-from mesh.client import InvalidRequest
+from mesh.client import HexcombError, InvalidRequest, NotFound
 from tests.e2e.pools import ONE_TRY
 
 if TYPE_CHECKING:
@@ -180,3 +185,140 @@ def test_what_a_kserve_class_gets_wrong_is_told_apart_from_what_its_client_does(
     assert (found, told in answer["error"]) == (code, True), answer
     with pod.client() as client:
         assert client.infer("flowers", {"petals": PETALS}).outputs["score"].shape == (2,)
+
+
+RUNAWAY = """
+import time
+
+import numpy as np
+
+from runtime_adapters.custom import Model, TensorSpec
+
+
+class Runaway(Model):
+    inputs = (TensorSpec("megabytes", "INT32", (1,)),)
+    outputs = (TensorSpec("megabytes", "INT32", (1,)),)
+
+    def predict(self, inputs):
+        while inputs["megabytes"].item() < 0:
+            pass
+        taken = [bytearray(1 << 20) for _ in range(inputs["megabytes"].item())]
+        return np.array([len(taken)], np.int32)
+"""
+
+
+def test_a_runaway_model_ends_at_the_limits_of_its_spec_and_harms_nobody(pod: Pod, files: ModelFiles) -> None:
+    uri = files.python(RUNAWAY, "runaway").as_uri()
+    with pod.client(retry=ONE_TRY) as client:
+        limits = {"memory_limit_bytes": f"{64 << 20}", "infer_timeout_s": "1"}
+        client.register("runaway", uri=uri, format="python", parameters=limits)
+
+        def take(megabytes: int) -> int:
+            answer = client.infer("runaway", {"megabytes": np.array([megabytes], np.int32)})
+            return int(answer.outputs["megabytes"].item())
+
+        assert take(8) == 8
+        with pytest.raises(HexcombError, match="not enough memory"):
+            take(1000)
+        assert take(8) == 8
+        with pytest.raises(HexcombError, match="did not answer within 1 s"):
+            take(-1)
+        assert take(8) == 8
+        assert client.infer("flowers", {"petals": PETALS}).outputs["score"].shape == (2,)
+    pod.wait_settled()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({"memory_limit_bytes": f"{1 << 50}"}, "this pod allows 2,147,483,648 (isolated_memory_max)"),
+        ({"infer_timeout_s": "9999"}, "this pod allows 60.0 (run_timeout_s)"),
+        ({"infer_timeout_s": "soon"}, "allowed is a number above 0"),
+        ({"temperature": "1"}, "temperature"),
+    ],
+)
+def test_a_spec_may_ask_for_less_than_the_pod_allows_and_for_no_more(
+    pod: Pod, files: ModelFiles, parameters: dict[str, str], told: str
+) -> None:
+    uri = files.python(RUNAWAY, "runaway").as_uri()
+    with pod.client(retry=ONE_TRY) as client:
+        name = f"greedy-{next(iter(parameters))}-{next(iter(parameters.values()))}"
+        client.register(name, uri=uri, format="python", parameters=parameters)
+        with pytest.raises(HexcombError) as refused:
+            client.infer(name, {"megabytes": np.array([1], np.int32)})
+    assert told in str(refused.value)
+
+
+SAYS = """
+import numpy as np
+
+from runtime_adapters.custom import Model, TensorSpec
+
+
+class Says(Model):
+    inputs = (TensorSpec("x", "FP32", (-1,)),)
+    outputs = (TensorSpec("nth", "INT32", (1,)),)
+
+    def predict(self, inputs):
+        return np.array([{nth}], np.int32)
+"""
+X = {"x": np.zeros(1, np.float32)}
+CHANGES = 3
+
+
+def test_new_code_takes_the_place_of_the_old_under_load_without_an_error(pod: Pod, files: ModelFiles) -> None:
+    heard: list[int] = []
+    errors: list[Exception] = []
+    stop = threading.Event()
+
+    def ask_on() -> None:
+        with pod.client(retry=ONE_TRY) as client:
+            while not stop.is_set():
+                try:
+                    heard.append(int(client.infer("swapped", X).outputs["nth"].item()))
+                except Exception as error:
+                    errors.append(error)
+
+    with pod.client() as client, ThreadPoolExecutor(2) as threads:
+        client.register("swapped", uri=files.python(SAYS.format(nth=0), "says-0").as_uri(), format="python")
+        client.infer("swapped", X)
+        asking = [threads.submit(ask_on) for _ in range(2)]
+        try:
+            for nth in range(1, CHANGES + 1):
+                uri = files.python(SAYS.format(nth=nth), f"says-{nth}").as_uri()
+                client.register("swapped", uri=uri, format="python", if_generation=nth)
+                pod.wait_until(
+                    lambda: max(heard, default=0) == client.describe("swapped").generation - 1, "it is heard"
+                )
+        finally:
+            stop.set()
+        for each in asking:
+            each.result()
+    assert errors == []
+    assert [nth for before, nth in itertools.pairwise(sorted(set(heard))) if nth != before + 1] == []
+    assert len(heard) > CHANGES
+
+
+def test_a_watched_directory_is_served_as_it_is_saved(pod: Pod, files: ModelFiles) -> None:
+    path = files.python(SAYS.format(nth=1), "watched")
+    command = [sys.executable, "-m", "mesh.cli.main", "models", "register", "watched", "--uri", str(path)]
+    command += ["--format", "python", "--watch", "--endpoint", pod.target]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        try:
+            with pod.client() as client:
+
+                def says() -> int | None:
+                    try:
+                        return int(client.infer("watched", X).outputs["nth"].item())
+                    except NotFound:
+                        return None
+
+                pod.wait_until(lambda: says() == 1, "it is registered")
+                (path / "model.py").write_text(SAYS.format(nth="not quite right"))
+                assert watching.stderr is not None
+                assert "not valid Python" in watching.stderr.readline()
+                assert says() == 1
+                (path / "model.py").write_text(SAYS.format(nth=22))
+                pod.wait_until(lambda: says() == 22, "the change is served")
+        finally:
+            watching.terminate()
