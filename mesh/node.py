@@ -71,6 +71,7 @@ from mesh.size_watch import SizeWatch
 from mesh.staging import Stages, Staging, never
 from mesh.status import StatusView
 from mesh.telemetry import Telemetry
+from mesh.tracing import Tracing
 from mesh.transport.base import PeerDoor, TransportLimits
 from mesh.uploads import Uploads
 from mesh.world import World
@@ -272,6 +273,7 @@ class Node:
         self._registrations = Registrations(
             self.registry, self.models, self.generations, self.loading, self.parking, self.telemetry
         )
+        self.tracing = Tracing(settings.data_dir, world.in_thread)
         self.runtime_watch = RuntimeWatch(beside, self.loading, self._registrations.runtime_back)
         self.overview = self._overview(name)
         self.status = StatusView(
@@ -306,6 +308,7 @@ class Node:
                 self.overview,
                 self.pipelines,
                 self.telemetry,
+                self.tracing,
                 self.health,
                 self.pool,
                 self.uploads,
@@ -438,6 +441,7 @@ class Node:
         self.pipelines.begin()
         self.registry.on_change(self.pipelines.heed)
         self.registry.on_change(self._registrations.heed)
+        self.registry.on_change(self.tracing.follow)
         if self.uploads is not None:
             await self.uploads.start(self.registry.view.every_model())
             self.registry.on_change(self.uploads.follow)

@@ -91,6 +91,7 @@ class Served:
     overview: Overview
     pipelines: Pipelines
     telemetry: Telemetry
+    tracing: Tracing
     health: HealthEndpoint
     pool: PoolSide | None
     uploads: Uploads | None
@@ -136,7 +137,13 @@ def routes_of(pod: Served) -> tuple[Routes, AnswersTo]:
     management = ManagementEndpoint(pod.models, pod.registry, describer, pod.access)
     asking = Asking(pod.overview, pod.world.clock)
     server_settings = ServerSettingsEndpoint(
-        Tracing(pod.settings.data_dir, pod.world.in_thread), LogSwitch(), pod.overview, asking, pod.access
+        pod.tracing,
+        LogSwitch(),
+        pod.overview,
+        asking,
+        pod.access,
+        knows=pod.serving.knows,
+        remote=pod.settings.remote_server_settings,
     )
     pods = PodsEndpoint(
         pod.overview,

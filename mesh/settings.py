@@ -51,6 +51,11 @@ class Settings(BaseSettings):
     insecure: bool = Field(
         False, description="Allow listening beyond loopback without authentication: whoever reaches the port is admin."
     )
+    remote_server_settings: bool = Field(
+        False,
+        description="Let clients on other machines change what holds for all tenants: Triton's log settings, and the "
+        "trace settings of all models. Without it, callers on this machine alone.",
+    )
     grpc_port: int = Field(8033, ge=0, le=65535, description="gRPC port (V2, ModelMesh, management); 0 picks one.")
     http_port: int = Field(8008, ge=0, le=65535, description="HTTP port (REST, health, metrics); 0 picks one.")
     transport: Wanted = Field(

@@ -9,8 +9,9 @@ not used up. A trace is a line of JSON in `traces.jsonl` in the pod's data direc
 `ns` is on the machine's monotonic clock. What a request spent its time on is in the statistics and in Prometheus;
 tensors are never written down.
 
-Settings are those of all models, or a model's own, which begin as a copy of the others. A file that a client could name
-is not among them. The pod that is called traces; lines are written by a thread, the file grows to `BYTES_MAX` at most.
+Settings are those of all models, or a model's own, which begin as a copy of the others and go with its registration. A
+file that a client could name is not among them. The pod that is called traces; lines are written by a thread, the file
+grows to `BYTES_MAX` at most.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mesh.threads import InThread, in_thread
+from placement.view import Changes
 
 log = logging.getLogger("hexcomb.tracing")
 
 FILE = "traces.jsonl"
 BYTES_MAX = 64 << 20
 MODELS_MAX = 1024
-"""With settings of their own."""
+"""Of a tenant, with settings of their own."""
 DEFAULTS: Mapping[str, tuple[str, ...]] = {
     "trace_level": ("OFF",),
     "trace_rate": ("1000",),
@@ -96,8 +98,11 @@ class Tracing:
     def change(self, tenant: str, model: str, changed: Mapping[str, Sequence[str]]) -> None:
         """No value: back to what all models have, or to the default. Raises BadTraceSetting."""
         known = (tenant, model)
-        if model and known not in self._of_model and len(self._of_model) >= MODELS_MAX:
-            raise BadTraceSetting(f"{MODELS_MAX} models have trace settings of their own, the limit")
+        if model and known not in self._of_model and sum(of == tenant for of, _ in self._of_model) >= MODELS_MAX:
+            raise BadTraceSetting(
+                f"{MODELS_MAX} models of tenant {tenant!r} have trace settings of their own, the limit; they keep them "
+                "until they are unregistered, so set those of all models in place of more"
+            )
         before = self._of_model.get(known, self._of_all) if model else self._of_all
         base = self._of_all.settings if model else DEFAULTS
         settings = dict(before.settings)
@@ -108,6 +113,17 @@ class Tracing:
             self._of_model[known] = tracer
         else:
             self._of_all = tracer
+        self._see_if_on()
+
+    def follow(self, changes: Changes) -> None:
+        """Names that are registered no more have no settings of their own any more."""
+        gone = [(model.tenant, model.id) for model in changes.models if model.after is None]
+        gone += [(alias.tenant, alias.id) for alias in changes.aliases if alias.after is None]
+        for name in gone:
+            if self._of_model.pop(name, None) is not None:
+                self._see_if_on()
+
+    def _see_if_on(self) -> None:
         self.on = self._of_all.on or any(each.on for each in self._of_model.values())
 
     def takes(self, tenant: str, model: str) -> bool:

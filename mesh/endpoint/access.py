@@ -18,6 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Flag, auto
 from hmac import compare_digest
+from ipaddress import ip_address
+from urllib.parse import unquote
 
 from mesh.transport.base import Call, StatusCode, TransportError
 from mesh.wire import messages
@@ -156,3 +158,15 @@ class Access:
 
 _CALLERS_REMEMBERED_MAX = 10_000
 """A caller that invents tenants must not fill the memory; beyond it each call checks the name again."""
+
+
+def is_on_this_machine(peer: str) -> bool:
+    """Whether a caller's address, as any of the transports write it, is one that only this machine has."""
+    kind, _, rest = peer.partition(":")
+    if kind == "unix":
+        return True
+    host = unquote(rest if kind in ("ipv4", "ipv6") else peer).rpartition(":")[0].strip("[]")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

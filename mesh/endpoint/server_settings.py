@@ -2,14 +2,18 @@
 
 A change holds for every pod of the pool, until its process ends; a pod that joins later has the defaults. Whoever asks
 is told the settings of the pod that was asked. Files cannot be named: where traces and logs go is the operator's.
+
+What holds for all tenants (log settings, and the trace settings of all models) is changed by callers on the pod's own
+machine alone, unless the operator lets others (`--remote-server-settings`): one client could else take everybody's log
+away, or fill a disk. A tenant's own models are its own to trace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mesh.asking import Asking, NoAnswer
-from mesh.endpoint.access import Access
+from mesh.endpoint.access import Access, is_on_this_machine
 from mesh.log_levels import LogSwitch
 from mesh.overview import Overview
 from mesh.tracing import BadTraceSetting, Tracing, now_ns
@@ -28,7 +32,21 @@ _LOG_FIXED = {"log_file": "", "log_format": "default"}
 class ServerSettingsEndpoint:
     """Handlers of `TraceSetting` and `LogSettings`, and what stands before `ModelInfer` while requests are traced."""
 
-    def __init__(self, tracing: Tracing, switch: LogSwitch, overview: Overview, asking: Asking, access: Access) -> None:
+    def __init__(
+        self,
+        tracing: Tracing,
+        switch: LogSwitch,
+        overview: Overview,
+        asking: Asking,
+        access: Access,
+        *,
+        knows: Callable[[str, str], bool],
+        remote: bool,
+    ) -> None:
+        """`knows`: whether a tenant has a model or alias of this name. `remote`: callers on other machines may change
+        what holds for all tenants."""
+        self._knows = knows
+        self._remote = remote
         self._tracing = tracing
         self._switch = switch
         self._overview = overview
@@ -46,7 +64,15 @@ class ServerSettingsEndpoint:
         """Change what is named; answer with all."""
         tenant = self._access.caller(call).tenant
         request = messages.parse(messages.TRACE_SETTING, call.body)
+        model = request.model_name
+        if model and not self._knows(tenant, model) and not self._access.is_peer(call):
+            raise TransportError(
+                StatusCode.NOT_FOUND,
+                f"model {model[:200]!r} is not registered (tenant {tenant!r}); register it before its traces are set",
+            )
         if request.settings:
+            if not model:
+                self._check_may_change(call, "trace settings of all models")
             changed = {key: list(value.value) for key, value in request.settings.items()}
             try:
                 self._tracing.change(tenant, request.model_name, changed)
@@ -77,6 +103,7 @@ class ServerSettingsEndpoint:
                     f"{_LOG_LEVEL} (a number) can be changed"
                 )
         if changed:
+            self._check_may_change(call, "log settings")
             self._switch.change(**changed)
             await self._tell_others(call, messages.LOG_SETTINGS, request, tenant)
         levels, response = self._switch.levels, inference_pb2.LogSettingsResponse()
@@ -86,6 +113,15 @@ class ServerSettingsEndpoint:
         for key, text in _LOG_FIXED.items():
             response.settings[key].string_param = text
         return response.SerializeToString()
+
+    def _check_may_change(self, call: Call, what: str) -> None:
+        """Raises TransportError for callers who may not change what holds for all tenants."""
+        if not (self._remote or is_on_this_machine(call.peer) or self._access.is_peer(call)):
+            raise TransportError(
+                StatusCode.PERMISSION_DENIED,
+                f"{what} hold for every tenant, and are changed from the pod's own machine; ask there, or start the "
+                "pod with --remote-server-settings",
+            )
 
     async def _tell_others(
         self,

@@ -5,7 +5,8 @@ the request is like any other, and may be answered by another pod. So regions ar
 called, and a client of a pool calls that one.
 
 Only callers on this machine may register, read or write: the object is opened by this process, with its rights. What
-one request reads is bounded by what all requests together may hold (`bytes_in_flight_max`).
+requests have read, and are not done with, is bounded by a sum of its own, as large as that of messages
+(`bytes_in_flight_max`).
 
 Memory of GPUs is refused: this pod does not open CUDA's handles.
 """
@@ -13,13 +14,13 @@ Memory of GPUs is refused: this pod does not open CUDA's handles.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import threading
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 from typing import Any
-from urllib.parse import unquote
 
-from mesh.endpoint.access import Access
+from mesh.endpoint.access import Access, is_on_this_machine
 from mesh.shared_memory import NoRegion, Region, RegionError, RegionExists, Regions
 from mesh.transport.base import Call, Reply, ReplyWithTrailers, StatusCode, TransportError, UnaryHandler
 from mesh.wire import messages
@@ -46,14 +47,42 @@ Places = Mapping[str, _Place]
 """Of outputs, by name."""
 
 
+class _BytesRead:
+    """What all requests have read and are not done with; on any thread."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._lock = threading.Lock()
+        self._taken = 0
+
+    def take(self, size_bytes: int) -> None:
+        """Raises TransportError where there would be too many."""
+        with self._lock:
+            if self._taken + size_bytes > self._bytes_max:
+                raise TransportError(
+                    StatusCode.RESOURCE_EXHAUSTED,
+                    f"requests of the moment have read {self._taken} bytes of shared memory, and this one names "
+                    f"{size_bytes}; {self._bytes_max} are allowed at a time (--bytes-in-flight-max): send it again "
+                    "later",
+                    1.0,
+                )
+            self._taken += size_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        """The request is done with them."""
+        with self._lock:
+            self._taken -= size_bytes
+
+
 class SharedMemoryEndpoint:
     """Handlers of the extensions, and what stands before `ModelInfer`."""
 
     def __init__(self, regions: Regions, access: Access, read_bytes_max: int) -> None:
-        """`read_bytes_max`: by one request."""
+        """`read_bytes_max`: by all requests of a moment together."""
         self._regions = regions
         self._access = access
         self._read_bytes_max = read_bytes_max
+        self._bytes_read = _BytesRead(read_bytes_max)
 
     def routes(self) -> dict[str, UnaryHandler]:
         """Handlers by method."""
@@ -133,23 +162,33 @@ class SharedMemoryEndpoint:
         async def infer(call: Call) -> Reply:
             if not self.names_regions(call.body) or self._access.is_peer(call):
                 return await handler(call)  # a pod's caller may be anywhere: its regions are that pod's
-            plain, places = await self.plain(call, self._access.caller(call).tenant)
-            reply = await handler(plain)
-            if isinstance(reply, ReplyWithTrailers):
-                return ReplyWithTrailers(await self.delivered(reply.body, places), reply.trailers)
-            return await self.delivered(reply, places)
+            async with self.plain(call, self._access.caller(call).tenant) as (plain, places):
+                reply = await handler(plain)
+                if isinstance(reply, ReplyWithTrailers):
+                    return ReplyWithTrailers(await self.delivered(reply.body, places), reply.trailers)
+                return await self.delivered(reply, places)
 
         return infer
 
-    async def plain(self, call: Call, tenant: str) -> tuple[Call, Places]:
-        """The call with a request that names no region, and where its outputs go."""
+    @asynccontextmanager
+    async def plain(self, call: Call, tenant: str) -> AsyncGenerator[tuple[Call, Places], None]:
+        """The call with a request that names no region, and where its outputs go. What was read counts until the end
+        of the block."""
         if not self._regions or _MARK not in bytes(call.body):
-            return call, {}
+            yield call, {}
+            return
+        reading = asyncio.ensure_future(asyncio.to_thread(self._read, tenant, call))
         try:
-            body, places = await asyncio.to_thread(self._read, tenant, call)
+            body, places, _ = await asyncio.shield(reading)
+            yield replace(call, body=body), places
         except RegionError as error:
             raise _told(error) from error
-        return replace(call, body=body), places
+        finally:
+            reading.add_done_callback(self._read_and_done)  # a thread reads on when its caller has left
+
+    def _read_and_done(self, reading: asyncio.Future[tuple[bytes, Places, int]]) -> None:
+        if not reading.cancelled() and reading.exception() is None:
+            self._bytes_read.give_back(reading.result()[2])
 
     async def delivered(self, answer: bytes, places: Places) -> bytes:
         """The answer without the outputs that go into regions, which are there then."""
@@ -160,35 +199,37 @@ class SharedMemoryEndpoint:
         except RegionError as error:
             raise _told(error) from error
 
-    def _read(self, tenant: str, call: Call) -> tuple[bytes, Places]:
-        """The request with its tensors in it, and where its outputs go, by name."""
+    def _read(self, tenant: str, call: Call) -> tuple[bytes, Places, int]:
+        """The request with its tensors in it, where its outputs go, by name, and how many bytes were read, which are
+        taken."""
         envelope = peek(call.body, RAW_INPUTS)
         request = parsed_beside_raw(inference_pb2.ModelInferRequest, call.body, envelope)
         view = memoryview(call.body)
         sent = iter([view[begin:end] for begin, end in envelope.raw])
-        raw: list[Buffer] = []
-        left_bytes = self._read_bytes_max
-        for tensor in request.inputs:
-            place = self._place(tenant, call, tensor.parameters)
-            if place is None:
-                contents = next(sent, None)
+        inputs = [(tensor.name, self._place(tenant, call, tensor.parameters)) for tensor in request.inputs]
+        places = {
+            output.name: place
+            for output in request.outputs
+            if (place := self._place(tenant, call, output.parameters)) is not None
+        }
+        named_bytes = sum(place.size_bytes for _, place in inputs if place is not None)
+        if named_bytes > self._read_bytes_max:
+            raise InvalidMessage(f"the inputs in shared memory have more than {self._read_bytes_max} bytes")
+        self._bytes_read.take(named_bytes)
+        try:
+            raw: list[Buffer] = []
+            for name, place in inputs:
+                contents = next(sent, None) if place is None else place.region.read(place.offset, place.size_bytes)
                 if contents is None:
                     raise InvalidMessage(
-                        f"input {tensor.name!r} is neither in shared memory nor among the raw contents; send it raw"
+                        f"input {name!r} is neither in shared memory nor among the raw contents; send it raw"
                     )
                 raw.append(contents)
-                continue
-            left_bytes -= place.size_bytes
-            if left_bytes < 0:
-                raise InvalidMessage(f"the inputs in shared memory have more than {self._read_bytes_max} bytes")
-            raw.append(place.region.read(place.offset, place.size_bytes))
-        raw.extend(sent)  # one too many is the decoder's to refuse
-        places: dict[str, _Place] = {}
-        for output in request.outputs:
-            place = self._place(tenant, call, output.parameters)
-            if place is not None:
-                places[output.name] = place
-        return with_raw(request.SerializeToString(), RAW_INPUTS, raw), places
+            raw.extend(sent)  # one too many is the decoder's to refuse
+            return with_raw(request.SerializeToString(), RAW_INPUTS, raw), places, named_bytes
+        except BaseException:
+            self._bytes_read.give_back(named_bytes)
+            raise
 
     def _place(self, tenant: str, call: Call, parameters: Any) -> _Place | None:
         """What a tensor's parameters say; they are taken away."""
@@ -230,7 +271,10 @@ def _whole(parameter: inference_pb2.InferParameter) -> int:
     kind = parameter.WhichOneof("parameter_choice")
     if kind not in ("int64_param", "uint64_param"):
         raise InvalidMessage(f"{SIZE} and {OFFSET} must be whole numbers")
-    return int(getattr(parameter, kind))
+    found = int(getattr(parameter, kind))
+    if found < 0:
+        raise InvalidMessage(f"{SIZE} and {OFFSET} must be 0 and more, not {found}")
+    return found
 
 
 def _check_here(call: Call) -> None:
@@ -241,18 +285,6 @@ def _check_here(call: Call) -> None:
             "shared memory is for callers on the pod's own machine, by a loopback address or a unix socket; send the "
             "tensors in the message",
         )
-
-
-def is_on_this_machine(peer: str) -> bool:
-    """Whether a caller's address, as any of the transports write it, is one that only this machine has."""
-    kind, _, rest = peer.partition(":")
-    if kind == "unix":
-        return True
-    host = unquote(rest if kind in ("ipv4", "ipv6") else peer).rpartition(":")[0].strip("[]")
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _told(error: RegionError) -> TransportError:

@@ -211,29 +211,29 @@ class StreamEndpoint:
     async def answers(self, call: Call, tenant: str) -> AsyncGenerator[tuple[bytes, bool], None]:
         """The answers to one request, each a ModelInferResponse, and whether it is the last: the last of a decoupled
         model's is an empty one, and comes only to whoever asks for it. Raises what the request's errors are."""
-        call, places = await self._shared_memory.plain(call, tenant)
-        inner = replace(call, method=messages.BEGIN_STREAM.path, listener_tenant=tenant)
-        part = _part(await self._begin(inner, tenant))
-        if part.ended and not part.stream:
-            (answer,) = part.responses
-            yield await self._shared_memory.delivered(answer, places), True
-            return
-        pod, stream, ended = part.pod, part.stream, False
-        try:
-            while True:
-                for answer in part.responses:
-                    yield await self._shared_memory.delivered(answer, places), False
-                if part.ended:
-                    ended = True
-                    break
-                part = await self._next(pod, stream, call.deadline_s, tenant)
-        finally:
-            if not ended:
-                self._in_background(self._cancel(pod, stream, tenant))
-        if _wants_empty_final(call.body):
-            envelope = peek(call.body)
-            empty = inference_pb2.ModelInferResponse(model_name=envelope.model_name, id=envelope.request_id)
-            yield empty.SerializeToString(), True
+        async with self._shared_memory.plain(call, tenant) as (call, places):
+            inner = replace(call, method=messages.BEGIN_STREAM.path, listener_tenant=tenant)
+            part = _part(await self._begin(inner, tenant))
+            if part.ended and not part.stream:
+                (answer,) = part.responses
+                yield await self._shared_memory.delivered(answer, places), True
+                return
+            pod, stream, ended = part.pod, part.stream, False
+            try:
+                while True:
+                    for answer in part.responses:
+                        yield await self._shared_memory.delivered(answer, places), False
+                    if part.ended:
+                        ended = True
+                        break
+                    part = await self._next(pod, stream, call.deadline_s, tenant)
+            finally:
+                if not ended:
+                    self._in_background(self._cancel(pod, stream, tenant))
+            if _wants_empty_final(call.body):
+                envelope = peek(call.body)
+                empty = inference_pb2.ModelInferResponse(model_name=envelope.model_name, id=envelope.request_id)
+                yield empty.SerializeToString(), True
 
     async def _next(self, pod: str, stream: int, deadline_s: float | None, tenant: str) -> hexcomb_pb2.StreamPart:
         if pod == self._overview.own_pod:

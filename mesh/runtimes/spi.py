@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from mesh.runtimes import methods
 from mesh.runtimes.channel import RuntimeChannel, RuntimeSaid, RuntimeSilent
 from mesh.runtimes.config import RuntimeConfig
-from mesh.runtimes.v2 import QUICK_CALL_S, V2Models, load_error, run_error
+from mesh.runtimes.v2 import QUICK_CALL_S, V2Models, load_error
 from mesh.transport.base import StatusCode
 from mesh.wire import messages
 from mesh.wire.errors import InvalidMessage
@@ -192,7 +192,7 @@ class SpiLink:
             named = ((messages.MODEL_ID_METADATA, name),)
             return self._data.call(method, message, timeout_s or self._config.run_timeout_s, named)
         except (RuntimeSaid, RuntimeSilent) as error:
-            raise run_error(self._name, error) from error
+            raise self._models.run_error(name, error) from error
         except InvalidMessage as error:
             raise BadInput(str(error)) from error
 

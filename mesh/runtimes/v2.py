@@ -1,4 +1,8 @@
-"""Asking a model of a server beside the pod, by the V2 protocol; and what the server's errors mean to the pod."""
+"""Asking a model of a server beside the pod, by the V2 protocol; and what the server's errors mean to the pod.
+
+A server that has lost a model says NOT_FOUND, or words of its own; so may the model's own code, of something else. So
+the server is asked whether the model is ready before such an error is believed: a copy that is there stays.
+"""
 
 from __future__ import annotations
 
@@ -56,11 +60,24 @@ class V2Models:
             answer = self._channel.call(messages.MODEL_INFER.path, message, self._run_timeout_s)
             return decode_response(answer).outputs
         except (RuntimeSaid, RuntimeSilent) as error:
-            raise run_error(self._runtime, error) from error
+            raise self.run_error(name, error) from error
         except UnsendableOutput as error:
             raise BadInput(str(error)) from error
         except InvalidMessage as error:
             raise ModelRaised(f"runtime {self._runtime!r} answered what cannot be read: {error}") from error
+
+    def run_error(self, name: str, error: RuntimeSaid | RuntimeSilent) -> AdapterError:
+        """What a run's failure means. ModelCrashed: the copy is gone. May ask the server; blocks."""
+        if isinstance(error, RuntimeSaid) and _sounds_lost(error) and self._is_ready(name):
+            return ModelRaised(f"runtime {self._runtime!r}: the model itself answered: {error}")
+        return run_error(self._runtime, error)
+
+    def _is_ready(self, name: str) -> bool:
+        request = inference_pb2.ModelReadyRequest(name=name)
+        try:
+            return self._channel.ask(messages.MODEL_READY, request, QUICK_CALL_S).ready
+        except (RuntimeSaid, RuntimeSilent, InvalidMessage):
+            return False
 
 
 def _specs(tensors: Sequence[inference_pb2.ModelMetadataResponse.TensorMetadata]) -> tuple[TensorSpec, ...]:
@@ -76,13 +93,17 @@ def run_error(runtime: str, error: RuntimeSaid | RuntimeSilent) -> AdapterError:
         return ModelRaised(f"runtime {runtime!r}: {error}")
     if isinstance(error, RuntimeSilent):
         return ModelCrashed(f"runtime {runtime!r}: {error}; this copy is gone, load it again")
-    if error.status is StatusCode.NOT_FOUND or _LOST.search(error.details):
+    if _sounds_lost(error):
         return ModelCrashed(f"runtime {runtime!r} has it no more: {error}; load it again")
     if error.status in _REQUESTS_FAULT:
         return BadInput(f"runtime {runtime!r} refused the request: {error}")
     if error.status is StatusCode.RESOURCE_EXHAUSTED:
         return NoMemory(f"runtime {runtime!r}: {error}")
     return ModelRaised(f"runtime {runtime!r}: {error}")
+
+
+def _sounds_lost(error: RuntimeSaid) -> bool:
+    return error.status is StatusCode.NOT_FOUND or _LOST.search(error.details) is not None
 
 
 def load_error(runtime: str, error: RuntimeSaid | RuntimeSilent) -> AdapterError:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
 import pytest
 
-from mesh.endpoint.access import Access
-from mesh.endpoint.shared_memory import REGION, SIZE, SharedMemoryEndpoint, is_on_this_machine
+from mesh.endpoint.access import Access, is_on_this_machine
+from mesh.endpoint.shared_memory import REGION, SIZE, SharedMemoryEndpoint
 from mesh.shared_memory import REGIONS_MAX, NoRegion, RegionError, RegionExists, Regions
-from mesh.transport.base import Call, Reply
+from mesh.transport.base import Call, Reply, StatusCode, TransportError
 from mesh.wire import messages
+from mesh.wire.errors import InvalidMessage
 from mesh.wire.generated import inference_pb2
 
 
@@ -108,3 +110,63 @@ async def test_what_another_pod_forwards_reads_no_region_here(regions: Regions) 
     path = messages.MODEL_INFER.path
     assert bytes(range(8)) in await infer(Call(path, body, peer="unix:"))
     assert await infer(Call(path, body, ((messages.PEER_KEY_METADATA, "key"),), peer="unix:")) == body
+
+
+def reading(size_bytes: int, *more: int) -> Call:
+    """A call whose inputs lie in region `r`, so many bytes of it each."""
+    request = inference_pb2.ModelInferRequest(model_name="m")
+    for number, each in enumerate((size_bytes, *more)):
+        parameters = request.inputs.add(name=f"x{number}", datatype="UINT8", shape=[each]).parameters
+        parameters[REGION].string_param, parameters[SIZE].int64_param = "r", each
+    return Call(messages.MODEL_INFER.path, request.SerializeToString(), peer="unix:")
+
+
+async def test_what_requests_have_read_together_is_bounded_until_they_are_answered(regions: Regions) -> None:
+    entered, release = asyncio.Event(), asyncio.Event()
+
+    async def hold(call: Call) -> Reply:
+        entered.set()
+        await release.wait()
+        return b""
+
+    regions.register("default", "r", "object", 0, 64)
+    infer = SharedMemoryEndpoint(regions, Access(), 100).by_reference(hold)
+    first = asyncio.create_task(infer(reading(60)))
+    await entered.wait()
+    with pytest.raises(TransportError, match="60 bytes of shared memory, and this one names 41; 100 are") as refused:
+        await infer(reading(41))
+    assert refused.value.status is StatusCode.RESOURCE_EXHAUSTED
+    second = asyncio.create_task(infer(reading(20, 20)))
+    release.set()
+    await asyncio.gather(first, second)
+    await infer(reading(64, 36))  # what was read has been given back
+
+
+async def test_a_request_that_fails_or_leaves_gives_back_what_it_read(regions: Regions, tmp_path: Path) -> None:
+    waiting = asyncio.Event()
+
+    async def hold(call: Call) -> Reply:
+        waiting.set()
+        await asyncio.Event().wait()
+        return b""
+
+    regions.register("default", "r", "object", 0, 64)
+    shared = SharedMemoryEndpoint(regions, Access(), 100)
+    leaves = asyncio.create_task(shared.by_reference(hold)(reading(60)))
+    await waiting.wait()
+    leaves.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaves
+    os.truncate(tmp_path / "object", 8)
+    with pytest.raises(TransportError, match="made shorter"):
+        await shared.by_reference(hold)(reading(60))
+    os.truncate(tmp_path / "object", 64)
+    async with shared.plain(reading(64, 36), "default") as (call, _):
+        assert len(call.body) > 100
+
+
+async def test_sizes_below_zero_make_no_room(regions: Regions) -> None:
+    regions.register("default", "r", "object", 0, 64)
+    with pytest.raises(InvalidMessage, match="0 and more, not -50"):
+        async with SharedMemoryEndpoint(regions, Access(), 100).plain(reading(-50, 64, 64), "default"):
+            pass
