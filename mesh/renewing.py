@@ -144,22 +144,37 @@ class Renewals:
         before, more_bytes = resident.size, prepared.estimate.total_bytes
         self._loading.resized(resident, size=replace(before, host_bytes=before.host_bytes + more_bytes))
         resident.hold()
-        thread = self._in_thread("renew", _load_and_go_on, resident.model, prepared, self._read_memory)
+        try:
+            thread = self._in_thread("renew", _load_and_go_on, resident.model, prepared, self._read_memory)
+        except BaseException:
+            self._stays(resident, before)
+            raise
+        # However often this task is cancelled: the thread ends once, and the copy is let go then.
+        thread.add_done_callback(lambda done: self._ended(resident, prepared, before, done))
         try:
             await asyncio.wait({thread})
         except asyncio.CancelledError:
             await asyncio.wait({thread})
             raise
-        finally:
-            self._ended(resident, prepared, before, thread)
-            resident.let_go()
         thread.result()
 
-    def _ended(self, resident: Resident, prepared: Staged, before: Size, thread: asyncio.Future[MeasuredLoad]) -> None:
-        if thread.exception() is not None:
+    def _stays(self, resident: Resident, before: Size) -> None:
+        try:
             self._loading.resized(resident, size=before)
+        finally:
+            resident.let_go()
+
+    def _ended(self, resident: Resident, prepared: Staged, before: Size, thread: asyncio.Future[MeasuredLoad]) -> None:
+        if thread.cancelled() or thread.exception() is not None:
+            self._stays(resident, before)
             return
-        loaded, key = thread.result(), resident.copy.key
+        try:
+            self._goes_on(resident, prepared, thread.result())
+        finally:
+            resident.let_go()
+
+    def _goes_on(self, resident: Resident, prepared: Staged, loaded: MeasuredLoad) -> None:
+        key = resident.copy.key
         resident.as_fetched = False
         resident.renewed(prepared.loadable, loaded.run_s)
         if resident.hot_size() is not None:

@@ -11,6 +11,7 @@ The caller (the pod's loader) does not look at messages. It looks at the class:
 * `LoadCrashed`       - the same, and the isolated process ended by itself: what kills it may be the model.
 * `BadInput`          - the client's request does not fit the model: INVALID_ARGUMENT, never retried.
 * `ModelRaised`       - the model's own code failed on this request: reported to the client, the copy stays.
+* `NobodyWaits`       - the run was given up, since its deadline had passed or its client had left: DEADLINE_EXCEEDED.
 * `ModelCrashed`      - the isolated process of this copy is gone: drop the copy, load again.
 
 Messages name the field, what was found, what is allowed and what to do next. They never hold credentials.
@@ -61,6 +62,10 @@ class BadInput(AdapterError):
 
 class ModelRaised(AdapterError):
     """The model's code raised, or returned something that cannot be sent, for this request."""
+
+
+class NobodyWaits(AdapterError):
+    """The run was left in the middle: nobody waits for its answer any more."""
 
 
 class ModelCrashed(AdapterError):

@@ -47,6 +47,7 @@ from runtime_adapters.base import (
 from runtime_adapters.errors import BadArtifact, BadInput, OutOfMemory
 from runtime_adapters.frameworks import importing, missing_runtime
 from runtime_adapters.heap_churn import heap_freed
+from runtime_adapters.interruption import slices
 from runtime_adapters.lightgbm_format import (
     CheckedModel,
     LightgbmFacts,
@@ -224,7 +225,7 @@ class LightgbmModel:
             heap_freed(self._facts.resident_bytes)
 
     def _contributions(self, rows: Array) -> Array:
-        """What each feature contributed to each value."""
+        """What each feature contributed to each value. Raises BadInput, NobodyWaits."""
         if self._depth is None:
             self._depth = depth_of(self._booster.model_to_string().encode())
         if self._depth > EXPLAINED_DEPTH_MAX:
@@ -232,7 +233,8 @@ class LightgbmModel:
                 f"explanation: a tree is {self._depth} levels deep; up to {EXPLAINED_DEPTH_MAX} are explained: limit "
                 "max_depth in training"
             )
-        found = self._predict(rows, pred_contrib=True) if len(rows) else np.zeros(0)
+        parts = [self._predict(rows[part], pred_contrib=True) for part in slices(len(rows))]
+        found = np.concatenate(parts) if parts else np.zeros(0)
         return found.reshape((len(rows), *self._value_shape, self._facts.features + 1))
 
     def _values(self, rows: Array) -> Array:

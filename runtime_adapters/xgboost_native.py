@@ -21,6 +21,7 @@ from runtime_adapters.base import CPU, Array, Device, LoadOptions, Size
 from runtime_adapters.errors import BadArtifact, BadInput, LoadFailed, ModelRaised, OutOfMemory
 from runtime_adapters.frameworks import importing, missing_runtime
 from runtime_adapters.heap_churn import heap_freed
+from runtime_adapters.interruption import slices
 from runtime_adapters.out_of_memory import ran_out
 from runtime_adapters.xgboost_format import XgboostFacts, depth_of
 
@@ -91,23 +92,29 @@ class NativeTrees:
 
     def contributions(self, rows: Array, margin: Array | None) -> Array:
         """What each feature contributed to the sums, and what they began with: exact TreeSHAP, FP32 [-1, features + 1],
-        or [-1, groups, features + 1]. Raises BadInput where a tree is too deep for XGBoost's recursion."""
-        if self._booster is None:
+        or [-1, groups, features + 1]. Raises BadInput where a tree is too deep for XGBoost's recursion, NobodyWaits."""
+        booster = self._booster
+        if booster is None:
             raise ModelRaised("the copy was unloaded or parked before this run; ask for the model again")
         if self._depth is None:
-            self._depth = depth_of(ubjson.read(bytes(self._booster.save_raw("ubj"))))
+            self._depth = depth_of(ubjson.read(bytes(booster.save_raw("ubj"))))
         if self._depth > EXPLAINED_DEPTH_MAX:
             raise BadInput(
                 f"explanation: a tree is {self._depth} levels deep; up to {EXPLAINED_DEPTH_MAX} are explained: limit "
                 "max_depth in training"
             )
+        found = [
+            self._contributions(booster, rows[part], None if margin is None else margin[part])
+            for part in slices(len(rows))
+        ]
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _contributions(self, booster: Any, rows: Array, margin: Array | None) -> Array:
         try:
             matrix = self._xgboost.DMatrix(
                 np.ascontiguousarray(rows), base_margin=margin, nthread=self._threads, missing=np.nan
             )
-            found = self._booster.predict(
-                matrix, pred_contribs=True, iteration_range=self._rounds, validate_features=False
-            )
+            found = booster.predict(matrix, pred_contribs=True, iteration_range=self._rounds, validate_features=False)
         except (self._xgboost.core.XGBoostError, MemoryError) as error:
             if ran_out(error):
                 raise OutOfMemory("xgboost found no memory for this request; send fewer rows") from error

@@ -17,6 +17,7 @@ import numpy as np
 
 from runtime_adapters.base import Array, Tensors
 from runtime_adapters.errors import ModelCrashed, ModelRaised
+from runtime_adapters.interruption import while_wanted
 from runtime_adapters.workspace import RequestShape
 
 Infer = Callable[[Tensors, Sequence[str]], dict[str, Array]]
@@ -38,7 +39,7 @@ class Request:
     alone: bool = False
     """It must not share a run."""
     unusual: bool = False
-    """What it costs says nothing of the model's runs: it wants an explanation."""
+    """What it costs says nothing of the model's runs, and may be a thousand times as much: it wants an explanation."""
     gone: bool = False
     """Nobody waits for it any more."""
     rows: int = field(init=False)
@@ -138,8 +139,15 @@ def _alone(infer: Infer, request: Request) -> Answer:
     if request.gone:
         return {}
     try:
-        return infer(aligned(request.inputs), request.outputs)
+        if not request.unusual:
+            return infer(aligned(request.inputs), request.outputs)
+        with while_wanted(lambda: _is_wanted(request)):
+            return infer(aligned(request.inputs), request.outputs)
     except Exception as error:
         return error
     except BaseException as error:  # a model's code may call exit(); the thread has callers to answer
         return ModelRaised(f"the model's code ended with {type(error).__name__}")
+
+
+def _is_wanted(request: Request) -> bool:
+    return not request.gone and (request.deadline_s is None or time.monotonic() < request.deadline_s)

@@ -16,6 +16,7 @@ do next. Whoever wants to know which code an error gives, or why, reads this fil
 | load failed for now, pod stopping, store away | UNAVAILABLE + retry hint | tries again, elsewhere first |
 | deadline shorter than the load | DEADLINE_EXCEEDED + retry hint | waits longer, or comes back when it is loaded |
 | deadline shorter than the wait for a run, and the run | DEADLINE_EXCEEDED | waits longer |
+| deadline in the middle of an explanation | DEADLINE_EXCEEDED | sends fewer rows, or waits longer |
 | one answer asked of a model that streams | UNIMPLEMENTED | asks for a stream |
 | a pipeline that cannot answer as it is registered | FAILED_PRECONDITION | must correct the registration |
 | no condition of a pipeline's Switch holds | NOT_FOUND | sends another request, as to KServe's router |
@@ -37,7 +38,7 @@ from mesh.transport.base import Call, Reply, StatusCode, StreamHandler, Transpor
 from mesh.wire.errors import InvalidMessage, UnsendableOutput
 from placement import errors as placement_errors
 from placement.errors import PlacementError
-from runtime_adapters.errors import BadArtifact, BadInput, ModelCrashed, ModelRaised, OutOfMemory
+from runtime_adapters.errors import BadArtifact, BadInput, ModelCrashed, ModelRaised, NobodyWaits, OutOfMemory
 
 _REFUSALS: dict[RefusalKind, StatusCode] = {
     RefusalKind.TOO_BIG: StatusCode.FAILED_PRECONDITION,
@@ -74,7 +75,7 @@ def as_transport_error(error: Exception) -> TransportError | None:
         case Refused():
             refusal = error.refusal
             return TransportError(_REFUSALS[refusal.kind], refusal.message, refusal.retry_after_s)
-        case TooLate():
+        case TooLate() | NobodyWaits():
             return TransportError(StatusCode.DEADLINE_EXCEEDED, str(error))
         case UnknownModel():
             return TransportError(StatusCode.NOT_FOUND, str(error))

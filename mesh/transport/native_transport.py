@@ -21,13 +21,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mesh.transport.admission import Admission
@@ -47,7 +45,7 @@ from mesh.transport.dispatch import Dispatch, Method, methods_of
 from mesh.transport.grpcio_transport import GrpcioTransport
 from mesh.transport.listening import Listening, check_free, taken, with_port
 from mesh.transport.refusals import as_transport_error, response_too_large, sendable, trailers_of
-from mesh.transport.socket_directory import make_socket_directory
+from mesh.transport.socket_directory import SocketDirectory
 
 if TYPE_CHECKING:
     from pygrpc_native import NativeGrpcFront
@@ -102,7 +100,7 @@ class NativeTransport(Listening):
         self._methods = methods_of(routes)  # the library's number of a method is its place here
         self._ports: list[_Port] = []
         self._streams: GrpcioTransport | None = None
-        self._sockets: Path | None = None
+        self._sockets: SocketDirectory | None = None
         self._metadata_known: set[Metadata] = set()
 
     @property
@@ -156,8 +154,8 @@ class NativeTransport(Listening):
 
     async def _start_streams(self) -> None:
         """grpcio, on a socket for each port, so that a port's tenant is known there, too."""
-        self._sockets = make_socket_directory()
-        paths = [self._sockets / str(number) for number in range(len(self._ports))]
+        self._sockets = SocketDirectory()
+        paths = [self._sockets.path / str(number) for number in range(len(self._ports))]
         self._streams = GrpcioTransport(
             Routes({}, self._routes.streaming),
             [ListenAddress(f"unix:{path}", port.address.tenant) for path, port in zip(paths, self._ports, strict=True)],
@@ -189,7 +187,7 @@ class NativeTransport(Listening):
                     port.none_left.release()
                 await asyncio.to_thread(port.watcher.join)
         if self._sockets is not None:
-            shutil.rmtree(self._sockets, ignore_errors=True)
+            self._sockets.remove()
 
     # The watcher's thread -------------------------------------------------------------------------------------------
 

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 from mesh.transport.admission import Admission
 from mesh.transport.answering import Answering, Exchange
 from mesh.transport.base import ListenAddress, PeerDoor, PeerWays, Routes, Transport, TransportLimits
 from mesh.transport.listening import check_free, taken, with_port
 from mesh.transport.pipe import SocketPipe
-from mesh.transport.socket_directory import make_socket_directory
+from mesh.transport.socket_directory import SocketDirectory
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +39,7 @@ class PooledTransport:
         self._exchange = Exchange(routes, limits, self._admission, door.admit)
         self._door_address = door.address
         self._servers: list[asyncio.Server] = []
-        self._sockets: Path | None = None
+        self._sockets: SocketDirectory | None = None
         self._ways: PeerWays | None = None
 
     @property
@@ -87,8 +85,8 @@ class PooledTransport:
         except OSError as error:
             raise taken(self._door_address) from error
         self._servers.append(server)
-        self._sockets = make_socket_directory()
-        socket = str(self._sockets / "peers")
+        self._sockets = SocketDirectory()
+        socket = str(self._sockets.path / "peers")
         try:
             self._servers.append(await loop.create_unix_server(new_line, socket))
         except OSError as error:
@@ -105,7 +103,7 @@ class PooledTransport:
         await self._exchange.say_goodbye(_GOODBYE_S, max(_GOODBYE_S, grace_ends_s - time.monotonic()))
         await self._within.stop(max(0.0, grace_ends_s - time.monotonic()))
         if self._sockets is not None:
-            shutil.rmtree(self._sockets, ignore_errors=True)
+            self._sockets.remove()
 
 
 def _new_line(exchange: Exchange) -> SocketPipe:

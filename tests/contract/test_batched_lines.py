@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import uvloop
 
 from mesh.transport.admission import Admission
 from mesh.transport.base import (
@@ -49,9 +48,7 @@ CALL_S = 20.0
 IMPLEMENTATIONS: dict[str, Callable[..., Transport]] = {"grpcio": GrpcioTransport, "native": NativeTransport}
 
 
-@pytest.fixture
-def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
-    return uvloop.EventLoopPolicy()
+pytestmark = pytest.mark.uvloop
 
 
 @dataclass

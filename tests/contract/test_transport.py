@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
-import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -32,6 +31,7 @@ from mesh.transport.base import (
 )
 from mesh.transport.grpcio_transport import GrpcioTransport
 from mesh.transport.native_transport import NativeTransport
+from mesh.transport.socket_directory import SocketDirectory
 
 IMPLEMENTATIONS = {"grpcio": GrpcioTransport, "native": NativeTransport}
 MIB = 1024 * 1024
@@ -668,13 +668,15 @@ async def test_grpcio_serves_a_channel_whose_target_is_a_list(dial, server):
 
 async def test_what_a_killed_process_left_of_its_sockets_is_removed_by_the_next(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    left, alive = tmp_path / "hexcomb-sockets-999999999-x", tmp_path / f"hexcomb-sockets-{os.getppid()}-x"
-    for directory in (left, alive):
-        directory.mkdir()
+    left, alive = tmp_path / "hexcomb-sockets-left", SocketDirectory()
+    left.mkdir()
+    left.with_name("hexcomb-sockets-left.lock").touch()  # nobody holds a lock on it any more
     transport = NativeTransport(Routes({}), [ListenAddress("127.0.0.1:0")])
     await transport.start()
     await transport.stop(0)
-    assert list(tmp_path.iterdir()) == [alive]
+    assert sorted(tmp_path.iterdir()) == [alive.path, alive.path.with_name(alive.path.name + ".lock")]
+    alive.remove()
+    assert not list(tmp_path.iterdir())
 
 
 async def test_a_dead_unix_socket_is_replaced(start, dial, tmp_path):

@@ -44,7 +44,9 @@ class Pod:
         self.cache = CacheMachine(CacheLimits(capacity=Bytes.of(HOST_MEMORY, capacity_bytes), residency_min_s=0.0))
         self.artifacts = ArtifactStore(directory / "disk", capacity_bytes=100_000_000)
         settings, telemetry = Settings(), Telemetry(CollectorRegistry())
-        staging = Staging(self.artifacts, settings, telemetry, CPU, free_bytes=lambda: self.cache.free[HOST_MEMORY])
+        self.staging = staging = Staging(
+            self.artifacts, settings, telemetry, CPU, free_bytes=lambda: self.cache.free[HOST_MEMORY]
+        )
         self.loading = Loading(
             cache=self.cache,
             staging=staging,
@@ -268,3 +270,30 @@ async def test_a_model_that_cannot_be_prepared_goes_on_as_the_load_in_no_haste_m
     resident = await pod.load(pod.register("m", size_bytes=10 * KB, fetched_bytes=20 * KB))
     await pod.wait_prepared(resident)
     assert pod.charged_bytes() == 10 * KB
+
+
+async def test_a_change_that_gets_no_thread_lets_the_copy_go(pod: Pod) -> None:
+    tried = asyncio.Event()
+
+    def no_thread(name: str, work: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        tried.set()
+        raise RuntimeError("can't start new thread")
+
+    pod.renewals = Renewals(pod.cache, pod.loading, pod.staging, in_thread=no_thread)
+    resident = await pod.load(pod.register("m", size_bytes=10 * KB, fetched_bytes=20 * KB))
+    await asyncio.wait_for(tried.wait(), LONG_S)
+    assert (resident.copy.pins, resident.as_fetched, pod.charged_bytes()) == (0, True, 20 * KB)
+
+
+async def test_a_change_that_is_cancelled_twice_lets_the_copy_go_when_its_thread_ends(pod: Pod) -> None:
+    gate = Gate()
+    pod.adapter.on("go_on_as", gate)
+    resident = await pod.load(pod.register("m", size_bytes=10 * KB, fetched_bytes=20 * KB))
+    await gate.reached.wait()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(pod.renewals.close(), 0.01)  # the change is cancelled, and waits for its thread
+    await pod.renewals.close()  # and is cancelled once more
+    assert resident.copy.pins == 1
+    gate.open()
+    await pod.wait_until(lambda: resident.copy.pins == 0, "the copy is let go")
+    assert (resident.as_fetched, pod.charged_bytes()) == (False, 10 * KB)
