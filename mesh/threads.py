@@ -1,8 +1,11 @@
 """Work beside the event loop.
 
-Slow work gets a thread of its own (`in_thread`). Not a pool: a framework that hangs in a load would keep a pool's
-thread for ever, and after a few of those nothing would load. A thread costs a tenth of a millisecond to start, which no
-load notices.
+Slow work gets a thread to itself (`in_thread`). Not one of a pool's few: a framework that hangs in a load would keep it
+for ever, and after a few of those nothing would load. So there are as many threads as there is work, and some that have
+done theirs are kept for the next. Whoever starts a thread waits until it runs, and then, since it has Python's lock by
+then, for up to 5 ms more: the event loop stood still three times for each model that was loaded in place of another. A
+kept thread is only told; and one that has work sees to it that another is there to be told, so that the loop hardly
+ever starts any.
 
 Runs of models get `Workers`: threads that stay. `ThreadPoolExecutor` does more than is needed for each piece of work (a
 future with a lock of its own, two semaphores), since it does not know who counts them; here the caller does.
@@ -30,7 +33,7 @@ class InThread(Protocol):
 
 
 def in_thread(name: str, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
-    """Run on a thread of its own: a load that hangs must not use up a pool that other loads need."""
+    """Run on a thread that has nothing else to do: a load that hangs must not use up a pool that other loads need."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -52,8 +55,45 @@ def in_thread(name: str, work: Callable[..., T], *arguments: Any) -> asyncio.Fut
         with contextlib.suppress(RuntimeError):  # the loop was closed while the thread ran
             loop.call_soon_threadsafe(settle, result, problem)
 
-    threading.Thread(target=run, name=f"hexcomb-{name}", daemon=True).start()
+    _tell(f"hexcomb-{name}", run)
     return future
+
+
+IDLE_MAX = 8
+"""Threads without work that are kept: 100 KB of memory each. Nearly always two are enough."""
+
+_Told = tuple[str, Callable[[], None]]
+_idle: list[SimpleQueue[_Told]] = []
+"""Where threads without work listen, the last to have had some at the end."""
+
+
+def _tell(name: str, work: Callable[[], None]) -> None:
+    try:
+        listening = _idle.pop()
+    except IndexError:
+        listening = _begin_thread()
+    listening.put((name, work))
+
+
+def _begin_thread() -> SimpleQueue[_Told]:
+    listening: SimpleQueue[_Told] = SimpleQueue()
+    threading.Thread(target=_listen, args=(listening,), name="hexcomb-idle", daemon=True).start()
+    return listening
+
+
+def _listen(listening: SimpleQueue[_Told]) -> None:
+    thread = threading.current_thread()
+    while True:
+        thread.name, work = listening.get()
+        if not _idle:
+            with contextlib.suppress(RuntimeError):  # there may be no more of them: then the loop will find out
+                _idle.append(_begin_thread())
+        work()
+        del work  # or it would keep what the work was about until there is more
+        thread.name = "hexcomb-idle"
+        if len(_idle) >= IDLE_MAX:
+            return
+        _idle.append(listening)
 
 
 class Workers:

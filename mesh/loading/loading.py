@@ -385,6 +385,10 @@ class Loading:
         self._heap.close()
         if self._tick is not None:
             self._tick.cancel()
+        unloads = self._unloads_under_way()  # go on: what they free would be freed now
         for task in list(self._running.values()):
-            task.cancel()
+            if task not in unloads:
+                task.cancel()
         await self._unloads.unload_last(self._running, grace_s)
+        for task in unloads:
+            task.cancel()
