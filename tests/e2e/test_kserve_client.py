@@ -1,7 +1,9 @@
-"""The kserve package's clients, in an environment of their own: every call of theirs, and the README's example."""
+"""The kserve package's clients, in an environment of their own: every call of theirs, the README's example, and our
+client in the same process."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-REQUIREMENTS = ("kserve==0.21.0",)
+REQUIREMENTS = ("kserve==0.21.0", "cachetools>=6.0", "ml-dtypes>=0.5")
+"""The last two are what our client needs beside what kserve brings."""
 TIMEOUT_S = 120
 
 _CALLS = """
@@ -88,6 +91,40 @@ print("every call was answered")
 """
 
 
+_BOTH = """
+import asyncio, sys
+import numpy as np
+import pandas
+
+target, first = sys.argv[1:]
+if first == "kserve":
+    import kserve
+    import mesh.client
+else:
+    import mesh.client
+    import kserve
+X = np.array([[1, 2, 3, 4]], np.float32)
+
+
+async def main():
+    asked = kserve.InferInput("x", [1, 4], "FP32")
+    asked.set_data_from_numpy(X)
+    theirs = kserve.InferenceGRPCClient(target)
+    async with mesh.client.AsyncClient(target) as ours:
+        answer, same = await asyncio.gather(
+            theirs.infer(kserve.InferRequest(model_name="scale", infer_inputs=[asked])), ours.infer("scale", {"x": X})
+        )
+    await theirs.close()
+    assert (answer.outputs[0].as_numpy() == same.outputs["y"]).all()
+
+
+asyncio.run(main())
+with mesh.client.Client(target) as client:
+    assert (client.infer_frame("scale", pandas.DataFrame(X)).to_numpy() == 2 * X).all()
+print("both were answered")
+"""
+
+
 @pytest.fixture(scope="module")
 def kserve() -> Path:
     """The interpreter that has it."""
@@ -103,10 +140,11 @@ def pod(start_module_pod: StartPod, files: ModelFiles) -> Pod:
     return pod
 
 
-def run(python: Path, script: str, directory: Path, *arguments: str) -> str:
+def run(python: Path, script: str, directory: Path, *arguments: str, **more: str) -> str:
     ran = subprocess.run(
         [python, "-P", "-c", script, *arguments],
         cwd=directory,
+        env={**os.environ, **more},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -118,6 +156,11 @@ def run(python: Path, script: str, directory: Path, *arguments: str) -> str:
 
 def test_every_call_of_its_clients_is_answered(kserve: Path, pod: Pod, tmp_path: Path) -> None:
     assert "every call was answered" in run(kserve, _CALLS, tmp_path, pod.target, pod.http)
+
+
+@pytest.mark.parametrize("first", ["kserve", "mesh.client"])
+def test_our_client_works_beside_theirs_in_one_process(kserve: Path, pod: Pod, tmp_path: Path, first: str) -> None:
+    assert "both were answered" in run(kserve, _BOTH, tmp_path, pod.target, first, PYTHONPATH=str(ROOT))
 
 
 def test_the_example_of_the_readme_runs_as_it_stands(kserve: Path, pod: Pod, tmp_path: Path) -> None:
