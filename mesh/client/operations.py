@@ -14,15 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mesh.client.errors import HexcombError, InvalidRequest, error_of
-from mesh.pipelines.spec import URI, from_kserve, parameters_of
 from mesh.transport.base import StatusCode
 from mesh.wire import messages
 from mesh.wire.errors import UnsendableOutput
 from mesh.wire.generated import hexcomb_pb2, inference_pb2, mmesh_pb2
 from mesh.wire.messages import Method
 from mesh.wire.tensors import InferResult, decode_response, encode_request
-from placement.errors import InvalidSpec
-from placement.records import PIPELINE_FORMAT
 
 Answer = TypeVar("Answer")
 Req = TypeVar("Req", bound=messages.Message)
@@ -203,6 +200,10 @@ def registration(model_id: str, **fields: Unpack[SpecFields]) -> hexcomb_pb2.Reg
 def pipeline(name: str, graph: Mapping[str, Any], if_generation: int | None) -> hexcomb_pb2.Registration:
     """The registration of a pipeline. `graph`: an InferenceGraph of KServe's, its `spec`, or the nodes alone as such a
     spec has them. Raises InvalidRequest."""
+    from mesh.pipelines.spec import URI, from_kserve, parameters_of
+    from placement.errors import InvalidSpec
+    from placement.records import PIPELINE_FORMAT
+
     try:
         found, _ = from_kserve(graph)
         fields: SpecFields = {"uri": URI, "format": PIPELINE_FORMAT, "parameters": parameters_of(found)}
