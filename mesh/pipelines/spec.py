@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mesh.pipelines.graph import Graph, parse_graph
+from mesh.pipelines.graph import ROOT, Graph, parse_graph
 from placement.errors import InvalidSpec
 from placement.record_checks import VALUE_LENGTH_MAX
 from placement.records import ModelSpec, spec_to_mapping
@@ -43,10 +43,10 @@ def parameters_of(graph: Mapping[str, Any]) -> dict[str, str]:
 
 
 def document_of(parameters: Mapping[str, str]) -> dict[str, Any]:
-    """The JSON of a graph, from a pipeline's parameters. Raises InvalidSpec, naming the field."""
+    """The JSON of a graph, from a pipeline's parameters, its root first. Raises InvalidSpec, naming the field."""
     nodes: dict[str, Any] = {}
     document: dict[str, Any] = {"nodes": nodes}
-    for name, text in parameters.items():
+    for name, text in sorted(parameters.items(), key=lambda each: (each[0] != _NODE + ROOT, each[0])):
         if not name.startswith(_NODE) and name != "timeout":
             raise InvalidSpec(f"parameters[{name[:80]!r}]: a pipeline has {_NODE}<name>, and timeout")
         try:

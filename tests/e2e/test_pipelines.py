@@ -53,11 +53,11 @@ def post(url: str, body: Any, **headers: str) -> tuple[int, Any]:
 
 @pytest.fixture(scope="module")
 def pod(start_module_pod: StartPod, files: ModelFiles) -> Pod:
-    pod = start_module_pod()
+    pod = start_module_pod(trusted_prefixes=f"{files.directory.as_uri()}/")
     with pod.client() as client:
         for factor in (2, 3, 5):
             client.register(f"times-{factor}", uri=files.scale(factor).uri)
-        client.register("obedient", uri=files.obedient().as_uri(), format="python", isolation="process")
+        client.register("obedient", uri=files.obedient().as_uri(), format="python")
         client.register("words", uri=files.words().uri)
         client.register("iris", uri=files.iris().uri)
         client.register("trees", uri=_trees(files).as_uri())
@@ -146,7 +146,7 @@ def test_a_splitter_shares_requests_by_weight(client: Client) -> None:
 
 def test_texts_go_from_step_to_step(client: Client) -> None:
     client.register_pipeline("echo", graph("Sequence", ask("words"), after("words")))
-    text = np.array([b"one", b"", b"\xff"], np.object_)
+    text = np.array([b"one", b"", "fünf".encode()], np.object_)
     assert client.infer("echo", {"text": text}).outputs["same"].tolist() == text.tolist()
 
 
@@ -224,7 +224,7 @@ def test_a_client_that_leaves_takes_every_step_along(
     gate = tmp_path / "gate"
     parameters = {"gate": str(gate)}
     uri = files.obedient().as_uri()
-    client.register("gated", uri=uri, format="python", isolation="process", parameters=parameters)
+    client.register("gated", uri=uri, format="python", parameters=parameters)
     client.register_pipeline("leaving", graph("Ensemble", ask("gated", name="a"), ask("gated", name="b")))
     body = encode_request("leaving", {"x": told(WAIT)})
     with grpc.insecure_channel(pod.target) as channel:
@@ -239,8 +239,7 @@ def test_a_client_that_leaves_takes_every_step_along(
 
 def test_a_requests_deadline_is_that_of_its_steps(pod: Pod, client: Client, tmp_path: Path, files: ModelFiles) -> None:
     gate = tmp_path / "gate"
-    client.register("slow", uri=files.obedient().as_uri(), format="python", isolation="process",
-                    parameters={"gate": str(gate)})  # fmt: skip
+    client.register("slow", uri=files.obedient().as_uri(), format="python", parameters={"gate": str(gate)})
     client.infer("slow", {"x": told(0.0)})
     client.register_pipeline("late", {**graph("Sequence", ask("slow")), "timeout": 0.2})
     try:
