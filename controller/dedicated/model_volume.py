@@ -37,16 +37,18 @@ class ModelVolume:
 def model_volume(uri: str, path: str, initialiser_image: str, read_only: bool) -> ModelVolume:
     """Raises InvalidField for a place from which nothing here fetches; `path` is where it is written."""
     scheme, separator, rest = uri.partition("://")
+    # The API server does not keep `false` here.
+    seen_as = {"readOnly": True} if read_only else {}
     if not separator:
         raise InvalidField(path, "is a path in a pod's own image; give a URI, such as s3://bucket/model")
     if scheme == "pvc":
         claim, _, inner = rest.partition("/")
         if not claim:
             raise InvalidField(path, "names no claim; write pvc://claim/path")
-        mount: dict[str, Any] = {"name": _CLAIM_VOLUME, "mountPath": MODEL_DIR, "readOnly": read_only}
+        mount: dict[str, Any] = {"name": _CLAIM_VOLUME, "mountPath": MODEL_DIR, **seen_as}
         if inner.strip("/"):
             mount["subPath"] = inner.strip("/")
-        claimed = {"name": _CLAIM_VOLUME, "persistentVolumeClaim": {"claimName": claim, "readOnly": False}}
+        claimed = {"name": _CLAIM_VOLUME, "persistentVolumeClaim": {"claimName": claim}}
         return ModelVolume([mount], [claimed])
     if scheme == "oci+native":
         mounted = {"name": _IMAGE_VOLUME, "mountPath": MODEL_DIR, "subPath": "models", "readOnly": True}
@@ -63,7 +65,7 @@ def model_volume(uri: str, path: str, initialiser_image: str, read_only: bool) -
         "volumeMounts": [{"name": _FETCHED_VOLUME, "mountPath": MODEL_DIR}],
     }
     return ModelVolume(
-        [{"name": _FETCHED_VOLUME, "mountPath": MODEL_DIR, "readOnly": read_only}],
+        [{"name": _FETCHED_VOLUME, "mountPath": MODEL_DIR, **seen_as}],
         [{"name": _FETCHED_VOLUME, "emptyDir": {}}],
         [fetched],
     )

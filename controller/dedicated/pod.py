@@ -16,6 +16,7 @@ from controller.dedicated.merging import merged
 from controller.dedicated.model_volume import MODEL_DIR, ModelVolume, model_volume
 from controller.dedicated.templating import rendered
 from controller.policy import Policy
+from controller.quantities import canonical
 from controller.reading import InvalidField, Part
 from controller.runtimes import Runtime
 from controller.service_view import FRAMEWORKS, Model, Service
@@ -141,6 +142,14 @@ def _custom_volume(container: dict[str, Any], service: Service, policy: Policy) 
 
 def _completed(container: dict[str, Any], service: Service) -> dict[str, Any]:
     name = {"name": "INFERENCE_SERVICE_NAME", "value": service.name}
+    resources = container.get("resources")
+    if isinstance(resources, Mapping):
+        container["resources"] = {
+            kind: {what: canonical(amount) for what, amount in amounts.items()}
+            if isinstance(amounts, Mapping)
+            else amounts
+            for kind, amounts in resources.items()
+        }
     return merged(container, {"env": [name]}) if "env" in container else {**container, "env": [name]}
 
 

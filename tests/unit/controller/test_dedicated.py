@@ -143,7 +143,7 @@ def test_a_gpu_takes_the_image_for_gpus() -> None:
 @pytest.mark.parametrize(
     ("uri", "mount", "volume"),
     [
-        ("pvc://claim/a/b", {"subPath": "a/b"}, {"persistentVolumeClaim": {"claimName": "claim", "readOnly": False}}),
+        ("pvc://claim/a/b", {"subPath": "a/b"}, {"persistentVolumeClaim": {"claimName": "claim"}}),
         (
             "oci+native://host/image:1",
             {"subPath": "models"},
