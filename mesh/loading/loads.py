@@ -28,8 +28,9 @@ from mesh.settings import Settings
 from mesh.sizing import wrong_declaration
 from mesh.staging import REMEMBERED_MAX, Staged, Stages
 from mesh.telemetry import Telemetry
+from placement.records import ModelSpec
 from runtime_adapters.base import ModelMetadata
-from runtime_adapters.errors import AdapterError, OutOfMemory
+from runtime_adapters.errors import AdapterError, BadArtifact, OutOfMemory
 
 log = logging.getLogger("hexcomb.loading")
 
@@ -91,6 +92,8 @@ class Loads:
         try:
             loaded = await self._load_twice_at_most(copy, staged)
             try:
+                if self._settings.is_pooled:
+                    check_one_copy(staged.record.spec, loaded.model.metadata)
                 resident = self._residents.made(copy, staged, loaded)
             except Exception:
                 await self._timed_loads.free(loaded.model)
@@ -137,3 +140,14 @@ class Loads:
         if remark:
             log.info("%s: %s", key, remark)
         return self._residents.enter(resident, remark)
+
+
+def check_one_copy(spec: ModelSpec, metadata: ModelMetadata) -> None:
+    """In a pool, a model that keeps sequences has one copy: with two, a sequence's requests would go to either. Only a
+    load tells that a model is one. Raises BadArtifact."""
+    if metadata.sequences and spec.copies_max != 1:
+        allowed = spec.copies_max or "not set"
+        raise BadArtifact(
+            f"the model keeps sequences, so in a pool it may have one copy; copies_max is {allowed}: register it with "
+            "copies_max 1"
+        )

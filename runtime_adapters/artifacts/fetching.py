@@ -44,6 +44,7 @@ from runtime_adapters.artifacts.errors import ArtifactTooLarge, BadStorageConfig
 from runtime_adapters.artifacts.layers import place_layers, plan_layers
 from runtime_adapters.artifacts.ledger import Reservation, disk_bytes
 from runtime_adapters.artifacts.listing import Listing
+from runtime_adapters.artifacts.look_room import LookRoom, room_for_looks
 from runtime_adapters.artifacts.single_flight import in_thread
 from runtime_adapters.artifacts.source_policy import SourcePolicy
 from runtime_adapters.artifacts.sources import open_source
@@ -124,7 +125,8 @@ class Fetching:
         (for good) or LoadFailed (for now)."""
         for attempt in itertools.count(1):
             try:
-                return await self._attempt(errand, original, hear, stop)
+                async with room_for_looks(self._disk) as room:
+                    return await self._attempt(errand, original, hear, stop, room)
             except FetchFailed as error:
                 delay_s = self._limits.retry_delay_s * 2 ** (attempt - 1)
                 if attempt >= self._limits.attempts_max or stop.remaining_s <= delay_s or stop.wanted.is_set():
@@ -133,13 +135,13 @@ class Fetching:
                 await asyncio.sleep(delay_s)
         raise AssertionError("unreachable: the loop returns or raises")
 
-    async def _attempt(self, errand: Errand, original: bool, hear: Hear | None, stop: Stop) -> Fetched:
+    async def _attempt(self, errand: Errand, original: bool, hear: Hear | None, stop: Stop, room: LookRoom) -> Fetched:
         known = self._disk.origins.get(errand.origin_key)
         record = self._disk.content(known.content) if known else None
         if record is not None and self._disk.is_hollow(record.key) and (original or not self._disk.form_of(record.key)):
             record = None
         if known is None or record is None:
-            seen = await in_thread(self._lookers, stop, self._look, errand, None, stop)
+            seen = await in_thread(self._lookers, stop, self._look, errand, None, stop, room)
             return await self._download(errand, seen, hear, stop)
         # Held while it is being compared, so that it is still there if it is the answer.
         self._disk.acquire(record.key)
@@ -147,7 +149,7 @@ class Fetching:
         try:
             if self._disk.needs_verification(record.key) and not await self._still_good(record, stop):
                 known = None
-            seen = await in_thread(self._lookers, stop, self._look, errand, known, stop)
+            seen = await in_thread(self._lookers, stop, self._look, errand, known, stop, room)
             if known is not None and unchanged(known, seen):
                 check_sha256(errand, known.object_sha256)
                 kept = True
@@ -158,7 +160,7 @@ class Fetching:
         await self._evict_unverified(record.key)
         return await self._download(errand, seen, hear, stop)
 
-    def _look(self, errand: Errand, known: Origin | None, stop: Stop) -> Seen:
+    def _look(self, errand: Errand, known: Origin | None, stop: Stop, room: LookRoom) -> Seen:
         """Which key, which server, what is there. Blocking."""
         location = errand.location
         try:
@@ -182,6 +184,7 @@ class Fetching:
             limits.bytes_max,
             stop.check,
             self._disk.staging,
+            room.grow_to,
         )
         listing = source.look(known_object(known) if known and known.server == server else None)
         return Seen(source, listing, server, trusted and (location.scheme not in _OF_THIS_MACHINE or listing.trusted))

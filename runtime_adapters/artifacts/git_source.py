@@ -23,6 +23,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -37,6 +38,7 @@ from runtime_adapters.artifacts.errors import (
     ArtifactTooLarge,
     FetchFailed,
 )
+from runtime_adapters.artifacts.ledger import disk_bytes
 from runtime_adapters.artifacts.listing import Listing, RemoteObject, check_count
 from runtime_adapters.artifacts.locations import Location
 from runtime_adapters.artifacts.names import check_distinct, safe_parts, shown
@@ -90,9 +92,12 @@ class GitSource:
         bytes_max: int,
         check: Callable[[], None],
         staging: Path,
+        lies_there: Callable[[int], None],
     ) -> None:
         """`check` raises when nobody waits for the artifact any more, or not for so long: git is stopped then. The
-        commit lies in `staging`."""
+        commit lies in `staging`; `lies_there` hears how many bytes it has while it grows, and raises where the disk for
+        artifacts has no room for them."""
+        self._lies_there = lies_there
         self._location = location
         self._where = f"uri {location.shown!r}"
         self._check = check
@@ -110,12 +115,15 @@ class GitSource:
             self._directory = Path(tempfile.mkdtemp(prefix="git-", dir=staging))
         weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
         self._environment = _environment(key, timeouts, self._directory)
+        self._counted_bytes = 0
+        self._count_again_s = 0.0
 
     def look(self, known: RemoteObject | None = None) -> Listing:
         revision = self._location.revision or "HEAD"
         self._run("init", "--quiet", "--bare", str(self._directory))
         fetch = ("fetch", "--quiet", "--depth=1", "--no-tags", "--no-auto-gc", "--no-recurse-submodules")
         self._run(*fetch, self._remote, revision)
+        self._count()
         commit = self._run("rev-parse", "FETCH_HEAD^{commit}").decode().strip()
         if not _COMMIT.fullmatch(commit):
             raise BadArtifact(f"{self._where}: {revision!r} is no commit; name a branch, a tag or a commit")
@@ -183,7 +191,7 @@ class GitSource:
             streams.register(process.stdout, selectors.EVENT_READ, output)
             streams.register(process.stderr, selectors.EVENT_READ, said)
             while streams.get_map():
-                self._check()
+                self._look_up()
                 for ready, _ in streams.select(_LOOK_UP_S):
                     part = os.read(ready.fd, _CHUNK_BYTES)
                     ready.data.extend(part)
@@ -196,10 +204,24 @@ class GitSource:
                         "put the artifact into a repository of its own, or into a bucket"
                     )
         while process.poll() is None:
-            self._check()
+            self._look_up()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_LOOK_UP_S)
         return bytes(output), bytes(said)
+
+    def _look_up(self) -> None:
+        """Whether it is still wanted, and has room. Raises what stands against it."""
+        self._check()
+        now_s = time.monotonic()
+        if now_s >= self._count_again_s:
+            self._count_again_s = now_s + _LOOK_UP_S
+            self._count()
+
+    def _count(self) -> None:
+        counted_bytes = disk_bytes(list(_sizes_below(self._directory)))
+        if counted_bytes > self._counted_bytes:
+            self._counted_bytes = counted_bytes
+            self._lies_there(counted_bytes)
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         # The shell's limits hold before git starts its helpers.
@@ -265,6 +287,13 @@ def _environment(key: GitKey | None, timeouts: Timeouts, directory: Path) -> dic
     for number, (name, value) in enumerate(settings):
         environment |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
     return environment
+
+
+def _sizes_below(directory: Path) -> Iterator[int]:
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # git renames what it has written
+                yield os.lstat(os.path.join(parent, name)).st_size
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

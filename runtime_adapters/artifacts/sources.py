@@ -39,11 +39,12 @@ def open_source(
     bytes_max: int,
     check: Callable[[], None],
     staging: Path,
+    lies_there: Callable[[int], None],
 ) -> Source:
     """The source for a location, after the operator's rules. Raises BadLocation, ArtifactDenied.
 
     `check` raises when nobody waits any more: for the sources that cannot be left in the middle of a look. What is in
-    `staging` goes at the pod's next start.
+    `staging` goes at the pod's next start; `lies_there` hears how many bytes it has, and raises where there is no room.
     """
     policy.check(location)
     if isinstance(key, UnsupportedKey):
@@ -73,7 +74,7 @@ def open_source(
             return ImageSource(location, oci_key, policy, timeouts, files_max, check)
         case "git":
             git_key = key if isinstance(key, GitKey) else None
-            return GitSource(location, git_key, timeouts, files_max, bytes_max, check, staging)
+            return GitSource(location, git_key, timeouts, files_max, bytes_max, check, staging, lies_there)
         case _:
             return HttpSource(location, key if isinstance(key, HttpKey) else None, policy, timeouts, check)
 

@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import subprocess
 import tarfile
 import threading
@@ -43,7 +44,7 @@ from runtime_adapters.artifacts.git_source import GitSource
 from runtime_adapters.artifacts.small_answers import ask
 from runtime_adapters.artifacts.source_policy import SourcePolicy
 from runtime_adapters.artifacts.storage_keys import GitKey, HfKey, OciKey, StorageKey
-from runtime_adapters.errors import BadArtifact
+from runtime_adapters.errors import BadArtifact, LoadFailed
 from tests.contract.artifact_stores import LIMITS, SECRET, content_of, opened
 from tests.contract.faulty_server import FaultyServer, Served, faulty_server
 from tests.contract.git_server import GitServer, git_server
@@ -96,6 +97,18 @@ async def test_a_commit_lies_on_the_disk_for_artifacts_while_it_is_read_and_then
     assert {place.parent for place in places} == {tmp_path / "disk" / "staging"}
     gc.collect()
     assert not any(place.exists() for place in places)
+
+
+async def test_a_commit_counts_on_the_disk_for_artifacts_while_it_is_read(git: GitServer, tmp_path: Path) -> None:
+    content = random.Random(1).randbytes(1_000_000)  # as large in a pack as it is
+    git.commit("org/m", {"a": content})
+    async with opened(tmp_path, capacity_bytes=1_500_000) as store:  # the file alone would fit
+        with pytest.raises(LoadFailed, match="disk"):
+            await store.fetch(FetchRequest(git.uri("org/m")))
+        assert store.use().used_bytes == 0
+    async with opened(tmp_path / "larger", capacity_bytes=2_500_000) as store:
+        assert content_of(await store.fetch(FetchRequest(git.uri("org/m")))) == {"a": content}
+        assert 1_000_000 <= store.use().used_bytes < 1_100_000, "what git fetched has left with it"
 
 
 async def test_what_is_not_in_a_repository_is_named(git: GitServer, tmp_path: Path) -> None:

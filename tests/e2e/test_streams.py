@@ -13,6 +13,7 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 
 from mesh.client import Client
+from mesh.client.errors import HexcombError
 from tests.e2e.streaming_models import ADDER, REPEATER
 
 if TYPE_CHECKING:
@@ -181,6 +182,10 @@ def test_a_stream_reaches_the_pod_that_has_the_model(start_pool: StartPool, file
     first, second = pool.pods
     with Client(first.grpc_endpoint) as client:
         register(client, files)
+        # A second copy of what keeps sequences would split them, so in a pool it is not loaded unless it may have one.
+        client.register("many", uri=files.python(ADDER, "adder").as_uri(), format="python")
+        with pytest.raises(HexcombError, match="copies_max is not set: register it with copies_max 1"):
+            client.infer("many", {"number": np.ones(1, np.int32)})
     with triton.InferenceServerClient(first.grpc_endpoint) as client:
         stream = Stream(client)
         stream.ask("repeater", [number(1), number(1, "times")])
