@@ -37,11 +37,12 @@ class DeclaredModel:
         """Loads it. Raises BadArtifact, and what `load` raises."""
         self._model: Model | None = model
         self._calls = CustomCalls()
+        _metadata_of(model)  # what is wrong without a load is told without one
+        self._calls.finished(model.load())
         self._metadata = _metadata_of(model)
         self._last_stage = "predict" if type(model).postprocess is Model.postprocess else "postprocess"
         self._outputs = {spec.name: spec for spec in self._metadata.outputs}
         self._sequences = OpenSequences() if self._metadata.sequences else None
-        self._calls.finished(model.load())
 
     @property
     def metadata(self) -> ModelMetadata:

@@ -29,8 +29,8 @@ was written for KServe needs another import and no other change:
 
 Tensors are not checked against `get_input_types` and `get_output_types`, which only tell clients what there is.
 
-Deliberately absent: `ModelServer` (this pod is it), the proxy to a `predictor_host`, CloudEvents, and everything else
-of the package: a module that asks for more says so when it is loaded.
+Deliberately absent: the server (`ModelServer` is a name only), the proxy to a `predictor_host`, CloudEvents, a
+request's id, and everything else of the package: a module that asks for more says so when it is loaded.
 """
 
 from __future__ import annotations
@@ -183,6 +183,19 @@ class InferResponse:
         return {"id": self.id, "model_name": self.model_name, "outputs": [each.to_dict() for each in self.outputs]}
 
 
+class ModelServer:
+    """So that the last lines of a module may stay, which start KServe's server when it is run by itself."""
+
+    def __init__(self, **settings: object) -> None:
+        """`settings`: of KServe's, of which none means anything here."""
+
+    def start(self, models: Sequence[Model]) -> None:
+        """Raises RuntimeError: models are served by a pod."""
+        raise RuntimeError(
+            "register this directory in place of running it: hexcomb models register NAME --uri DIRECTORY"
+        )
+
+
 class Model:
     """Subclass this once in `model.py`."""
 
@@ -239,5 +252,6 @@ __all__ = [
     "InferenceError",
     "InvalidInput",
     "Model",
+    "ModelServer",
     "generate_uuid",
 ]

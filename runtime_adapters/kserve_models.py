@@ -183,6 +183,8 @@ def _as_json(result: object) -> bytes:
 
 def _plain(value: object) -> Any:
     if isinstance(value, np.ndarray | np.generic):
+        if value.dtype in (np.float32, np.float16):  # the shortest text that means it, as KServe's server writes it
+            return np.asarray(value).astype(str).astype(np.float64).tolist()
         return value.tolist()
     if isinstance(value, bytes):
         return value.decode()

@@ -165,7 +165,7 @@ def _environment(sources: PackageSources, temporary: Path) -> dict[str, str]:
     password."""
     kept = {name: os.environ[name] for name in (*_KEPT_VARIABLES, *_CERTIFICATES) if name in os.environ}
     index = {"PIP_NO_INDEX": "1"} if sources.index_url is None else {"PIP_INDEX_URL": sources.index_url}
-    links = {"PIP_FIND_LINKS": " ".join(sources.links)} if sources.links else {}
+    links = {"PIP_FIND_LINKS": " ".join(map(_as_url, sources.links))} if sources.links else {}
     return {
         **kept,
         **index,
@@ -179,6 +179,11 @@ def _environment(sources: PackageSources, temporary: Path) -> dict[str, str]:
         "TMPDIR": str(temporary),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+
+
+def _as_url(link: str) -> str:
+    """Of a directory, whatever is in its name: pip takes a list apart at its spaces."""
+    return link if "://" in link else Path(link).absolute().as_uri()
 
 
 def _failure(printed: str, status: int, sources: PackageSources) -> Exception:

@@ -3,14 +3,19 @@ client in the same process."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
+import urllib.error
+import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mesh.demo.ports import free_ports
 from tests.bench.peers.environments import python_of
 
 if TYPE_CHECKING:
@@ -168,3 +173,79 @@ def test_the_example_of_the_readme_runs_as_it_stands(kserve: Path, pod: Pod, tmp
     assert found is not None
     example = found[1].replace("8033", str(pod.grpc_port)).replace("8008", str(pod.http_port))
     assert run(kserve, example, tmp_path).count("\n") == 3
+
+
+_THEIR_IMPORTS = """
+from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer
+from kserve.errors import InvalidInput
+from kserve.utils.utils import generate_uuid
+"""
+_THEIR_START = """
+if __name__ == "__main__":
+    import sys
+
+    ModelServer(http_port=int(sys.argv[1]), grpc_port=int(sys.argv[2])).start([Flowers("flowers")])
+"""
+_PETALS = [[1.4, 0.2], [4.0, 1.0]]
+_QUESTIONS: dict[str, tuple[str, Any]] = {
+    "V1": ("/v1/models/flowers:predict", {"instances": [{"petals": row} for row in _PETALS]}),
+    "explain": ("/v1/models/flowers:explain", {"instances": [{"petals": row} for row in _PETALS]}),
+    "V2": (
+        "/v2/models/flowers/infer",
+        {"inputs": [{"name": "petals", "datatype": "FP32", "shape": [2, 2], "data": [1.4, 0.2, 4.0, 1.0]}]},
+    ),
+    "what it refuses": ("/v1/models/flowers:predict", {"instances": [{"leaves": 3}]}),
+    "no rows": ("/v1/models/flowers:predict", {"instances": 3}),
+}
+
+
+def answers(url: str) -> dict[str, Any]:
+    """Codes and answers, without what names a request or a version."""
+    found: dict[str, Any] = {}
+    for question, (path, body) in _QUESTIONS.items():
+        request = urllib.request.Request(url + path, json.dumps(body).encode(), {"content-type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                told = json.loads(answer.read())
+            outputs = [
+                {key: each[key] for key in ("name", "datatype", "shape", "data")} for each in told.get("outputs", [])
+            ]
+            found[question] = told if "outputs" not in told else outputs
+        except urllib.error.HTTPError as error:
+            found[question] = error.code
+    return found
+
+
+def test_a_class_answers_here_as_it_does_on_kserves_own_server(kserve: Path, pod: Pod, tmp_path: Path) -> None:
+    example = ROOT / "deploy/examples/custom-models/kserve-flowers"
+    with pod.client() as client:
+        client.register("flowers", uri=example.as_uri(), format="python")
+    ours = (example / "model.py").read_text()
+    theirs = re.sub(r"^from runtime_adapters\.kserve import \(.*?^\)$", _THEIR_IMPORTS, ours, flags=re.S | re.M)
+    assert theirs != ours
+    shutil.copytree(example, tmp_path / "theirs")
+    (tmp_path / "theirs/model.py").write_text(theirs + _THEIR_START)
+    http_port, grpc_port = free_ports(2)
+    command = [str(kserve), "model.py", str(http_port), str(grpc_port)]
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(command, cwd=tmp_path / "theirs", stdout=log, stderr=subprocess.STDOUT)
+    try:
+        url = f"http://127.0.0.1:{http_port}"
+        pod.wait_until(
+            lambda: server.poll() is not None or is_ready(f"{url}/v2/models/flowers/ready"), "it is ready", 120
+        )
+        assert server.poll() is None, (tmp_path / "log").read_text()
+        expected = answers(url)
+        assert [expected[question] for question in ("what it refuses", "no rows")] == [400, 400]
+        assert answers(pod.http) == expected
+    finally:
+        server.kill()
+        server.wait()
+
+
+def is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from mesh.endpoint.rest.calls import HttpCalls, told, until_left
+from mesh.endpoint.rest.v2 import off_the_loop
 from mesh.wire.json_tensors import to_json
 
 MEDIA_TYPE = "text/event-stream"
@@ -59,12 +60,15 @@ class Events(Response):
         try:
             answer = self._first
             while answer is not None:
-                await _send_event(send, self._as_json(answer))
+                await _send_event(send, await self._event(answer))
                 answer = await next_answer(self._request, self._answers)
         except ClientDisconnect:
             raise
         except Exception as error:
             await _send_event(send, to_json({"error": told(self._request, error).message}))
+
+    async def _event(self, answer: bytes) -> bytes:
+        return await off_the_loop(len(answer), lambda: self._as_json(answer))
 
 
 async def next_answer(request: Request, answers: AsyncGenerator[bytes, None]) -> bytes | None:

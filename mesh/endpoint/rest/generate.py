@@ -28,7 +28,7 @@ from starlette.routing import Route
 from mesh.endpoint.rest.calls import HttpCalls
 from mesh.endpoint.rest.events import Events, next_answer
 from mesh.endpoint.rest.v2 import model_of, model_paths, off_the_loop
-from mesh.transport.base import StatusCode, TransportError
+from mesh.transport.base import ReplyWithTrailers, StatusCode, TransportError
 from mesh.wire import messages
 from mesh.wire.errors import InvalidMessage
 from mesh.wire.generated import inference_pb2
@@ -59,16 +59,25 @@ class GenerateRest:
         """Run a model that gives one answer."""
         async with self._calls.body(request) as body:
             message = await self._message(request, body)
-            async with contextlib.aclosing(self._calls.answers(request, message)) as answers:
-                only = await next_answer(request, answers)
-                if only is None or await next_answer(request, answers) is not None:
-                    found = "none" if only is None else "several"
-                    raise TransportError(
-                        StatusCode.INVALID_ARGUMENT,
-                        f"generate is for models with one answer, and this one gave {found}; ask by generate_stream",
-                    )
-        answer = only
-        return Response(await off_the_loop(len(answer), lambda: answer_as_json(answer)), media_type="application/json")
+            try:
+                reply = await self._calls.ask(request, messages.MODEL_INFER, message)
+            except TransportError as error:
+                if error.status is not StatusCode.UNIMPLEMENTED:
+                    raise
+                reply = ReplyWithTrailers(await self._only_answer(request, message), ())  # it only streams
+        text = await off_the_loop(len(reply.body), lambda: answer_as_json(reply.body))
+        return Response(text, headers=dict(reply.trailers), media_type="application/json")
+
+    async def _only_answer(self, request: Request, message: bytes) -> bytes:
+        async with contextlib.aclosing(self._calls.answers(request, message)) as answers:
+            only = await next_answer(request, answers)
+            if only is not None and await next_answer(request, answers) is None:
+                return only
+        found = "none" if only is None else "several"
+        raise TransportError(
+            StatusCode.INVALID_ARGUMENT,
+            f"generate is for models with one answer, and this one gave {found}; ask by generate_stream",
+        )
 
     async def generate_stream(self, request: Request) -> Response:
         """Run a model, and send each answer when it is there."""

@@ -9,7 +9,8 @@
 What the bodies mean says `mesh.wire.v1_bodies`. A pipeline gets them as they are: its steps do, one after another
 (`mesh.endpoint.pipelines`).
 
-A model with an input V1_BODY (`runtime_adapters.base`) reads the body itself, and what it answers is the answer.
+A model with an input and an output V1_BODY (`runtime_adapters.base`) reads the body itself, and what it answers is the
+answer.
 
 `:explain` asks for the model's explanations in place of its predictions (`runtime_adapters.base.EXPLANATION`): tree
 models answer with exact contributions, custom Python models with their `explain`. Others have none, which is 501.
@@ -97,7 +98,7 @@ class V1Rest:
             metadata = await self._calls.ask_for(request, messages.MODEL_METADATA, asked)
             inputs = {tensor.name: tensor.datatype for tensor in metadata.inputs}
             outputs = outputs_of(metadata)
-            if V1_BODY in inputs:
+            if V1_BODY in inputs and any(tensor.name == V1_BODY for tensor in metadata.outputs):
                 return await self._read_by_the_model(request, model, body, outputs or (V1_BODY,))
 
             def translate() -> tuple[bytes, bool]:

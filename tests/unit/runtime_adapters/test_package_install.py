@@ -23,7 +23,7 @@ NEVER_S = 1e12
 
 @pytest.fixture
 def wheels(tmp_path: Path) -> Path:
-    directory = tmp_path / "wheels"
+    directory = tmp_path / "wheels and more"
     directory.mkdir()
     for version in ("1.0", "2.0"):
         make_wheel(directory, "hexgreet", version, {"hexgreet.py": f"VERSION = {version!r}\n"}, ["hexword"])

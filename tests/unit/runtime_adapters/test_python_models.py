@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime_adapters.base import LoadedModel, LoadOptions
+from runtime_adapters.base import LoadedModel, LoadOptions, Streaming
 from runtime_adapters.errors import BadArtifact, LoadFailed, ModelRaised, UntrustedArtifact
 from runtime_adapters.isolation import IsolatedModel
 from runtime_adapters.python_models import ADAPTER
@@ -179,3 +179,68 @@ def test_the_documented_example_runs_jailed(example: Path) -> None:
 def test_limits_must_be_numbers_above_zero(example: Path, wrong: str) -> None:
     with pytest.raises(BadArtifact, match=f"load_timeout_s is '{wrong}'"):
         ADAPTER.load(example, LoadOptions("m", parameters={"load_timeout_s": wrong}))
+
+
+STAGES = """
+class M(Model):
+    inputs = (TensorSpec("x", "FP32", (-1, 2)),)
+    outputs = (TensorSpec("y", "FP32", (-1, 2)),)
+
+    async def load(self):
+        self.outputs = (TensorSpec("z", "FP32", (-1, 2)),)
+
+    def preprocess(self, inputs):
+        return inputs["x"] + 1
+
+    async def predict(self, rows):
+        return [rows]
+
+    async def postprocess(self, answer):
+        {0}
+"""
+
+
+def test_each_stage_gets_what_the_one_before_it_gave_and_load_may_declare(load_here: LoadHere) -> None:
+    model = load_here(STAGES.format("return answer[0] * 10"))
+    assert [spec.name for spec in model.metadata.outputs] == ["z"]
+    assert model.infer(_X)["z"].max() == 20
+    model.unload()
+
+
+def test_the_stage_that_is_wrong_is_named(load_here: LoadHere) -> None:
+    with pytest.raises(ModelRaised, match="postprocess returned a list"):
+        load_here(STAGES.format("return answer")).infer(_X)
+    with pytest.raises(ModelRaised, match="postprocess raised ValueError: no"):
+        load_here(STAGES.format("raise ValueError('no')")).infer(_X)
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_a_generator_of_either_kind_gives_many_answers_and_ends_where_it_is_left(
+    load_here: LoadHere, kind: str
+) -> None:
+    source = f"""
+class M(Model):
+    inputs = (TensorSpec("x", "FP32", (-1, 2)),)
+    outputs = (TensorSpec("y", "INT32", (1,)),)
+    ended = 0
+
+    {kind} predict(self, inputs):
+        try:
+            for nth in range(3):
+                yield np.array([nth], np.int32)
+            raise ValueError("that was all")
+        finally:
+            M.ended += 1
+
+    def postprocess(self, answer):
+        return answer + np.int32(10 * M.ended)
+"""
+    model = load_here(source)
+    assert isinstance(model, Streaming)
+    assert model.metadata.decoupled
+    answers = model.infer_stream(_X)
+    assert next(answers)["y"].item() == 0
+    answers.close()
+    with pytest.raises(ModelRaised, match="predict raised ValueError: that was all"):
+        list(model.infer_stream(_X))
+    assert model.infer(_X)["y"].item() == 20
