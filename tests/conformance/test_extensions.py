@@ -20,6 +20,7 @@ from tests.conformance.tensors import to_raw
 NOBODY = "no-such-model-anywhere"
 REPOSITORY, CONFIGURATION = "Triton: extension_model_repository.md", "Triton: extension_model_configuration.md"
 STATISTICS, PRIORITY = "Triton: extension_statistics.md", "Triton: extension_schedule_policy.md"
+TRACE, LOGGING = "Triton: extension_trace.md", "Triton: extension_logging.md"
 SHARED_MEMORY, STREAMS = "Triton: extension_shared_memory.md", "Triton: grpc_service.proto, ModelStreamInfer"
 
 
@@ -216,6 +217,93 @@ def test_an_unknown_region(grpc_server: GrpcServer, subject: Subject) -> None:
     request.inputs[0].parameters["shared_memory_byte_size"].int64_param = 32
     answer = grpc_server.try_call("ModelInfer", request)
     assert isinstance(answer, Refusal), "it was answered"
+
+
+@case("trace.settings", EXTENSION, TRACE)
+def test_trace_settings(grpc_server: GrpcServer, subject: Subject) -> None:
+    """There are trace settings of all models and of one: a level, a rate and a count, each of text."""
+    for name in ("", subject.name):
+        found = grpc_server.call("TraceSetting", pb.TraceSettingRequest(model_name=name)).settings
+        missing = {"trace_level", "trace_rate", "trace_count"} - {key for key, value in found.items() if value.value}
+        assert not missing, f"without {missing}: {dict(found)}"
+
+
+@case("trace.settings.rest", EXTENSION, TRACE)
+def test_trace_settings_over_http(http_server: HttpServer, subject: Subject) -> None:
+    """GET /v2[/models/M]/trace/setting gives the same."""
+    for path in ("/v2/trace/setting", f"/v2/models/{subject.name}/trace/setting"):
+        found = http_server.ask("GET", path).answer
+        assert isinstance(found, dict)
+        assert {"trace_level", "trace_rate", "trace_count"} <= found.keys(), f"{path}: {found}"
+
+
+@case("trace.change", EXTENSION, TRACE)
+def test_a_trace_setting_of_a_model(grpc_server: GrpcServer, subject: Subject) -> None:
+    """A model's own setting can be changed, and without a value goes back to that of all."""
+
+    def rate(*changed: str, of: str = subject.name, change: bool = True) -> list[str]:
+        request = pb.TraceSettingRequest(model_name=of)
+        if change:
+            request.settings["trace_rate"].value.extend(changed)
+        return list(grpc_server.call("TraceSetting", request).settings["trace_rate"].value)
+
+    try:
+        assert rate("7") == ["7"], "it was not changed"
+        assert rate(change=False) == ["7"], "it is not what it was changed to"
+    finally:
+        cleared = rate()
+    assert cleared == rate(of="", change=False), f"cleared it is {cleared}"
+
+
+@case("trace.change.unknown", EXTENSION, TRACE)
+def test_a_trace_setting_that_there_is_not(grpc_server: GrpcServer, subject: Subject) -> None:
+    """A setting that is not there cannot be changed."""
+    request = pb.TraceSettingRequest(model_name=subject.name)
+    request.settings["no_such_setting"].value.append("1")
+    assert isinstance(grpc_server.try_call("TraceSetting", request), Refusal), "it was changed"
+
+
+@case("logging.settings", EXTENSION, LOGGING)
+def test_log_settings(grpc_server: GrpcServer) -> None:
+    """The log settings tell which severities are written, and how verbosely."""
+    found = grpc_server.call("LogSettings", pb.LogSettingsRequest()).settings
+    for key in ("log_info", "log_warning", "log_error"):
+        assert found[key].WhichOneof("parameter_choice") == "bool_param", f"{key} is no truth value: {found[key]}"
+    assert found["log_verbose_level"].WhichOneof("parameter_choice") == "uint32_param", "log_verbose_level is no number"
+
+
+@case("logging.settings.rest", EXTENSION, LOGGING)
+def test_log_settings_over_http(http_server: HttpServer) -> None:
+    """GET /v2/logging gives the same."""
+    found = http_server.ask("GET", "/v2/logging").answer
+    assert isinstance(found["log_info"], bool), f"log_info is {found['log_info']!r}"
+    assert isinstance(found["log_verbose_level"], int), f"log_verbose_level is {found['log_verbose_level']!r}"
+
+
+@case("logging.change", EXTENSION, LOGGING)
+def test_a_log_setting(grpc_server: GrpcServer) -> None:
+    """A log setting can be changed, and changed back."""
+    verbose_level = "log_verbose_level"
+
+    def level(value: int) -> int:
+        request = pb.LogSettingsRequest()
+        request.settings[verbose_level].uint32_param = value
+        return int(grpc_server.call("LogSettings", request).settings[verbose_level].uint32_param)
+
+    before = grpc_server.call("LogSettings", pb.LogSettingsRequest()).settings[verbose_level].uint32_param
+    try:
+        assert level(before + 1) == before + 1, "it was not changed"
+    finally:
+        after = level(before)
+    assert after == before, "it was not changed back"
+
+
+@case("logging.change.unknown", EXTENSION, LOGGING)
+def test_a_log_setting_that_there_is_not(grpc_server: GrpcServer) -> None:
+    """A setting that is not there cannot be changed."""
+    request = pb.LogSettingsRequest()
+    request.settings["no_such_setting"].bool_param = True
+    assert isinstance(grpc_server.try_call("LogSettings", request), Refusal), "it was changed"
 
 
 def _streamed(server: GrpcServer, *requests: Any) -> list[Any]:

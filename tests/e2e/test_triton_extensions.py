@@ -251,4 +251,4 @@ def test_a_request_s_own_timeout_ends_its_wait(user: Any, pod: Pod, files: Model
 def test_what_a_server_says_of_its_extensions_is_there(user: Any, web: Any) -> None:
     over_grpc = list(user.get_server_metadata().extensions)
     assert {"model_repository", "model_configuration", "statistics"} <= set(over_grpc)
-    assert web.get_server_metadata()["extensions"] == [*over_grpc, "binary_tensor_data"]
+    assert web.get_server_metadata()["extensions"] == [*over_grpc, "binary_tensor_data", "generate"]

@@ -37,7 +37,9 @@ def document(version: str) -> dict[str, Any]:
             "/v2/trace/setting": _settings("trace", "TraceSettings", "Which requests leave a trace"),
             "/v2/models/{model}/trace/setting": {
                 "parameters": [_path("model")],
-                **_settings("traceOfModel", "TraceSettings", "Which requests for the model leave a trace"),
+                **_settings(
+                    "traceOfModel", "TraceSettings", "Which requests for the model leave a trace", frozenset({404})
+                ),
             },
             **_shared_memory("system"),
             **_shared_memory("cuda"),
@@ -140,11 +142,11 @@ def _of_model(path: str, suffix: str) -> dict[str, Any]:
     }
 
 
-def _settings(name: str, schema: str, summary: str) -> dict[str, Any]:
+def _settings(name: str, schema: str, summary: str, errors: frozenset[int] = frozenset()) -> dict[str, Any]:
     return {
-        "get": _operation(f"{name}Settings", summary, schema),
+        "get": _operation(f"{name}Settings", summary, schema, errors),
         "post": _operation(
-            f"{name}Change", f"{summary}: change it, on every pod", schema, {413, 503}, f"{schema}Change"
+            f"{name}Change", f"{summary}: change it, on every pod", schema, errors | {403, 413, 503}, f"{schema}Change"
         ),
     }
 
