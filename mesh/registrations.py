@@ -59,6 +59,7 @@ class Registrations:
             self._telemetry.forget(
                 before.spec.format or self._loading.format_of(key_of(before)), change.tenant, change.id
             )
+            self._loading.forget(key_of(before))
         if incoming is not None:
             self._models.take_over(incoming)
 

@@ -212,7 +212,7 @@ class Staging:
         return self._formats.get(key, "")
 
     def forget(self, key: ModelKey) -> None:
-        """This generation is new to the registry; one of the same number may have been here before."""
+        """This generation is new to the registry (one of the same number may have been here before), or has gone."""
         self._found.pop(key, None)
         self._formats.pop(key, None)
 

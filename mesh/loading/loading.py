@@ -251,8 +251,8 @@ class Loading:
         return self._staging.format_of(key)
 
     def forget(self, key: ModelKey) -> None:
-        """This generation is new to the registry. One of the same number may have been here before: a model that was
-        unregistered long ago begins at 1 again, and must not be loaded from its predecessor's files."""
+        """This generation is new to the registry, or has gone from it. One of the same number may have been here
+        before: a model that was unregistered begins at 1 again, and must not be loaded from its predecessor's files."""
         self._staging.forget(key)
         self._loads.forget(key)
 
