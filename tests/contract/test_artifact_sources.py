@@ -40,7 +40,7 @@ from runtime_adapters.artifacts.source_policy import SourcePolicy
 from runtime_adapters.artifacts.storage_keys import AzureKey, GcsKey, HttpKey, PvcKey, S3Key, StorageKey
 from runtime_adapters.errors import AdapterError, BadArtifact, LoadFailed
 from tests.contract.artifact_stores import SECRET, Counted, content_of, opened, sha256_of
-from tests.contract.faulty_server import FaultyServer, faulty_server
+from tests.contract.faulty_server import FaultyServer, Served, faulty_server
 from tests.contract.storage_servers import (
     AZURITE_ACCOUNT,
     AZURITE_KEY,
@@ -604,6 +604,17 @@ async def test_a_name_that_leads_to_a_metadata_service_is_not_asked(
     async with opened(tmp_path) as store:
         with pytest.raises(BadArtifact, match=r"models\.example leads to 169\.254\.169\.254, a link-local address"):
             await store.fetch(FetchRequest("http://models.example/m.bin"))
+
+
+async def test_the_operators_proxy_is_asked_for_what_this_machine_cannot_resolve(
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files["http://models.invalid/m.bin"] = Served(BODY, '"1"')
+    monkeypatch.setenv("http_proxy", server.base)
+    monkeypatch.setenv("no_proxy", "")
+    async with opened(tmp_path) as store:
+        assert content_of(await store.fetch(FetchRequest("http://models.invalid/m.bin"))) == BODY
+    assert {seen.headers["host"] for seen in server.seen} == {"models.invalid"}
 
 
 async def test_a_connection_that_its_server_closed_is_not_missed(server: FaultyServer, tmp_path: Path) -> None:
