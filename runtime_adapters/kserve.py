@@ -36,6 +36,7 @@ request's id, and everything else of the package: a module that asks for more sa
 from __future__ import annotations
 
 import importlib
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,6 +47,7 @@ from runtime_adapters.base import Array
 from runtime_adapters.datatypes import DTYPE_OF, datatype_of
 from runtime_adapters.errors import BadInput
 
+logger = logging.getLogger("kserve")
 InvalidInput = BadInput
 """The client's values are at fault: 400, INVALID_ARGUMENT."""
 Headers = dict[str, str]
@@ -254,4 +256,5 @@ __all__ = [
     "Model",
     "ModelServer",
     "generate_uuid",
+    "logger",
 ]
