@@ -33,7 +33,7 @@ BENCHES = (
     "load_time", "density", "churn", "sizes", "admission", "idle", "stampede", "request_cost", "batching",
     "registration", "transport", "loads_beside", "etcd_store", "placement_decisions", "large_pool", "pool_memory",
     "forwarding", "cold_path", "thrash", "fine_tunes", "hot_copies", "gpu_return", "plan_fidelity", "eviction_policies",
-    "demo",
+    "demo", "pipelines",
 )  # fmt: skip
 CACHE_DIR = ROOT / ".cache" / "bench"
 RESULTS = ROOT / ".cache" / "bench.json"
