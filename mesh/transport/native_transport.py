@@ -102,6 +102,10 @@ class NativeTransport(Listening):
         self._streams: GrpcioTransport | None = None
         self._sockets: SocketDirectory | None = None
         self._metadata_known: set[Metadata] = set()
+        self._takes = False
+        """A batch of calls is being answered: whoever answers it sends what is then in"""
+        self._answers: list[tuple[NativeGrpcFront, int, Reply]] = []
+        """which else is sent at the end of this turn of the loop."""
 
     @property
     def name(self) -> str:
@@ -147,7 +151,7 @@ class NativeTransport(Listening):
             )
         except OSError as error:
             raise taken(wanted.address) from error
-        dispatch = Dispatch(self._admission, limits, partial(self._answer, front), partial(self._fail, front))
+        dispatch = Dispatch(self._admission, limits, partial(self._answer_soon, front), partial(self._fail, front))
         if wanted.is_unix_socket:
             return _Port(front, wanted, dispatch)
         return _Port(front, replace(wanted, address=with_port(wanted.address, front.bound_port)), dispatch)
@@ -204,13 +208,17 @@ class NativeTransport(Listening):
 
     def _take(self, port: _Port, events: list[Any]) -> None:
         """Answer one batch, and look for the next."""
+        self._takes = True
         try:
             self._handle(port, events)
         except Exception as defect:  # ours: it must cost neither these calls their answers nor the port its next ones
             error = as_transport_error("a batch of calls", defect)
+            self._send_answers()
             for _, call_id, *_ in events:
                 if call_id not in port.dispatch:
                     self._fail(port.front, call_id, error)  # without effect on those that were answered
+        self._takes = False
+        self._send_answers()
         more = port.front.recv_batch_details(_EVENTS_MAX, 0)
         if more:
             asyncio.get_running_loop().call_soon(self._take, port, more)
@@ -252,6 +260,21 @@ class NativeTransport(Listening):
                 self._metadata_known.clear()
             self._metadata_known.add(metadata)
         return None
+
+    def _answer_soon(self, front: NativeGrpcFront, call_id: int, reply: Reply) -> None:
+        """With all others of this turn of the loop: the library's thread then wakes once for them, and sends those of a
+        connection in one piece."""
+        if not self._answers and not self._takes:
+            asyncio.get_running_loop().call_soon(self._send_answers)
+        self._answers.append((front, call_id, reply))
+
+    def _send_answers(self) -> None:
+        answers, self._answers = self._answers, []
+        for front, call_id, reply in answers:
+            try:
+                self._answer(front, call_id, reply)
+            except Exception as defect:  # it must not cost the others theirs
+                self._fail(front, call_id, as_transport_error("an answer", defect))
 
     def _answer(self, front: NativeGrpcFront, call_id: int, reply: Reply) -> None:
         if isinstance(reply, ReplyWithTrailers):

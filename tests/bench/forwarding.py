@@ -7,9 +7,11 @@ are compared with the first answer, byte by byte.
 * **One pod against two**: one model with one copy; in turns the pod that has it is asked, and the other one.
 * **Four pods, any of them**: models with one copy each, spread as the pool spreads them; every connection goes to the
   next pod, so three requests of four are for another one. Each round makes new connections, as clients behind a load
-  balancer do every minute.
+  balancer do every minute. With 512 requests in flight, 128 at each pod, and with 64, 16 at each. Whose time it is, and
+  what the pods take while nobody asks, stands beside.
 * **One to two pods**: the same model with a copy on one pod, asked there, and with one on each of two, asked on both.
-  Of a tiny model: requests per second of processor time. Of one whose requests cost 100 µs and more, each pod on a core
+  Of a tiny model: requests per second of processor time, with as many in flight at each of the two as at the one, and
+  with as many in all. Of one whose requests cost 100 µs and more, each pod on a core
   of its own: requests a second; the load generator shares the two cores, so twice as many cannot come of it.
 * **One at a time**: what a client waits for at the pod that has the model, at the other one, and when it heeds what the
   other one's answers say of where the model is.
@@ -41,6 +43,7 @@ from tests.bench.models import BenchModel, read_models, sample_inputs
 from tests.bench.peers.answers import LoadFailed
 from tests.bench.peers.load import Load, LoadResult, run_load
 from tests.bench.pods import pin_process
+from tests.bench.thread_times import thread_times_of
 from tests.bench.transport import ask_once
 
 FORWARDED_64_MAX, FORWARDED_1_MAX = 2.5, 4.0
@@ -54,9 +57,14 @@ TWICE_MIN = 1.7
 _MODEL = "onnx-tiny"
 _DEAR_MODEL, _DEAR_US = "sklearn-pipeline", 100.0
 _SPREAD_MODELS = 16
+_FOUR_PODS_IN_FLIGHT = (512, 64)
+"""The bar is for the first: what a pool of four pods is there for."""
+_IDLE_S = 5.0
 _CONNECTIONS = 8
 _WARM_UP_S = 1.0
 _WARM_UP_TIMES = 200
+_KNOWN_WITHIN_S = 10.0
+"""In which every pod knows of a copy that has answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +98,11 @@ def _two_pods(bench: Reporter, transport: str) -> None:
         asked = _asked("one", model, there)
         for in_flight, bar in ((64, FORWARDED_64_MAX), (1, FORWARDED_1_MAX)):
             local, forwarded = _in_turns(
-                bench, [([there], [there], [asked]), ([elsewhere], [elsewhere, there], [asked])], in_flight
+                bench,
+                [
+                    ([there], [there], [asked], in_flight),
+                    ([elsewhere], [elsewhere, there], [asked], in_flight),
+                ],
             )
             name = f"{transport}, {in_flight} in flight"
             _report(bench, f"{name}, local", local)
@@ -104,12 +116,14 @@ def _two_pods(bench: Reporter, transport: str) -> None:
                 ask_once(pod.grpc_port, _message("both", model))
             both = _asked("both", model, there)
             pods = pool.pods
-            one, two = _in_turns(bench, [([there], [there], [asked]), (pods, pods, [both])], 64)
-            _report(bench, "a copy on each of two pods", two)
-            share = _cost_us(one) / _cost_us(two)
-            bench.figure(
-                "two pods against one, requests per processor second", share, "times", bar=TWO_PODS_MIN, at_least=True
+            one, two, sharing = _in_turns(
+                bench, [([there], [there], [asked], 64), (pods, pods, [both], 128), (pods, pods, [both], 64)]
             )
+            for name, rounds, bar in (("64 in flight at each", two, TWO_PODS_MIN), ("64 in all", sharing, None)):
+                _report(bench, f"a copy on each of two pods, {name}", rounds)
+                share = _cost_us(one) / _cost_us(rounds)
+                title = f"two pods against one, {name}, requests per processor second"
+                bench.figure(title, share, "times", bar=bar, at_least=True)
 
 
 def _two_cores(bench: Reporter) -> None:
@@ -128,10 +142,9 @@ def _two_cores(bench: Reporter) -> None:
         one, two = _in_turns(
             bench,
             [
-                ([there], [there], [_asked("one", model, there)]),
-                (pool.pods, pool.pods, [_asked("both", model, there)]),
+                ([there], [there], [_asked("one", model, there)], 64),
+                (pool.pods, pool.pods, [_asked("both", model, there)], 64),
             ],
-            64,
         )
         cost_us = _cost_us(one)
         note = f"{_DEAR_MODEL}, {cost_us:,.0f} µs of the pod's processor time each; {_answered(one):,.0f}/s on one"
@@ -148,14 +161,26 @@ def _four_pods(bench: Reporter) -> None:
         owners = _register(client, pool, model, [f"model-{number}" for number in range(_SPREAD_MODELS)])
         asked = [_asked(name, model, owner) for name, owner in owners.items()]
         counts = [sum(owner is pod for owner in owners.values()) for pod in pool.pods]
-        (anywhere,) = _in_turns(bench, [(pool.pods, pool.pods, asked)], 64)
-        rate = _report(
-            bench,
-            "4 pods, any of them asked",
-            anywhere,
-            note=f"copies on each pod: {', '.join(map(str, counts))}; no TLS between clients and pods",
-        )
-        bench.figure("4 pods, requests per processor second", rate, "1/s", bar=PER_CORE_MIN, at_least=True)
+        pids = [pod.pid for pod in pool.pods]
+        before, began_s = thread_times_of(pids), time.perf_counter()
+        time.sleep(_IDLE_S)
+        idle_s = (thread_times_of(pids) - before).total_s
+        bench.figure("4 pods that nobody asks", idle_s / (time.perf_counter() - began_s), "cores")
+        for in_flight in _FOUR_PODS_IN_FLIGHT:
+            before = thread_times_of(pids)
+            (anywhere,) = _in_turns(bench, [(pool.pods, pool.pods, asked, in_flight)])
+            taken = thread_times_of(pids) - before
+            shares = ", ".join(f"{kind} {seconds / taken.total_s:.0%}" for kind, seconds in taken.cpu_s.most_common())
+            rate = _report(
+                bench,
+                f"4 pods, {in_flight} in flight, any of them asked",
+                anywhere,
+                note=f"copies on each pod: {', '.join(map(str, counts))}; no TLS; of the time: "
+                f"{shares}; {taken.switches / taken.total_s / 1e3:.1f} switches of threads per ms of it",
+            )
+            bar = PER_CORE_MIN if in_flight == _FOUR_PODS_IN_FLIGHT[0] else None
+            title = f"4 pods, {in_flight} in flight, requests per processor second"
+            bench.figure(title, rate, "1/s", bar=bar, at_least=True)
 
 
 @contextlib.contextmanager
@@ -178,9 +203,18 @@ def _register(client: Client, pool: LocalPool, model: BenchModel, names: Sequenc
     owners = {}
     for name in names:
         client.infer(name, _inputs(model))
-        holder = client.describe(name).copies[0].pod
+        holder = _holder_of(client, name)
         owners[name] = next(pod for pod in pool.pods if pod.name == holder)
     return owners
+
+
+def _holder_of(client: Client, name: str) -> str:
+    """The pod that has the model's copy, as soon as whichever pod is asked knows. Raises LoadFailed."""
+    until_s = time.perf_counter() + _KNOWN_WITHIN_S
+    while time.perf_counter() < until_s:
+        if copies := client.describe(name).copies:
+            return copies[0].pod
+    raise LoadFailed(f"{name} has answered, and no pod knows where")
 
 
 def _inputs(model: BenchModel) -> dict[str, np.ndarray]:
@@ -200,13 +234,13 @@ def _asked(name: str, model: BenchModel, there: LocalPod) -> _Asked:
 
 
 def _in_turns(
-    bench: Reporter, contestants: Sequence[tuple[Sequence[LocalPod], Sequence[LocalPod], Sequence[_Asked]]], many: int
+    bench: Reporter, contestants: Sequence[tuple[Sequence[LocalPod], Sequence[LocalPod], Sequence[_Asked], int]]
 ) -> list[list[LoadResult]]:
-    """Per contestant (who is asked, whose time counts, what is asked) its rounds."""
+    """Per contestant (who is asked, whose time counts, what is asked, how many at a time) its rounds."""
     rounds, seconds = bench.choose(5, 2), bench.choose(3.0, 1.0)
     results: list[list[LoadResult]] = [[] for _ in contestants]
     for _ in range(rounds):
-        for found, (asked_pods, counted, asked) in zip(results, contestants, strict=True):
+        for found, (asked_pods, counted, asked, many) in zip(results, contestants, strict=True):
             found.append(_load(asked_pods, counted, asked, many, seconds))
     return results
 

@@ -357,6 +357,20 @@ async def test_a_promise_of_a_quick_handler_is_kept_when_it_is_settled_and_count
     assert transport.calls_in_flight == 0
 
 
+async def test_promises_kept_in_one_turn_are_all_answered_whatever_becomes_of_one(start, dial, server):
+    transport = await start()
+    call = dial(transport.addresses[0].address).unary_unary("/test.Echo/hold")
+    asked = [asyncio.ensure_future(call(b"promised", timeout=20)) for _ in range(3)]
+    await server.wait_entered(3)
+    unsendable = ReplyWithTrailers(b"2", (("no key\n", "1"),))
+    for later, outcome in zip(server.promised, (b"1", unsendable, b"3"), strict=True):
+        later.settle(outcome)
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert sorted(answer for answer in answers if isinstance(answer, bytes)) == [b"1", b"3"]
+    (failure,) = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+    assert failure.code() is grpc.StatusCode.INTERNAL
+
+
 @pytest.mark.parametrize("how", ["leaves", "is late", "outlasts the grace"])
 async def test_a_promise_to_a_client_that_is_not_answered_any_more_is_cancelled(start, dial, server, how):
     transport = await start()
