@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from math import inf
 
-from cache.types import RefusalKind
+from cache.types import ModelKey, RefusalKind
 from mesh.access_log import AccessLog
 from mesh.batching.joining import Request
 from mesh.completing import Completing
@@ -126,9 +126,10 @@ class Serving:
         """Another pod serves this generation, and this one cannot load it: the one before it ends here."""
         self._generations.superseded(record)
 
-    def hit(self, record: ModelRecord) -> Resident | None:
-        """The pinned copy of this generation, for `infer`; None when there is none here."""
-        return self._loading.servable(key_of(record))
+    def hit(self, record: ModelRecord, key: ModelKey | None = None) -> Resident | None:
+        """The pinned copy of this generation, for `infer`; None when there is none here. `key`: the record's, for who
+        has it at hand."""
+        return self._loading.servable(key or key_of(record))
 
     async def infer(
         self,

@@ -27,11 +27,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+from cache.types import ModelKey
 from mesh.batching.joining import Request
 from mesh.endpoint.access import Access
 from mesh.endpoint.revisions import revision_seen
 from mesh.endpoint.status import as_transport_error, guarded_unary
 from mesh.endpoint.v2 import from_draining
+from mesh.generations import key_of
 from mesh.plans import Plan, plan_request
 from mesh.request import Tensors
 from mesh.resident import Resident
@@ -46,12 +48,15 @@ from mesh.wire.peek import peek
 from placement.errors import PlacementError
 from placement.records import ModelRecord
 from placement.registry import Registry
+from placement.view import RegistryView
 from runtime_adapters.base import Array
 
 ASKERS_MAX = 4096
 """Kinds of metadata that are remembered; a client sends the same with all its calls, a pod the same for a model."""
 ASKER_BYTES_MAX = 1024
 """Longer metadata are read with each call: some 4 MiB are remembered in all, whatever clients send."""
+NAMED_MAX = 16_384
+"""Names that are remembered with what they mean, by who says them: some 4 MiB."""
 SENT_ON_MAX = 1024
 """Kinds of requests that are remembered of those for other pods, each with at most 4 KiB."""
 PLANS_MAX = 16
@@ -78,6 +83,18 @@ class _Asker:
     """Of the registry, that the client has seen."""
     has_tried: bool
     """The client has sent this call before."""
+
+
+_UNMET = _Asker("", None, 0, has_tried=False)
+"""In place of one that is not remembered."""
+
+
+class _Named(NamedTuple):
+    """What a name means, while this is the registry's view."""
+
+    view: RegistryView
+    registered: ModelRecord
+    key: ModelKey
 
 
 class _Asked(NamedTuple):
@@ -116,6 +133,7 @@ class QuickInference:
         self._go_on = go_on
         self._names_regions = names_regions
         self._askers: dict[tuple[Metadata, str | None], _Asker | None] = {}
+        self._named: dict[tuple[_Asker, str], _Named] = {}
         self._sent_on: dict[tuple[str, int], RequestPattern] = {}
         """What requests that are sent on have in common, by name and bytes."""
 
@@ -151,19 +169,21 @@ class QuickInference:
         body = call.body
         if len(body) > PATTERN_BYTES_MAX or not isinstance(body, bytes):
             return None
-        known = (call.metadata, call.listener_tenant)
-        asker = self._askers[known] if known in self._askers else self._meet(call)
+        asker = self._askers.get((call.metadata, call.listener_tenant), _UNMET)
+        if asker is _UNMET:
+            asker = self._meet(call)
         if asker is None or asker.revision > self._registry.view.revision or (draining and asker.hop is None):
             return None
         name = _first_name(body)
         if name is None:
             return None
-        record = self._find(asker, name)
-        if record is None:
+        found = self._find(asker, name)
+        if found is None:
             return None
-        resident = self._serving.hit(record)
+        registered, record, key = found
+        resident = self._serving.hit(record, key)
         if resident is None:
-            return self._forward(call, asker, record, name, body)
+            return self._forward(call, asker, registered, name, body)
         asked: _Asked | Exception | None = None
         try:
             in_flight = resident.copy.pins - len(of_copies.get(id(resident), ()))
@@ -175,7 +195,7 @@ class QuickInference:
             resident.let_go()
         return asked
 
-    def _forward(self, call: Call, asker: _Asker, record: ModelRecord, name: str, body: bytes) -> Later | None:
+    def _forward(self, call: Call, asker: _Asker, registered: ModelRecord, name: str, body: bytes) -> Later | None:
         """Have another pod answer, if that is plain."""
         router = self._router
         if router is None or asker.hop is not None or asker.has_tried or self._names_regions(body):
@@ -185,7 +205,6 @@ class QuickInference:
         if not self._asks_plainly(name, body):
             return None
         later = Later()
-        registered = self._serving.registered(record) or record
         cancel = router.forward_now(call, asker, asker.tenant, registered, partial(self._forwarded, later))
         if cancel is None:
             return None
@@ -276,17 +295,35 @@ class QuickInference:
                 raise
             raise known from error
 
-    def _find(self, asker: _Asker, name: str) -> ModelRecord | None:
-        """The generation that answers here; None when that is not plain."""
-        if asker.hop is not None:
-            record = self._registry.model(asker.tenant, asker.hop.model_id)
-            if record is None or record.generation < asker.hop.generation:
-                return None
-            return self._serving.current(record)
+    def _find(self, asker: _Asker, name: str) -> tuple[ModelRecord, ModelRecord, ModelKey] | None:
+        """The registered generation, the one that answers here, and its key; None when that is not plain."""
+        named = self._named.get((asker, name))
+        if named is None or named.view is not self._registry.view:
+            named = self._look_up(asker, name)
+            if named is None:
+                return None if asker.hop is not None else self._resolve(asker.tenant, name)
+        registered = named.registered
+        record = self._serving.current(registered)
+        return registered, record, named.key if record is registered else key_of(record)
+
+    def _look_up(self, asker: _Asker, name: str) -> _Named | None:
+        """The model of that name, if it is none that another name stands for; of a pod's call the one that it means."""
+        view, hop = self._registry.view, asker.hop
+        registered = self._registry.model(asker.tenant, name if hop is None else hop.model_id)
+        if registered is None or (hop is not None and registered.generation < hop.generation):
+            return None
+        if len(self._named) >= NAMED_MAX:
+            self._named.clear()
+        named = self._named[asker, name] = _Named(view, registered, key_of(registered))
+        return named
+
+    def _resolve(self, tenant: str, name: str) -> tuple[ModelRecord, ModelRecord, ModelKey] | None:
+        """The same of an alias, which may stand for another model each time."""
         try:
-            return self._serving.resolve(asker.tenant, name)
+            record = self._serving.resolve(tenant, name)
         except (UnknownModel, PlacementError):
             return None
+        return self._serving.registered(record) or record, record, key_of(record)
 
     def _plan(self, resident: Resident, name: str, body: bytes) -> Plan | None:
         plans = resident.plans

@@ -66,8 +66,11 @@ class Here:
             raise UnknownModel(name)
         return ModelRecord(tenant, "m", ModelSpec(uri="file:///m"), GENERATION, 0.0, 0.0)
 
-    def model(self, tenant: str, model_id: str) -> ModelRecord:
-        return self.resolve(tenant, model_id)
+    def model(self, tenant: str, model_id: str) -> ModelRecord | None:
+        try:
+            return None if model_id == "alias" else self.resolve(tenant, model_id)
+        except UnknownModel:
+            return None
 
     def registered(self, record: ModelRecord) -> ModelRecord:
         return record
@@ -75,7 +78,7 @@ class Here:
     def current(self, record: ModelRecord) -> ModelRecord:
         return record
 
-    def hit(self, record: ModelRecord) -> Any:
+    def hit(self, record: ModelRecord, key: ModelKey | None = None) -> Any:
         self.pins += self.loaded
         return self.now if self.loaded else None
 
@@ -497,3 +500,17 @@ def test_what_is_as_long_as_requests_that_were_sent_on_and_is_not_like_them_is_l
         assert isinstance(sent, Later)
         assert left is None
     assert len(router.sent) == 2
+
+
+def test_what_a_name_means_is_looked_up_anew_when_the_registry_has_changed(here: Here, monkeypatch: pytest.MonkeyPatch):
+    quick, asked = quick_of(here), call(encode_request("m", {"x": ROW}))
+
+    def unknown(tenant: str, name: str, version: str = "") -> ModelRecord:
+        raise UnknownModel(name)
+
+    assert isinstance(quick.answer([asked])[0], bytes)
+    monkeypatch.setattr(here, "resolve", unknown)
+    assert isinstance(quick.answer([asked])[0], bytes), "the view is the same"
+    here.view = SimpleNamespace(revision=REVISION)
+    assert quick.answer([asked]) == [None]
+    assert here.pins == 0
