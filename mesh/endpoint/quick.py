@@ -90,9 +90,8 @@ _UNMET = _Asker("", None, 0, has_tried=False)
 
 
 class _Named(NamedTuple):
-    """What a name means, while this is the registry's view."""
+    """What a name means."""
 
-    view: RegistryView
     registered: ModelRecord
     key: ModelKey
 
@@ -133,7 +132,9 @@ class QuickInference:
         self._go_on = go_on
         self._names_regions = names_regions
         self._askers: dict[tuple[Metadata, str | None], _Asker | None] = {}
+        self._named_in: RegistryView | None = None
         self._named: dict[tuple[_Asker, str], _Named] = {}
+        """What names mean in that view."""
         self._sent_on: dict[tuple[str, int], RequestPattern] = {}
         """What requests that are sent on have in common, by name and bytes."""
 
@@ -297,8 +298,12 @@ class QuickInference:
 
     def _find(self, asker: _Asker, name: str) -> tuple[ModelRecord, ModelRecord, ModelKey] | None:
         """The registered generation, the one that answers here, and its key; None when that is not plain."""
+        view = self._registry.view
+        if view is not self._named_in:  # all of them may mean something else now; no old view stays in memory
+            self._named.clear()
+            self._named_in = view
         named = self._named.get((asker, name))
-        if named is None or named.view is not self._registry.view:
+        if named is None:
             named = self._look_up(asker, name)
             if named is None:
                 return None if asker.hop is not None else self._resolve(asker.tenant, name)
@@ -308,13 +313,13 @@ class QuickInference:
 
     def _look_up(self, asker: _Asker, name: str) -> _Named | None:
         """The model of that name, if it is none that another name stands for; of a pod's call the one that it means."""
-        view, hop = self._registry.view, asker.hop
+        hop = asker.hop
         registered = self._registry.model(asker.tenant, name if hop is None else hop.model_id)
         if registered is None or (hop is not None and registered.generation < hop.generation):
             return None
         if len(self._named) >= NAMED_MAX:
             self._named.clear()
-        named = self._named[asker, name] = _Named(view, registered, key_of(registered))
+        named = self._named[asker, name] = _Named(registered, key_of(registered))
         return named
 
     def _resolve(self, tenant: str, name: str) -> tuple[ModelRecord, ModelRecord, ModelKey] | None:

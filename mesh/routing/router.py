@@ -266,9 +266,10 @@ class Router:
         Answers how to cancel it; None: it is no such plain case, and left to `from_client`. So it is after a try that
         failed, which `heard` is told of in place of an answer.
         """
-        way = self._ways.get(kind, record.id)
-        if way is None or not way.holds(record, self._membership.view, self._probes.down, self._slow_pods()):
-            way = self._find_way(call, tenant, record)
+        view, down, slow = self._membership.view, self._probes.down, self._slow_pods()
+        way = self._ways.get(kind, record, view, down, slow)
+        if way is None:
+            way = self._find_way(call, tenant, record, view, _Healthy(down, slow))
             if way is None:
                 return None
             self._ways.keep(kind, way)
@@ -278,16 +279,17 @@ class Router:
         sent = _SentOn(self, way, pod, self._clock(), heard)
         return self._links.begin(pod, call.method, call.body, way.metadata, call.deadline_s, sent.answered)
 
-    def _find_way(self, call: Call, tenant: str, record: ModelRecord) -> Way | None:
+    def _find_way(
+        self, call: Call, tenant: str, record: ModelRecord, view: PoolView, healthy: Container[str]
+    ) -> Way | None:
         name = ModelName(record.tenant, record.id)
-        view, down, slow = self._membership.view, self._probes.down, self._slow_pods()
         if name in view.suspicions:
             return None
-        copies, generation = serving_elsewhere(view, name, self_pod=self._own_pod, healthy=_Healthy(down, slow))
+        copies, generation = serving_elsewhere(view, name, self_pod=self._own_pod, healthy=healthy)
         if not copies:
             return None
         hop = Hop(self._own_pod, record.id, generation, record.revision, load=False)
-        return Way(record, name, view, down, slow, copies, generation, forwarded_metadata(call, tenant, hop))
+        return Way(record, name, view, copies, generation, forwarded_metadata(call, tenant, hop))
 
     def answered_on(self, way: Way, pod: str, began_s: float, reply: Reply) -> Reply:
         """The answer of a pod that a request was sent on to, as the client gets it."""

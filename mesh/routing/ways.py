@@ -2,8 +2,9 @@
 
 Who answers a request follows from the view of the pool, from which pods answer and from which are slow; what goes with
 it follows from its metadata and its model. None of that changes between two requests of a busy client, and some of it
-twice a second for each pod. So a *way* is kept with the very views that it was made from, and is of no use any more
-once one of them is another one. What does change with every request, the choice between two copies, is made each time.
+twice a second for each pod. So *ways* are kept while these are the very objects that they were made from, and all are
+dropped together once one is another: an old view must not stay in memory for a model that nobody asks for any more.
+What does change with every request, the choice between two copies, is made each time.
 
 Deliberately absent: requests for which anything is out of the ordinary (`mesh.routing.router`).
 """
@@ -30,8 +31,6 @@ class Way:
     """The registered generation."""
     name: ModelName
     view: PoolView
-    down: Container[str]
-    slow: Container[str]
     copies: tuple[Copy, ...]
     """Those that answer; at least one."""
     generation: int
@@ -40,10 +39,6 @@ class Way:
     """What goes with each request."""
     owner_trailers: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     """What says to the client that this pod has answered, by pod."""
-
-    def holds(self, record: ModelRecord, view: PoolView, down: Container[str], slow: Container[str]) -> bool:
-        """Whether it was made from these very views."""
-        return self.view is view and self.record is record and self.down is down and self.slow is slow
 
     def pod(self, in_flight: Mapping[str, int], ordinal: int) -> str:
         """Who is asked this time."""
@@ -62,13 +57,22 @@ class Ways:
 
     def __init__(self) -> None:
         self._ways: dict[tuple[object, str], Way] = {}
+        self._view: PoolView | None = None
+        self._down: Container[str] = ()
+        self._slow: Container[str] = ()
 
-    def get(self, kind: object, model_id: str) -> Way | None:
-        """The last one that was kept for such requests; it may hold no more."""
-        return self._ways.get((kind, model_id))
+    def get(
+        self, kind: object, record: ModelRecord, view: PoolView, down: Container[str], slow: Container[str]
+    ) -> Way | None:
+        """The one that was made for such requests from all this; None: there is none yet."""
+        if view is not self._view or down is not self._down or slow is not self._slow:
+            self._ways.clear()
+            self._view, self._down, self._slow = view, down, slow
+        way = self._ways.get((kind, record.id))
+        return way if way is not None and way.record is record else None
 
     def keep(self, kind: object, way: Way) -> None:
-        """This is the way for such requests now."""
+        """This is the way for such requests now, made from what `get` was given last."""
         if len(self._ways) >= WAYS_MAX:
             self._ways.clear()
         self._ways[kind, way.name.id] = way
