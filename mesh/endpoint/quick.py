@@ -201,7 +201,7 @@ class QuickInference:
         router = self._router
         if router is None or asker.hop is not None or asker.has_tried or self._names_regions(body):
             return None
-        if not record.spec.has_copies:
+        if not registered.spec.has_copies:
             return None  # a pipeline is run where it is asked
         if not self._asks_plainly(name, body):
             return None
