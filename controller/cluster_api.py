@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
-from controller.cluster_errors import ClusterError, Unreachable, error_of
+from controller.cluster_errors import ClusterError, Missing, Unreachable, error_of
 from controller.names import FIELD_MANAGER
 
 Json = dict[str, Any]
@@ -64,6 +64,10 @@ class Kind:
 INFERENCE_SERVICES = Kind("serving.kserve.io", "v1beta1", "inferenceservices")
 SERVING_RUNTIMES = Kind("serving.kserve.io", "v1alpha1", "servingruntimes")
 CLUSTER_SERVING_RUNTIMES = Kind("serving.kserve.io", "v1alpha1", "clusterservingruntimes", of_cluster=True)
+SERVICES = Kind("", "v1", "services")
+DEPLOYMENTS = Kind("apps", "v1", "deployments")
+AUTOSCALERS = Kind("autoscaling", "v2", "horizontalpodautoscalers")
+SCALED_OBJECTS = Kind("keda.sh", "v1alpha1", "scaledobjects")
 LEASES = Kind("coordination.k8s.io", "v1", "leases")
 EVENTS = Kind("", "v1", "events")
 
@@ -106,6 +110,14 @@ class ClusterApi:
     ) -> None:
         await self._session.close()
 
+    async def serves(self, kind: Kind) -> bool:
+        """Whether the cluster has this kind at all. Raises ClusterError."""
+        try:
+            known = await self._call("GET", kind.path().rpartition("/")[0])
+        except Missing:
+            return False
+        return any(resource["name"] == kind.plural for resource in known["resources"])
+
     async def get(self, kind: Kind, namespace: str, name: str) -> Json:
         """Raises ClusterError."""
         return await self._call("GET", kind.path(namespace, name))
@@ -144,7 +156,9 @@ class ClusterApi:
             query = {"limit": str(PAGE_OBJECTS)}
             query |= {name: value for name, value in (("continue", page_token), ("labelSelector", labels)) if value}
             page = await self._call("GET", kind.path(namespace), query=query)
-            objects += page.get("items") or ()
+            # Entries of a list leave out what the list has said for all of them.
+            said = {"apiVersion": page["apiVersion"], "kind": page["kind"].removesuffix("List")}
+            objects += [{**said, **item} for item in page.get("items") or ()]
             metadata = page.get("metadata", {})
             page_token = metadata.get("continue", "")
             if not page_token:

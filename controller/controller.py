@@ -16,17 +16,28 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from controller.back_off import BackOff
-from controller.cluster_api import CLUSTER_SERVING_RUNTIMES, INFERENCE_SERVICES, SERVING_RUNTIMES, ClusterApi, Kind
+from controller.cluster_api import (
+    AUTOSCALERS,
+    CLUSTER_SERVING_RUNTIMES,
+    DEPLOYMENTS,
+    INFERENCE_SERVICES,
+    SCALED_OBJECTS,
+    SERVICES,
+    SERVING_RUNTIMES,
+    ClusterApi,
+    Kind,
+)
 from controller.cluster_errors import ClusterError, Conflict, Unreachable
 from controller.cluster_events import Recorder
 from controller.informers import Informer, Key
 from controller.leader import Leadership
 from controller.mesh_mirror import MeshMirror
 from controller.names import FIELD_MANAGER, MANAGED_BY_LABEL, SERVICE_LABEL
-from controller.owned_children import SERVICES, NameTaken, OwnedChildren
+from controller.owned_children import NameTaken, OwnedChildren
 from controller.reconciler import Cluster, Reconciler
 from controller.settings import Settings
 from controller.status import Event
@@ -35,6 +46,14 @@ from controller.work_queue import WorkQueue
 from mesh.client import AsyncClient, DeadlineExceeded, HexcombError, Overloaded, Unavailable
 
 log = logging.getLogger("hexcomb.controller")
+
+CHILDREN = {
+    ("v1", "Service"): SERVICES,
+    ("apps/v1", "Deployment"): DEPLOYMENTS,
+    ("autoscaling/v2", "HorizontalPodAutoscaler"): AUTOSCALERS,
+}
+OPTIONAL_CHILDREN = {("keda.sh/v1alpha1", "ScaledObject"): SCALED_OBJECTS}
+"""By apiVersion and kind."""
 
 
 class Controller:
@@ -45,44 +64,41 @@ class Controller:
         self._telemetry = telemetry
         self._identity = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
         self._api = api
+        self._is_assembled = False
+        self._children: Mapping[tuple[str, str], Informer] = {}
         self._queue: WorkQueue[Key] = WorkQueue(self._back_off)
         self._services = self._informer(INFERENCE_SERVICES, self._queue.add)
         self._runtimes = self._informer(SERVING_RUNTIMES, self._runtime_changed)
         self._cluster_runtimes = Informer(
             api, CLUSTER_SERVING_RUNTIMES, self._cluster_runtime_changed, back_off=self._back_off()
         )
-        self._children = self._informer(SERVICES, self._child_changed, f"{MANAGED_BY_LABEL}={FIELD_MANAGER}")
+        self._informers = [self._services, self._runtimes, self._cluster_runtimes]
         self._mirror = MeshMirror(self._connect, age_max_s=settings.mesh_view_age_max_s)
         self._recorder = Recorder(api, self._identity)
-        self._owner_of: dict[Key, str] = {}
-        """Of each child, the service: a child that is gone can no longer be asked."""
+        self._service_of: dict[tuple[str, Key], Key] = {}
+        """Of each child, by its kind and name: a child that is gone can no longer be asked."""
         self._told: dict[Key, str] = {}
         """What was last told of a service that cannot be worked on."""
-        self._reconciler = Reconciler(
-            api,
-            Cluster(self._services, self._runtimes, self._cluster_runtimes),
-            OwnedChildren(api, {("v1", "Service"): self._children}),
-            self._mirror,
-            settings.policy(),
-            self._recorder,
-        )
         telemetry.show("services", "InferenceServices that are known.", lambda: len(self._services))
         telemetry.show("queue", "Services that wait for a worker.", lambda: len(self._queue))
         telemetry.show("failing", "Services whose last look failed.", lambda: self._queue.failing)
 
     def why_unready(self) -> str:
         """Empty when it is."""
+        if not self._is_assembled:
+            return "the API server has not said yet which kinds it has"
         missing = [str(informer.kind) for informer in self._informers if not informer.is_complete.is_set()]
         return f"not read yet: {', '.join(missing)}" if missing else ""
 
     async def run(self) -> None:
         """Act until cancelled; returns only when the lease was lost."""
+        reconciler = self._assembled(await self._optional_children())
         async with asyncio.TaskGroup() as tasks:
             background = [tasks.create_task(informer.run()) for informer in self._informers]
             for informer in self._informers:
                 await informer.is_complete.wait()
             log.info("%d InferenceServices are known", len(self._services))
-            await self._lead(tasks, background)
+            await self._lead(tasks, background, reconciler)
             for task in background:
                 task.cancel()
 
@@ -90,13 +106,46 @@ class Controller:
         """Connections to the mesh end."""
         await self._mirror.close()
 
-    async def _lead(self, tasks: asyncio.TaskGroup, background: list[asyncio.Task[None]]) -> None:
+    async def _optional_children(self) -> dict[tuple[str, str], Kind]:
+        """Kinds of children that not every cluster has, looked for once: one that is installed later is seen after a
+        restart."""
+        back_off = self._back_off()
+        while True:
+            try:
+                return {name: kind for name, kind in OPTIONAL_CHILDREN.items() if await self._api.serves(kind)}
+            except ClusterError as error:
+                delay_s = back_off.next_s()
+                log.warning("the API server: %s; again in %.1f s", error, delay_s)
+                await asyncio.sleep(delay_s)
+
+    def _assembled(self, optional: Mapping[tuple[str, str], Kind]) -> Reconciler:
+        labels = f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
+        children = {
+            name: self._informer(kind, partial(self._child_changed, name), labels)
+            for name, kind in {**CHILDREN, **optional}.items()
+        }
+        self._children = children
+        self._informers += children.values()
+        self._is_assembled = True
+        kinds = frozenset(f"{api_version}/{kind}" for api_version, kind in optional)
+        return Reconciler(
+            self._api,
+            Cluster(self._services, self._runtimes, self._cluster_runtimes, kinds),
+            OwnedChildren(self._api, children),
+            self._mirror,
+            self._settings.policy(),
+            self._recorder,
+        )
+
+    async def _lead(
+        self, tasks: asyncio.TaskGroup, background: list[asyncio.Task[None]], reconciler: Reconciler
+    ) -> None:
         settings = self._settings
         leadership = Leadership(self._api, settings.lease_namespace, settings.lease_name, self._identity)
         if settings.leader_elect:
             await leadership.acquire()
         self._telemetry.is_leading.set(1)
-        background += [tasks.create_task(self._work()) for _ in range(settings.workers)]
+        background += [tasks.create_task(self._work(reconciler)) for _ in range(settings.workers)]
         background.append(tasks.create_task(self._watch_mesh()))
         try:
             if settings.leader_elect:
@@ -110,15 +159,15 @@ class Controller:
             except ClusterError as error:
                 log.warning("the lease stays ours until it runs out: %s", error)
 
-    async def _work(self) -> None:
+    async def _work(self, reconciler: Reconciler) -> None:
         while True:
-            await self._work_once(await self._queue.take())
+            await self._work_once(reconciler, await self._queue.take())
 
-    async def _work_once(self, key: Key) -> None:
+    async def _work_once(self, reconciler: Reconciler, key: Key) -> None:
         began_s = time.monotonic()
         outcome = "ok"
         try:
-            requeue_s = await self._reconciler.turn(key)
+            requeue_s = await reconciler.turn(key)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # whatever it is, other services go on
@@ -155,16 +204,19 @@ class Controller:
     async def _watch_mesh(self) -> None:
         while True:
             await asyncio.sleep(self._settings.mesh_resync_s)
-            for namespace in {key[0] for key in self._services.keys()}:  # noqa: SIM118  # it is no mapping
+            inhabited = {key[0] for key in self._services.keys()}  # noqa: SIM118  # it is no mapping
+            for namespace in inhabited | self._mirror.namespaces():
                 try:
-                    for service in await self._mirror.changed_services(namespace):
+                    changed = await self._mirror.changed_services(namespace)
+                    known = self._mirror.services(namespace)
+                    orphans = {service for service in known if (namespace, service) not in self._services}
+                    for service in changed | orphans:
                         self._queue.add((namespace, service))
                 except HexcombError as error:
                     log.warning("the mesh does not answer for tenant %s: %s", namespace, error)
-
-    @property
-    def _informers(self) -> tuple[Informer, ...]:
-        return self._services, self._runtimes, self._cluster_runtimes, self._children
+                else:
+                    if namespace not in inhabited and not known:
+                        await self._mirror.forget(namespace)
 
     def _informer(self, kind: Kind, changed: Callable[[Key], None], labels: str = "") -> Informer:
         return Informer(
@@ -195,10 +247,12 @@ class Controller:
         for service in self._services.keys():  # noqa: SIM118  # it is no mapping
             self._queue.add(service)
 
-    def _child_changed(self, key: Key) -> None:
-        child = self._children.get(key)
+    def _child_changed(self, name: tuple[str, str], key: Key) -> None:
+        child = self._children[name].get(key)
+        known = (name[1], key)
         if child is not None:
-            self._owner_of[key] = child["metadata"].get("labels", {}).get(SERVICE_LABEL, "")
-        service = self._owner_of[key] if child is not None else self._owner_of.pop(key, "")
-        if service:
-            self._queue.add((key[0], service))
+            labels = child["metadata"].get("labels") or {}
+            self._service_of[known] = (key[0], labels.get(SERVICE_LABEL, ""))
+        service = self._service_of.get(known) if child is not None else self._service_of.pop(known, None)
+        if service is not None and service in self._services:
+            self._queue.add(service)

@@ -91,6 +91,9 @@ class Informer:
         """All objects that this one controls, by name."""
         return tuple(self._objects[key] for key in sorted(self._owned.get(uid, ())))
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self._objects
+
     def __len__(self) -> int:
         return len(self._objects)
 

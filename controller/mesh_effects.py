@@ -29,9 +29,9 @@ MESSAGE_LENGTH_MAX = 1000
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`writes` counts the calls that changed something, or tried to."""
+    """`moved`: something was registered, pointed elsewhere or taken away, so the next decision may be another one."""
 
-    writes: int
+    moved: bool
     refusals: Mapping[str, str]
 
 
@@ -44,7 +44,7 @@ class MeshEffects:
         self._namespace = namespace
         self._service = service
         self._view = view
-        self._writes = 0
+        self._asked = self._moved = False
         self._refusals: dict[str, str] = {}
 
     async def apply(self, decided: Desired) -> Outcome:
@@ -59,9 +59,9 @@ class MeshEffects:
                 {registration.id for registration in decided.registrations} | decided.keep_models,
             )
         finally:
-            if self._writes:
+            if self._asked:
                 self._mirror.wrote(self._namespace, self._service)
-        return Outcome(self._writes, self._refusals)
+        return Outcome(self._moved, self._refusals)
 
     async def _register(self, registration: Registration) -> None:
         known = self._view.models.get(registration.id)
@@ -72,7 +72,7 @@ class MeshEffects:
             said["if_generation"] = known.generation
             await self._try(registration.id, self._client.register(registration.id, **said))
         elif registration.load_now and known.state is ModelState.NOT_LOADED:
-            await self._try(registration.id, self._client.ensure_loaded(registration.id, wait=False))
+            await self._try(registration.id, self._client.ensure_loaded(registration.id, wait=False), moves=False)
 
     async def _point(self, alias: Alias) -> None:
         known = self._view.aliases.get(alias.id)
@@ -93,17 +93,18 @@ class MeshEffects:
     async def _remove(self, aliases: set[str], models: set[str]) -> None:
         for alias in self._view.aliases.values():
             if alias.id not in aliases:
-                self._writes += 1
+                self._asked = self._moved = True
                 with suppress(NotFound):
                     await self._client.delete_alias(alias.id, owner=alias.owner)
         for model in self._view.models:
             if model not in models:
                 await self._try(model, self._client.unregister(model))
 
-    async def _try(self, about: str, call: Awaitable[object]) -> None:
-        self._writes += 1
+    async def _try(self, about: str, call: Awaitable[object], *, moves: bool = True) -> None:
+        self._asked = True
         try:
             await call
+            self._moved = self._moved or moves
         except _REFUSALS as refusal:
             self._refusals[about] = refusal.message[:MESSAGE_LENGTH_MAX]
 

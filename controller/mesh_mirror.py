@@ -22,7 +22,7 @@ from controller import names
 from controller.mesh_view import MeshAlias, MeshFailure, MeshModel, MeshView, ModelState
 from mesh.client import AsyncClient
 
-IDLE_SHARE = 3
+IDLE_SHARE = 2
 """A namespace is left alone for so many times what its last answer took."""
 PAGE_MODELS = 1000
 POOL_AGE_MAX_S = 10.0
@@ -103,6 +103,15 @@ class MeshMirror:
             if before.models.get(service) != after.models.get(service)
             or before.aliases.get(service) != after.aliases.get(service)
         }
+
+    def namespaces(self) -> set[str]:
+        """That were ever asked about, and are not forgotten."""
+        return set(self._snapshots)
+
+    def services(self, namespace: str) -> set[str]:
+        """Of which something was there when it was last asked about."""
+        snapshot = self._snapshots.get(namespace)
+        return {*snapshot.models, *snapshot.aliases} if snapshot is not None else set()
 
     async def forget(self, namespace: str) -> None:
         """Nothing of ours is left there."""

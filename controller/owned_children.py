@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from controller.cluster_api import ClusterApi, Json, Kind
@@ -22,7 +23,6 @@ from controller.informers import Informer, Key, owner_of
 from controller.reading import Manifest
 
 DIGEST = "hexcomb.dev/applied"
-SERVICES = Kind("", "v1", "services")
 
 
 class NameTaken(Exception):
@@ -36,54 +36,65 @@ class OwnedChildren:
         """`informers`: by apiVersion and kind."""
         self._api = api
         self._informers = informers
+        self._answered: dict[str, tuple[str, Any]] = {}
+        """By the uid of a child: the digest of what was last applied, and the spec that the server made of it."""
 
     def of(self, service: Json) -> tuple[Json, ...]:
         """Those that are there, of the kinds that we make."""
         uid = service["metadata"]["uid"]
-        return tuple(
-            {**child, "apiVersion": api_version, "kind": kind}
-            for (api_version, kind), informer in self._informers.items()
-            for child in informer.of_owner(uid)
-        )
+        return tuple(child for informer in self._informers.values() for child in informer.of_owner(uid))
 
     async def apply(self, wanted: Iterable[Manifest]) -> None:
         """Raises ClusterError, NameTaken."""
         for manifest in wanted:
-            informer = self._informer(manifest)
+            informer = self._informers[manifest["apiVersion"], manifest["kind"]]
             marked = _marked(manifest)
             known = informer.get(_key(manifest))
-            if known is None or not contains(known, marked):
-                is_ours = known is not None and owner_of(known) == owner_of(manifest)
-                try:
-                    informer.heard(await self._api.apply(informer.kind, marked, force=is_ours))
-                except Conflict as error:
-                    if is_ours:
-                        raise
-                    name = f"{manifest['kind']} {manifest['metadata']['name']}"
-                    raise NameTaken(
-                        f"{name} exists and is not this InferenceService's: delete it, or rename the service ({error})"
-                    ) from error
+            if known is None or not self._is_at_rest(known, marked):
+                informer.heard(await self._applied(informer.kind, marked, known))
 
-    async def delete_others(self, service: Json, wanted: Iterable[Manifest]) -> None:
-        """Raises ClusterError."""
-        kept = {(manifest["apiVersion"], manifest["kind"], manifest["metadata"]["name"]) for manifest in wanted}
+    async def delete_others(self, service: Json, wanted: Iterable[Manifest], kept: Container[tuple[str, str]]) -> None:
+        """Those that are neither wanted nor, by kind and name, kept. Raises ClusterError."""
+        names = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in wanted}
         for child in self.of(service):
             metadata = child["metadata"]
-            if (child["apiVersion"], child["kind"], metadata["name"]) in kept or "deletionTimestamp" in metadata:
+            name = (child["kind"], metadata["name"])
+            if name in names or name in kept or "deletionTimestamp" in metadata:
                 continue
-            try:
-                await self._api.delete(
-                    self._informer(child).kind, metadata["namespace"], metadata["name"], metadata["uid"]
-                )
-            except Missing:
-                continue  # it has gone
+            kind = self._informers[child["apiVersion"], child["kind"]].kind
+            with suppress(Missing):
+                await self._api.delete(kind, metadata["namespace"], metadata["name"], metadata["uid"])
+            self._answered.pop(metadata["uid"], None)
 
-    def _informer(self, manifest: Manifest) -> Informer:
-        return self._informers[manifest["apiVersion"], manifest["kind"]]
+    async def _applied(self, kind: Kind, marked: Json, known: Json | None) -> Json:
+        is_ours = known is not None and owner_of(known) == owner_of(marked)
+        try:
+            answer = await self._api.apply(kind, marked, force=is_ours)
+        except Conflict as error:
+            if is_ours:
+                raise
+            name = f"{marked['kind']} {marked['metadata']['name']}"
+            raise NameTaken(
+                f"{name} exists and is not this InferenceService's: delete it, or rename the service ({error})"
+            ) from error
+        self._answered[answer["metadata"]["uid"]] = (_digest(marked), answer.get("spec"))
+        return answer
+
+    def _is_at_rest(self, known: Json, marked: Json) -> bool:
+        if _digest(known) != _digest(marked) or owner_of(known) != owner_of(marked):
+            return False
+        # The server may write a value in another way than it was said; then its own answer is what to compare with.
+        return contains(known, marked) or self._answered.get(known["metadata"]["uid"]) == (
+            _digest(marked),
+            known.get("spec"),
+        )
 
 
 def contains(known: Any, wanted: Any) -> bool:
-    """Whether everything that is wanted is there: fields may be added, entries of lists may not."""
+    """Whether everything that is wanted is there: fields may be added, entries of lists may not. An empty value, which
+    the server leaves out, is there if nothing is."""
+    if known is None and not wanted:
+        return True
     if isinstance(wanted, Mapping):
         return isinstance(known, Mapping) and all(contains(known.get(name), value) for name, value in wanted.items())
     if isinstance(wanted, list | tuple):
@@ -95,11 +106,20 @@ def contains(known: Any, wanted: Any) -> bool:
     return bool(known == wanted)
 
 
+def are_alike(one: Any, other: Any) -> bool:
+    """Whether they say the same: the server adds empty values by its schema, and leaves others out."""
+    return contains(one, other) and contains(other, one)
+
+
 def _marked(manifest: Manifest) -> Json:
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:32]
     metadata = manifest["metadata"]
     annotations = {**metadata.get("annotations", {}), DIGEST: digest}
     return {**manifest, "metadata": {**metadata, "annotations": annotations}}
+
+
+def _digest(manifest: Manifest) -> str:
+    return str((manifest["metadata"].get("annotations") or {}).get(DIGEST, ""))
 
 
 def _key(manifest: Manifest) -> Key:

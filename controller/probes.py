@@ -71,6 +71,7 @@ class Probes:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((self._host, self._port))
+            listener.listen(CONNECTIONS_MAX)  # from now on a probe waits, where it would be refused
         except OSError as error:
             listener.close()
             raise CannotListen(

@@ -6,7 +6,8 @@ compares with what is there, so what was done already is not done again.
 
 The order of a turn: 1. our finalizer, before the mesh holds anything of the object, so that a deletion waits for us
 to take it away; 2. children in the cluster; 3. models and aliases on the mesh; 4. children that are no longer wanted;
-5. the status, if it differs; 6. events; 7. for an object that is being deleted, the finalizer goes last.
+5. the status, if it differs (after a first write to the mesh not yet: the next turn knows what came of it);
+6. events; 7. for an object that is being deleted, the finalizer goes last.
 
 An object that vanished without our finalizer (somebody took it off by hand) is found by what the mesh still holds under
 its name, and that is taken away.
@@ -28,7 +29,7 @@ from controller.mesh_effects import MeshEffects
 from controller.mesh_mirror import MeshMirror
 from controller.mesh_view import MeshView
 from controller.objects import Objects
-from controller.owned_children import OwnedChildren
+from controller.owned_children import OwnedChildren, are_alike
 from controller.policy import Policy
 from mesh.client import HexcombError
 
@@ -46,6 +47,8 @@ class Cluster:
     services: Informer
     runtimes: Informer
     cluster_runtimes: Informer
+    kinds: frozenset[str]
+    """That not every cluster has, as `keda.sh/v1alpha1/ScaledObject`."""
 
 
 class Reconciler:
@@ -67,6 +70,8 @@ class Reconciler:
         self._policy = policy
         self._recorder = recorder
         self._refusals: dict[Key, Mapping[str, str]] = {}
+        self._moving: set[Key] = set()
+        """Services whose last turn wrote to the mesh, and told nothing yet."""
 
     async def turn(self, key: Key) -> float | None:
         """Seconds until it should be looked at again; None: when something changes.
@@ -97,9 +102,14 @@ class Reconciler:
             if decided.registrations and not has_finalizer:
                 service = await self._set_finalizer(service, wanted=True)
             await self._children.apply(decided.children)
-            if view.reachable and await self._carry_out(key, view, decided):
+            wrote = view.reachable and await self._carry_out(key, view, decided)
+            await self._children.delete_others(service, decided.children, decided.keep_children)
+            if wrote:
                 requeue_s = SOON_S
-            await self._children.delete_others(service, decided.children)
+                if key not in self._moving:
+                    self._moving.add(key)
+                    return requeue_s  # what is decided next, from what this led to, is worth telling
+        self._moving.discard(key)
         await self._report(service, decided)
         return requeue_s
 
@@ -109,6 +119,7 @@ class Reconciler:
             runtimes=self._cluster.runtimes.of_namespace(key[0]),
             cluster_runtimes=self._cluster.cluster_runtimes.of_namespace(""),
             children=self._children.of(service),
+            kinds=self._cluster.kinds,
         )
 
     async def _view(self, key: Key, *, must_answer: bool) -> MeshView:
@@ -120,13 +131,15 @@ class Reconciler:
             log.warning("%s/%s: the mesh does not answer: %s", *key, error)
             return MeshView()
 
-    async def _carry_out(self, key: Key, view: MeshView, decided: Desired) -> int:
+    async def _carry_out(self, key: Key, view: MeshView, decided: Desired) -> bool:
+        """Whether the next decision may be another one."""
         outcome = await MeshEffects(self._mirror, *key, view).apply(decided)
+        before = self._refusals.get(key, {})
         if outcome.refusals:
             self._refusals[key] = outcome.refusals
         else:
             self._refusals.pop(key, None)
-        return outcome.writes
+        return outcome.moved or outcome.refusals != before
 
     async def _clear(self, key: Key, view: MeshView) -> None:
         """Take away all that the mesh holds for the service."""
@@ -134,6 +147,7 @@ class Reconciler:
             await MeshEffects(self._mirror, *key, view).apply(Desired())
             log.info("%s/%s: taken off the mesh", *key)
         self._refusals.pop(key, None)
+        self._moving.discard(key)
 
     async def _let_go(self, key: Key, service: Json, view: MeshView) -> None:
         """It was ours, and is another controller's now."""
@@ -159,7 +173,7 @@ class Reconciler:
         return written
 
     async def _report(self, service: Json, decided: Desired) -> None:
-        if decided.status and decided.status != service.get("status", {}):
+        if decided.status and not are_alike(service.get("status", {}), decided.status):
             written = await self._api.replace(INFERENCE_SERVICES, {**service, "status": decided.status}, part="status")
             self._cluster.services.heard(written)
         for event in decided.events:

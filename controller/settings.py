@@ -31,8 +31,10 @@ class Settings(BaseSettings):
     watch_namespace: str = Field(
         "", description="Only InferenceServices of this namespace; empty: of all, which needs a ClusterRole."
     )
-    default_mode: Literal["ModelMesh", "Auto"] = Field(
-        "Auto", description="Where an InferenceService goes that does not say: Auto is the mesh if it can serve it."
+    default_mode: Literal["Auto", "ModelMesh", "Standard"] = Field(
+        "Auto",
+        description="Where an InferenceService goes that does not say: Auto is the mesh if it can serve it as it is "
+        "written, else pods of its own.",
     )
     beside_kserve: bool = Field(
         False,
@@ -40,6 +42,16 @@ class Settings(BaseSettings):
         "serving.kserve.io/deploymentMode: ModelMesh, which it leaves alone, and on no others.",
     )
     cluster_domain: str = Field("cluster.local", description="Of Services' names in the cluster's DNS.")
+
+    storage_initialiser_image: str = Field(
+        "kserve/storage-initializer:v0.20.0", description="Fetches the artifact in pods of a service's own."
+    )
+    move_grace_s: float = Field(
+        60.0,
+        ge=0,
+        description="A service that has moved between the mesh and pods of its own is left standing where it was for "
+        "so long, for whoever has looked its name up before.",
+    )
 
     # The mesh ---------------------------------------------------------------------------------------------------
     mesh_endpoint: str = Field(
@@ -71,7 +83,7 @@ class Settings(BaseSettings):
 
     # The loop ---------------------------------------------------------------------------------------------------
     workers: int = Field(
-        16, ge=1, le=64, description="InferenceServices that are worked on at a time; each waits for servers mostly."
+        64, ge=1, le=512, description="InferenceServices that are worked on at a time; each waits for servers mostly."
     )
     retry_base_s: float = Field(0.5, gt=0, description="Before the second try of what failed; doubled after each.")
     retry_max_s: float = Field(30.0, gt=0, description="Between tries of what goes on failing.")
@@ -96,4 +108,6 @@ class Settings(BaseSettings):
             mesh_http_port=self.mesh_http_port,
             mesh_grpc_port=self.mesh_grpc_port,
             cluster_domain=self.cluster_domain,
+            storage_initialiser_image=self.storage_initialiser_image,
+            move_grace_s=self.move_grace_s,
         )

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
@@ -47,10 +48,26 @@ class RunningController:
         return self.log.read_text(errors="replace")
 
     def ask(self, path: str) -> str:
-        """Of its HTTP server."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=10) as answer:
-            said: bytes = answer.read()
-            return said.decode()
+        """What its HTTP server says, well or not."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=10) as answer:
+                said: bytes = answer.read()
+        except urllib.error.HTTPError as error:
+            said = error.read()
+        return said.decode()
+
+    def metrics(self) -> list[str]:
+        """Line by line."""
+        return self.ask("/metrics").splitlines()
+
+    def calls_by_method(self) -> dict[str, float]:
+        """Calls to the API server that it has made, watches left out."""
+        calls: dict[str, float] = {}
+        for line in self.metrics():
+            if line.startswith("hexcomb_controller_cluster_calls_total{"):
+                method = line.partition('method="')[2].partition('"')[0]
+                calls[method] = calls.get(method, 0.0) + float(line.rpartition(" ")[2])
+        return calls
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
@@ -83,11 +100,11 @@ class ControllerStarter:
             "ready_file": ready,
             **settings,
         }
-        arguments = [
-            f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value not in (True, False)
-        ]
-        arguments += [f"--{name.replace('_', '-')}" for name, value in given.items() if value is True]
-        arguments += [f"--no-{name.replace('_', '-')}" for name, value in given.items() if value is False]
+        arguments = []
+        for name, value in given.items():
+            flag = name.replace("_", "-")
+            switch = f"--{flag}" if value is True else f"--no-{flag}"
+            arguments.append(switch if isinstance(value, bool) else f"--{flag}={value}")
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "controller.main", *arguments],
