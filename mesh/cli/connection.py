@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DEFAULT_ENDPOINT = "127.0.0.1:8033"
 _DEFAULT_TIMEOUT_S = 60.0
+_TIMEOUT_MAX_S = 86_400.0
+"""A day; what is longer is a slip of the pen."""
 _ATTEMPTS_MAX = 2
 """A person who waits would rather be told."""
 _NOT_REACHED = "cannot reach "
@@ -53,7 +55,7 @@ def target_options(command: Command) -> Command:
     for option in (
         click.option(
             "--timeout",
-            type=click.FloatRange(min=0, min_open=True),
+            type=click.FloatRange(min=0, min_open=True, max=_TIMEOUT_MAX_S),
             default=_DEFAULT_TIMEOUT_S,
             metavar="SECONDS",
             show_default=True,
@@ -93,12 +95,16 @@ def connected(
     from mesh.client.retries import RetryPolicy
 
     try:
-        with Client(
+        client = Client(
             target.endpoint,
             tenant=target.tenant or None,
             timeout_s=target.timeout_s,
             retry=RetryPolicy(attempts_max=_ATTEMPTS_MAX),
-        ) as client:
+        )
+    except ValueError as error:
+        raise Failure(f"--tenant: {error}", exit_code=USAGE) from error
+    try:
+        with client:
             yield client
     except HexcombError as error:
         raise _as_failure(error, target, not_found_hint) from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from numpy.typing import ArrayLike
 
 from mesh.client import operations
-from mesh.client.attempts import Conversation, Pause, Received, Send
+from mesh.client.attempts import LEAST_TIMEOUT_S, Conversation, Pause, Received, Send
 from mesh.client.bulk import Progress, register_many, unregister_many
 from mesh.client.calls import CONNECTIONS_MAX, DEFAULT_ENDPOINT, DEFAULT_TIMEOUT_S, Calls, decoded
 from mesh.client.connection import AsyncConnection, ClientTls
@@ -32,7 +32,8 @@ Answer = TypeVar("Answer")
 
 
 class AsyncClient:
-    """One pool, as one tenant, on one event loop. Use it as an async context manager, or `close` it."""
+    """One pool, as one tenant, on one event loop: that of its first call. Use it as an async context manager, or
+    `close` it."""
 
     def __init__(
         self,
@@ -49,20 +50,34 @@ class AsyncClient:
         model at the pod that had it last time, where that pod can be reached. Raises ValueError."""
         addresses = parse_endpoints(endpoint)
         self._tls = tls
-        self._connections = {address: AsyncConnection(address, tls) for address in addresses}
+        self._connections: dict[str, AsyncConnection] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
         self._signatures = Signatures()
         self._calls = Calls(addresses, tenant, timeout_s, retry, metadata, self._ready if follow_owners else None)
 
-    def _ready(self, address: str) -> bool:
-        """Whether a connection to a pod that an answer named stands; else one is made."""
+    def _connection(self, address: str) -> AsyncConnection:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None:
+                raise RuntimeError("this client was used on another event loop; make one for each")
+            self._loop = loop
+        if self._closed:
+            raise RuntimeError("this client is closed")
         connection = self._connections.get(address)
         if connection is None:
-            if len(self._connections) >= CONNECTIONS_MAX:
-                return False
             connection = self._connections[address] = AsyncConnection(address, self._tls)
-        return connection.is_ready()
+        return connection
+
+    def _ready(self, address: str) -> bool:
+        """Whether a connection to a pod that an answer named stands; else one is made."""
+        if address not in self._connections and len(self._connections) >= CONNECTIONS_MAX:
+            return False
+        return self._connection(address).is_ready()
 
     async def close(self) -> None:
+        """Calls that are under way are cancelled."""
+        self._closed = True
         await asyncio.gather(*(connection.close() for connection in self._connections.values()))
 
     async def __aenter__(self) -> Self:
@@ -77,10 +92,10 @@ class AsyncClient:
         """Any operation of `mesh.client.operations`."""
 
         async def attempt(step: Send) -> Received:
-            connection = self._connections[step.address]
+            connection = self._connection(step.address)
             return await connection.call(operation.path, operation.body, step.metadata, step.timeout_s)
 
-        return decoded(operation, await self._converse(self._calls.begin(timeout_s, operation.model), attempt))
+        return decoded(operation, await self._converse(self._calls.begin(timeout_s, operation), attempt))
 
     async def _converse(self, steps: Conversation, attempt: Callable[[Send], Awaitable[Received]]) -> bytes:
         outcome: Received | HexcombError | None = None
@@ -114,7 +129,7 @@ class AsyncClient:
                 continue
             try:
                 outcome = await self.call(
-                    next_step, None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+                    next_step, None if deadline_s is None else max(LEAST_TIMEOUT_S, deadline_s - time.monotonic())
                 )
             except HexcombError as error:
                 outcome = error
@@ -146,14 +161,16 @@ class AsyncClient:
         *,
         version: str = "",
         parameters: Parameters | None = None,
+        rows_per_call: int | None = None,
         timeout_s: float | None = None,
     ) -> pd.DataFrame:
         """Run a model on the rows of a pandas DataFrame, which becomes what the model takes: `mesh.client.frames` has
         the rules. The answer has the frame's index. The first time for a model, its metadata is asked for, too.
+        `rows_per_call`: ask for so many rows at a time, where all of them are too many for a message.
 
         Raises HexcombError; InvalidRequest for a frame that the model does not take.
         """
-        asked = infer_frame(self._signatures, model, frame, outputs, version, parameters)
+        asked = infer_frame(self._signatures, model, frame, outputs, version, parameters, rows_per_call)
         return await self._carry_out(asked, self._calls.deadline_s(timeout_s))
 
     def infer_stream(
@@ -184,7 +201,7 @@ class AsyncClient:
 
         async def attempt(step: Send) -> Received:
             nonlocal answers, first
-            connection = self._connections[step.address]
+            connection = self._connection(step.address)
             answers = connection.stream(operation.path, operation.body, step.metadata, step.timeout_s)
             try:
                 body = await anext(answers, None)
@@ -195,7 +212,7 @@ class AsyncClient:
             return Received(b"")
 
         try:
-            await self._converse(self._calls.begin(timeout_s, operation.model), attempt)
+            await self._converse(self._calls.begin(timeout_s, operation), attempt)
             if first is None or answers is None:
                 return
             yield first
@@ -214,20 +231,25 @@ class AsyncClient:
         await self._carry_out(wait_ready(model_id, deadline_s, time.monotonic), deadline_s)
 
     async def server_live(self, timeout_s: float | None = None) -> bool:
+        """Whether a pod answers."""
         return await self.call(operations.server_live(), timeout_s)
 
     async def server_ready(self, timeout_s: float | None = None) -> bool:
+        """Whether a pod takes requests: not while it drains."""
         return await self.call(operations.server_ready(), timeout_s)
 
     async def server_metadata(self, timeout_s: float | None = None) -> inference_pb2.ServerMetadataResponse:
+        """Name, version, and the extensions that are served."""
         return await self.call(operations.server_metadata(), timeout_s)
 
     async def model_ready(self, model: str, version: str = "", timeout_s: float | None = None) -> bool:
+        """Whether a request has a chance: registered, not failed for good. `wait_ready` waits until it is loaded."""
         return await self.call(operations.model_ready(model, version), timeout_s)
 
     async def model_metadata(
         self, model: str, version: str = "", timeout_s: float | None = None
     ) -> inference_pb2.ModelMetadataResponse:
+        """Platform, inputs and outputs; the first time a model is asked for them it is loaded."""
         return await self.call(operations.model_metadata(model, version), timeout_s)
 
     async def statistics(
@@ -286,17 +308,21 @@ class AsyncClient:
                 return
 
     async def describe(self, model: str) -> hexcomb_pb2.ModelDescription:
+        """All there is to know of a model, or of what an alias points at. Raises NotFound."""
         return await self.call(operations.describe(model))
 
     async def pod_status(self, pod: str = "") -> list[hexcomb_pb2.PodDescription]:
+        """Every pod of the pool, or the one of that name: capacity and use, requests, queue, and what is wrong."""
         return list((await self.call(operations.pod_status(pod))).pods)
 
     async def set_pinned(self, model_id: str, pinned: bool) -> hexcomb_pb2.ModelDescription:
+        """Keep a model loaded always, or let it be evicted again. Raises NotFound."""
         return await self.call(operations.set_pinned(model_id, pinned))
 
     async def ensure_loaded(
         self, model_id: str, wait: bool = True, timeout_s: float | None = None
     ) -> mmesh_pb2.ModelStatusInfo:
+        """Have a model loaded; with `wait`, answer when that is over; `status` says how it ended. Raises NotFound."""
         return await self.call(operations.ensure_loaded(model_id, wait), timeout_s)
 
     async def unload(self, model: str, timeout_s: float | None = None) -> None:
@@ -304,15 +330,19 @@ class AsyncClient:
         await self.call(operations.unload(model), timeout_s)
 
     async def model_status(self, model_id: str) -> mmesh_pb2.ModelStatusInfo:
+        """As ModelMesh says it: `NOT_FOUND`, `NOT_LOADED`, `LOADING`, `LOADED` or `LOADING_FAILED`, and copies."""
         return await self.call(operations.model_status(model_id))
 
     async def set_alias(self, alias: str, target: str, **fields: Unpack[AliasFields]) -> mmesh_pb2.VModelStatusInfo:
+        """As ModelMesh's `setVModel`: an alias moves at once where nothing serves yet, else when the target does."""
         return await self.call(operations.set_alias(alias, target, fields))
 
     async def alias_status(self, alias: str, owner: str = "") -> mmesh_pb2.VModelStatusInfo:
+        """Where an alias points, and whether it is on its way elsewhere. `owner`: must be its owner, unless empty."""
         return await self.call(operations.alias_status(alias, owner))
 
     async def delete_alias(self, alias: str, owner: str = "") -> None:
+        """One that does not exist is no error. Raises HexcombError for another owner than its own."""
         await self.call(operations.delete_alias(alias, owner))
 
     async def put_alias(

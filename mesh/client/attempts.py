@@ -69,9 +69,12 @@ def conversation(
     chance: Callable[[], float],
     owners: Owners | None = None,
     model: str = "",
+    *,
+    repeats: bool = True,
 ) -> Conversation:
     """The steps of one call. `deadline_s` is on `clock`; `chance` draws from [0, 1). With `owners`, and for a call that
-    one `model` answers, its owner is asked first. Raises HexcombError."""
+    one `model` answers, its owner is asked first. Not `repeats`: what may have been done is not done again. Raises
+    HexcombError."""
     if not model:
         owners = None
     owner = None if owners is None else owners.choose(model)
@@ -106,6 +109,9 @@ def conversation(
         else:
             endpoints.failed(address)
             unanswered += outcome.sent
+            if outcome.sent and not repeats:
+                outcome.attempts = attempts
+                raise outcome
         if shown is None or outcome.answered:
             shown = outcome
         remaining_s = deadline_s - clock()

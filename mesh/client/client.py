@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from numpy.typing import ArrayLike
 
 from mesh.client import operations
-from mesh.client.attempts import Conversation, Pause, Received, Send
+from mesh.client.attempts import LEAST_TIMEOUT_S, Conversation, Pause, Received, Send
 from mesh.client.bulk import Progress, register_many, unregister_many
 from mesh.client.calls import CONNECTIONS_MAX, DEFAULT_ENDPOINT, DEFAULT_TIMEOUT_S, Calls, decoded
 from mesh.client.connection import BlockingConnection, ClientTls
@@ -41,7 +41,10 @@ Answer = TypeVar("Answer")
 
 
 class Client:
-    """One pool, as one tenant. Thread-safe. Use it as a context manager, or `close` it."""
+    """One pool, as one tenant. Thread-safe. Use it as a context manager, or `close` it.
+
+    It connects at its first call. gRPC does not survive `fork`: a process that forks makes its client afterwards.
+    """
 
     def __init__(
         self,
@@ -59,21 +62,32 @@ class Client:
         addresses = parse_endpoints(endpoint)
         self._tls = tls
         self._connecting = threading.Lock()
-        self._connections = {address: BlockingConnection(address, tls) for address in addresses}
+        self._connections: dict[str, BlockingConnection] = {}
+        self._closed = False
         self._signatures = Signatures()
         self._calls = Calls(addresses, tenant, timeout_s, retry, metadata, self._ready if follow_owners else None)
 
+    def _connection(self, address: str) -> BlockingConnection:
+        connection = self._connections.get(address)
+        if connection is None or self._closed:
+            with self._connecting:
+                if self._closed:
+                    raise RuntimeError("this client is closed")
+                connection = self._connections.get(address)
+                if connection is None:
+                    connection = self._connections[address] = BlockingConnection(address, self._tls)
+        return connection
+
     def _ready(self, address: str) -> bool:
         """Whether a connection to a pod that an answer named stands; else one is made."""
-        with self._connecting:
-            connection = self._connections.get(address)
-            if connection is None:
-                if len(self._connections) >= CONNECTIONS_MAX:
-                    return False
-                connection = self._connections[address] = BlockingConnection(address, self._tls)
-        return connection.is_ready()
+        if address not in self._connections and len(self._connections) >= CONNECTIONS_MAX:
+            return False
+        return self._connection(address).is_ready()
 
     def close(self) -> None:
+        """Calls that are under way end with an error."""
+        with self._connecting:
+            self._closed = True
         for connection in self._connections.values():
             connection.close()
 
@@ -89,10 +103,10 @@ class Client:
         """Any operation of `mesh.client.operations`."""
 
         def attempt(step: Send) -> Received:
-            connection = self._connections[step.address]
+            connection = self._connection(step.address)
             return connection.call(operation.path, operation.body, step.metadata, step.timeout_s)
 
-        return decoded(operation, self._converse(self._calls.begin(timeout_s, operation.model), attempt))
+        return decoded(operation, self._converse(self._calls.begin(timeout_s, operation), attempt))
 
     def _converse(self, steps: Conversation, attempt: Callable[[Send], Received]) -> bytes:
         outcome: Received | HexcombError | None = None
@@ -125,7 +139,9 @@ class Client:
                 outcome = None
                 continue
             try:
-                outcome = self.call(next_step, None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
+                outcome = self.call(
+                    next_step, None if deadline_s is None else max(LEAST_TIMEOUT_S, deadline_s - time.monotonic())
+                )
             except HexcombError as error:
                 outcome = error
 
@@ -156,14 +172,16 @@ class Client:
         *,
         version: str = "",
         parameters: Parameters | None = None,
+        rows_per_call: int | None = None,
         timeout_s: float | None = None,
     ) -> pd.DataFrame:
         """Run a model on the rows of a pandas DataFrame, which becomes what the model takes: `mesh.client.frames` has
         the rules. The answer has the frame's index. The first time for a model, its metadata is asked for, too.
+        `rows_per_call`: ask for so many rows at a time, where all of them are too many for a message.
 
         Raises HexcombError; InvalidRequest for a frame that the model does not take.
         """
-        asked = infer_frame(self._signatures, model, frame, outputs, version, parameters)
+        asked = infer_frame(self._signatures, model, frame, outputs, version, parameters, rows_per_call)
         return self._carry_out(asked, self._calls.deadline_s(timeout_s))
 
     def infer_stream(
@@ -194,7 +212,7 @@ class Client:
 
         def attempt(step: Send) -> Received:
             nonlocal answers, first
-            connection = self._connections[step.address]
+            connection = self._connection(step.address)
             answers = connection.stream(operation.path, operation.body, step.metadata, step.timeout_s)
             try:
                 body = next(answers, None)
@@ -205,7 +223,7 @@ class Client:
             return Received(b"")
 
         try:
-            self._converse(self._calls.begin(timeout_s, operation.model), attempt)
+            self._converse(self._calls.begin(timeout_s, operation), attempt)
             if first is None or answers is None:
                 return
             yield first
@@ -224,20 +242,25 @@ class Client:
         self._carry_out(wait_ready(model_id, deadline_s, time.monotonic), deadline_s)
 
     def server_live(self, timeout_s: float | None = None) -> bool:
+        """Whether a pod answers."""
         return self.call(operations.server_live(), timeout_s)
 
     def server_ready(self, timeout_s: float | None = None) -> bool:
+        """Whether a pod takes requests: not while it drains."""
         return self.call(operations.server_ready(), timeout_s)
 
     def server_metadata(self, timeout_s: float | None = None) -> inference_pb2.ServerMetadataResponse:
+        """Name, version, and the extensions that are served."""
         return self.call(operations.server_metadata(), timeout_s)
 
     def model_ready(self, model: str, version: str = "", timeout_s: float | None = None) -> bool:
+        """Whether a request has a chance: registered, not failed for good. `wait_ready` waits until it is loaded."""
         return self.call(operations.model_ready(model, version), timeout_s)
 
     def model_metadata(
         self, model: str, version: str = "", timeout_s: float | None = None
     ) -> inference_pb2.ModelMetadataResponse:
+        """Platform, inputs and outputs; the first time a model is asked for them it is loaded."""
         return self.call(operations.model_metadata(model, version), timeout_s)
 
     def statistics(
@@ -295,17 +318,21 @@ class Client:
                 return
 
     def describe(self, model: str) -> hexcomb_pb2.ModelDescription:
+        """All there is to know of a model, or of what an alias points at. Raises NotFound."""
         return self.call(operations.describe(model))
 
     def pod_status(self, pod: str = "") -> list[hexcomb_pb2.PodDescription]:
+        """Every pod of the pool, or the one of that name: capacity and use, requests, queue, and what is wrong."""
         return list(self.call(operations.pod_status(pod)).pods)
 
     def set_pinned(self, model_id: str, pinned: bool) -> hexcomb_pb2.ModelDescription:
+        """Keep a model loaded always, or let it be evicted again. Raises NotFound."""
         return self.call(operations.set_pinned(model_id, pinned))
 
     def ensure_loaded(
         self, model_id: str, wait: bool = True, timeout_s: float | None = None
     ) -> mmesh_pb2.ModelStatusInfo:
+        """Have a model loaded; with `wait`, answer when that is over; `status` says how it ended. Raises NotFound."""
         return self.call(operations.ensure_loaded(model_id, wait), timeout_s)
 
     def unload(self, model: str, timeout_s: float | None = None) -> None:
@@ -313,15 +340,19 @@ class Client:
         self.call(operations.unload(model), timeout_s)
 
     def model_status(self, model_id: str) -> mmesh_pb2.ModelStatusInfo:
+        """As ModelMesh says it: `NOT_FOUND`, `NOT_LOADED`, `LOADING`, `LOADED` or `LOADING_FAILED`, and copies."""
         return self.call(operations.model_status(model_id))
 
     def set_alias(self, alias: str, target: str, **fields: Unpack[AliasFields]) -> mmesh_pb2.VModelStatusInfo:
+        """As ModelMesh's `setVModel`: an alias moves at once where nothing serves yet, else when the target does."""
         return self.call(operations.set_alias(alias, target, fields))
 
     def alias_status(self, alias: str, owner: str = "") -> mmesh_pb2.VModelStatusInfo:
+        """Where an alias points, and whether it is on its way elsewhere. `owner`: must be its owner, unless empty."""
         return self.call(operations.alias_status(alias, owner))
 
     def delete_alias(self, alias: str, owner: str = "") -> None:
+        """One that does not exist is no error. Raises HexcombError for another owner than its own."""
         self.call(operations.delete_alias(alias, owner))
 
     def put_alias(

@@ -87,24 +87,36 @@ def infer_frame(
     outputs: Sequence[str],
     version: str,
     parameters: Parameters | None,
+    rows_per_call: int | None,
 ) -> Procedure[pd.DataFrame]:
     """Ask a model about the rows of a frame. A model that takes other inputs than it did is asked once more."""
     if not _is_frame(frame):
         raise _refused(f"expected a pandas DataFrame, found {type(frame).__name__}; `infer` takes arrays by name")
+    if rows_per_call is not None and rows_per_call < 1:
+        raise ValueError(f"rows_per_call is {rows_per_call}; it must be at least 1")
     known = signatures.get(model, version)
     signature = known
     if signature is None:
         signature = signatures.put(model, version, (yield operations.model_metadata(model, version)))
-    try:
-        result = yield operations.infer(model, tensors_of(frame, signature), outputs, version, "", parameters)
-    except InvalidRequest:
-        if known is None:
-            raise
-        signature = signatures.put(model, version, (yield operations.model_metadata(model, version)))
-        if signature == known:
-            raise
-        result = yield operations.infer(model, tensors_of(frame, signature), outputs, version, "", parameters)
-    return frame_of(result.outputs, frame.index)
+    answers: list[pd.DataFrame] = []
+    step = rows_per_call or max(len(frame), 1)
+    for first in range(0, max(len(frame), 1), step):
+        rows = frame.iloc[first : first + step]
+        try:
+            result = yield operations.infer(model, tensors_of(rows, signature), outputs, version, "", parameters)
+        except InvalidRequest:
+            if known is None or answers:
+                raise
+            signature = signatures.put(model, version, (yield operations.model_metadata(model, version)))
+            if signature == known:
+                raise
+            result = yield operations.infer(model, tensors_of(rows, signature), outputs, version, "", parameters)
+        answers.append(frame_of(result.outputs, rows.index))
+    if len(answers) == 1:
+        return answers[0]
+    import pandas as pd
+
+    return pd.concat(answers)
 
 
 def tensors_of(frame: pd.DataFrame, inputs: Sequence[InputSpec]) -> dict[str, _Array]:
@@ -240,27 +252,34 @@ def _cast(series: pd.Series[Any], spec: InputSpec) -> _Array:
     missing = series.isna()
     if bool(missing.any()) and target.kind != "f" and spec.datatype != "BF16":
         first = int(np.argmax(missing.to_numpy()))
-        raise _refused(f"{where}: the value of row {first} is missing, which only floating-point inputs can say")
+        raise _refused(
+            f"{where}: the value of row {series.index[first]!r} is missing, which only floating-point inputs can say"
+        )
     if spec.datatype == "BYTES":
         return _texts(series, where)
     if not (pd.api.types.is_numeric_dtype(series.dtype) or pd.api.types.is_bool_dtype(series.dtype)):
         raise _refused(f"{where}: neither numbers nor booleans; convert the column first (`astype`, `pd.to_numeric`)")
     if pd.api.types.is_complex_dtype(series.dtype):
         raise _refused(f"{where}: V2 has no complex numbers")
+    has_missing = bool(missing.any())
+    values = series.to_numpy(dtype=np.float64, na_value=np.nan) if has_missing else _plain(series)
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = values.astype(target)
     if target.kind == "f" or spec.datatype == "BF16":
-        return (
-            series.to_numpy(dtype=np.float64, na_value=np.nan).astype(target)
-            if bool(missing.any())
-            else (_plain(series).astype(target))
-        )
-    values = _plain(series)
+        beyond = np.isfinite(values) & ~np.isfinite(cast)
+        if bool(beyond.any()):
+            first = int(np.argmax(beyond))
+            raise _refused(
+                f"{where}: {values[first]} of row {series.index[first]!r} is beyond what {spec.datatype} holds"
+            )
+        return cast
     if target.kind == "b" and values.dtype.kind != "b":
         raise _refused(f"{where}: numbers are no booleans; compare them with something first")
-    with np.errstate(invalid="ignore"):
-        cast = values.astype(target)
     if not np.array_equal(cast, values) or (values.dtype.kind == "f" and not np.all(np.abs(values) < 2.0**63)):
         first = int(np.argmax(cast != values))
-        raise _refused(f"{where}: {values[first]} of row {first} is not a whole number that {spec.datatype} holds")
+        raise _refused(
+            f"{where}: {values[first]} of row {series.index[first]!r} is not a whole number that {spec.datatype} holds"
+        )
     return cast
 
 

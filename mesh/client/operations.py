@@ -44,6 +44,8 @@ class Operation(Generic[Answer]):
     decode: Callable[[bytes], Answer]
     model: str = ""
     """Whose copy answers it; empty: any pod does."""
+    repeats: bool = True
+    """False: it has an effect each time, as a request of a sequence has."""
 
 
 class SpecFields(TypedDict):
@@ -99,7 +101,7 @@ def infer(
     parameters: Parameters | None = None,
 ) -> Operation[InferResult]:
     body = _request(model, inputs, outputs, version, request_id, parameters)
-    return Operation(messages.MODEL_INFER.path, body, decode_response, model)
+    return Operation(messages.MODEL_INFER.path, body, decode_response, model, _repeats(parameters))
 
 
 def infer_stream(
@@ -119,7 +121,12 @@ def infer_stream(
             raise _streamed_error(message)
         return decode_response(message.infer_response.SerializeToString())
 
-    return Operation(method.path, _request(model, inputs, outputs, version, request_id, parameters), decode, model)
+    body = _request(model, inputs, outputs, version, request_id, parameters)
+    return Operation(method.path, body, decode, model, _repeats(parameters))
+
+
+def _repeats(parameters: Parameters | None) -> bool:
+    return not (parameters and parameters.get("sequence_id"))
 
 
 def _streamed_error(message: inference_pb2.ModelStreamInferResponse) -> HexcombError:
@@ -141,8 +148,13 @@ def _request(
     request_id: str,
     parameters: Parameters | None,
 ) -> bytes:
-    if isinstance(outputs, str):
+    if isinstance(outputs, str) or not all(isinstance(name, str) for name in outputs):
         raise InvalidRequest(f"outputs is {outputs!r}; give a list of names", StatusCode.INVALID_ARGUMENT)
+    if not isinstance(inputs, Mapping):
+        raise InvalidRequest(
+            f"inputs is a {type(inputs).__name__}; give arrays by the inputs' names (`infer_frame` takes a DataFrame)",
+            StatusCode.INVALID_ARGUMENT,
+        )
     try:
         arrays = {name: _array(name, value) for name, value in inputs.items()}
         return encode_request(model, arrays, outputs, version, request_id, parameters)

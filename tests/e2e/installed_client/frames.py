@@ -61,6 +61,16 @@ def test_both_clients_answer_alike(client: Client) -> None:
     pd.testing.assert_frame_equal(asyncio.run(ask()), client.infer_frame("iris", frame))
 
 
+def test_many_rows_go_in_several_calls(client: Client) -> None:
+    frame = pd.DataFrame(np.random.default_rng(1).random((10, 4)), index=pd.Index(list("abcdefghij")))
+    whole = client.infer_frame("iris", frame, ["predict_proba"])
+    for rows in (1, 3, 10, 99):
+        pd.testing.assert_frame_equal(client.infer_frame("iris", frame, ["predict_proba"], rows_per_call=rows), whole)
+    with pytest.raises(ValueError, match="rows_per_call is 0"):
+        client.infer_frame("iris", frame, rows_per_call=0)
+    assert client.infer_frame("iris", frame.iloc[:0], rows_per_call=3).empty
+
+
 def test_a_framework_says_the_same_of_the_same_frame(client: Client) -> None:
     import xgboost
 
@@ -165,6 +175,8 @@ def test_every_datatype_is_reached() -> None:
         ("age", [1j], "no complex numbers"),
         ("age", pd.Categorical(["a"]), "categories are no numbers"),
         ("age", [datetime.datetime(2026, 1, 1)], "neither numbers nor booleans"),
+        ("half", [1.0, 1e6], "1000000.0 of row 1 is beyond what FP16 holds"),
+        ("brain", [1e300], "beyond what BF16 holds"),
         ("vip", [1], "numbers are no booleans"),
         ("city", [1], "BYTES takes text"),
         ("city", [None], "row 0 is missing"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import pickle
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from mesh.client import (
     ServerFailed,
     Unavailable,
     Unsupported,
+    operations,
     registration,
 )
 from mesh.client.errors import error_of
@@ -439,3 +441,66 @@ async def test_a_stream_is_begun_again_until_its_first_answer_and_not_after(kind
         await (asyncio.to_thread(blocking) if kind == "blocking" else on_the_loop())
     assert (taken, len(begun)) == (["m"], 3)
     await transport.stop(0)
+
+
+async def test_a_request_of_a_sequence_is_not_sent_twice():
+    sequence = {"sequence_id": 7}
+    assert not operations.infer("m", {}, parameters=sequence).repeats
+    assert not operations.infer_stream("m", {}, parameters=sequence).repeats
+    assert operations.infer("m", {}, parameters={"priority": 1}).repeats
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e30])
+async def test_a_time_that_grpc_would_misread_is_refused(pod, ask, timeout_s):
+    with pytest.raises(ValueError, match="timeout_s is"):
+        await ask("server_live", timeout_s=timeout_s)
+    with pytest.raises(ValueError, match="timeout_s is"):
+        Client(pod.endpoint, timeout_s=timeout_s)
+    assert not pod.calls
+
+
+@pytest.mark.parametrize(
+    "options", [{"tenant": "grün"}, {"metadata": (("Upper", "x"),)}, {"metadata": (("k-bin", "text"),)}]
+)
+def test_metadata_that_cannot_be_sent_is_refused_at_once(options):
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ValueError, match="metadata"):
+            kind("127.0.0.1:1", **options)
+
+
+async def test_a_closed_client_says_so(pod, ask):
+    client, on_the_loop = Client(pod.endpoint), AsyncClient(pod.endpoint)
+    client.close()
+    await on_the_loop.close()
+    for call in (client.server_live, lambda: list(client.infer_stream("m", {}))):
+        with pytest.raises(RuntimeError, match="this client is closed"):
+            await asyncio.to_thread(call)
+    with pytest.raises(RuntimeError, match="this client is closed"):
+        await on_the_loop.server_live()
+
+
+async def test_an_asyncio_client_belongs_to_the_loop_of_its_first_call(pod):
+    pod.answers[messages.SERVER_LIVE.path] = inference_pb2.ServerLiveResponse(live=True)
+    made_without_a_loop = await asyncio.to_thread(AsyncClient, pod.endpoint)
+    assert await made_without_a_loop.server_live()
+
+    async def elsewhere() -> None:
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await made_without_a_loop.server_live()
+
+    await asyncio.to_thread(asyncio.run, elsewhere())
+    await made_without_a_loop.close()
+
+
+def test_both_clients_have_the_same_methods_with_the_same_arguments():
+    def surface(kind: type) -> dict[str, list[str]]:
+        methods = {name: getattr(kind, name) for name in vars(kind) if not name.startswith("_")}
+        return {
+            name: [str(each) for each in inspect.signature(method).parameters.values()]
+            for name, method in methods.items()
+        }
+
+    assert surface(AsyncClient) == surface(Client)
+    assert all(
+        vars(Client)[name].__doc__ for name in ("infer", "infer_frame", "infer_stream", "register_many", "wait_ready")
+    )

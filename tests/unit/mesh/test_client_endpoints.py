@@ -137,10 +137,15 @@ class Played:
 
 
 def play(
-    endpoints: Endpoints, clock: Clock, answers: dict[str, Callable[[], Received | HexcombError]], timeout_s: float = 60
+    endpoints: Endpoints,
+    clock: Clock,
+    answers: dict[str, Callable[[], Received | HexcombError]],
+    timeout_s: float = 60,
+    *,
+    repeats: bool = True,
 ) -> Played:
     played = Played()
-    steps = conversation(endpoints, POLICY, (("k", "v"),), clock() + timeout_s, clock, lambda: 0.0)
+    steps = conversation(endpoints, POLICY, (("k", "v"),), clock() + timeout_s, clock, lambda: 0.0, repeats=repeats)
     outcome: Received | HexcombError | None = None
     while True:
         try:
@@ -173,6 +178,14 @@ def test_tries_that_never_left_count_for_nobodys_death(clock: Clock) -> None:
     endpoints = Endpoints("ab", clock)
     played = play(endpoints, clock, {"a": lambda: broken(sent=False), "b": lambda: Received(b"")})
     assert played.attempts == [None, None]
+
+
+def test_what_has_an_effect_each_time_is_not_done_again_when_it_may_have_been_done(clock: Clock) -> None:
+    answers = {"a": lambda: broken(sent=False), "b": lambda: told(StatusCode.UNAVAILABLE), "c": lambda: Received(b"c")}
+    assert play(Endpoints("abc", clock), clock, answers, repeats=False).asked == ["a", "b", "c"]
+    with pytest.raises(Unavailable, match="broken line") as failure:
+        play(Endpoints("abc", clock), clock, {**answers, "b": broken}, repeats=False)
+    assert (failure.value.endpoint, failure.value.attempts) == ("b", 2)
 
 
 def test_a_pod_that_says_unavailable_is_no_lost_pod(clock: Clock) -> None:
