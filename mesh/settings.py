@@ -467,6 +467,13 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line shown.")
 
+    @field_validator("package_index")
+    @classmethod
+    def _is_an_index(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("http://", "https://", "file://")):
+            raise ValueError("it must be a URL, as https://pypi.org/simple; a directory of wheels is for package_links")
+        return value
+
     @field_validator(
         "labels",
         "tenant_ports",

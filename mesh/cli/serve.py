@@ -75,13 +75,20 @@ def _serve(**given: Any) -> int:
 
 
 def _settings_error(error: Any) -> str:
+    from pydantic import SecretStr
+
+    from mesh.settings import Settings
+
     lines = []
     for detail in error.errors(include_url=False):
         message = str(detail["msg"]).removeprefix("Value error, ")
         if detail["loc"]:
             name = str(detail["loc"][0])
             flag, variable = "--" + name.replace("_", "-"), "HEXCOMB_" + name.upper()
-            lines.append(f"{flag} ({variable}): {message[:1].lower()}{message[1:]}; found {_shown(detail['input'])}")
+            field = Settings.model_fields.get(name)
+            is_secret = field is not None and SecretStr in _members(field.annotation)
+            found = "" if is_secret else f"; found {_shown(detail['input'])}"
+            lines.append(f"{flag} ({variable}): {message[:1].lower()}{message[1:]}{found}")
         else:
             lines.append(message)
     return "; ".join(lines)

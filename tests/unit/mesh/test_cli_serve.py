@@ -93,3 +93,10 @@ def test_a_pod_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(mesh.process, "serve", refuse)
     with pytest.raises(Failure, match="no room at the inn"):
         build_command().main([], standalone_mode=False)
+
+
+def test_a_wrong_package_index_is_not_shown_at_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "--package-index", "somebody:secret@index"]) == 2
+    told = capsys.readouterr().err
+    assert "--package-index" in told
+    assert "secret" not in told

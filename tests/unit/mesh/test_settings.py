@@ -72,6 +72,7 @@ def test_sizes_are_read_with_and_without_a_unit(text: str) -> None:
         {"tenant_limits": "blue=some"},
         {"tenant_limits": "blue=0"},
         {"log_level": "loud"},
+        {"package_index": "index.example.com"},
         {"no_such_setting": 1},
     ],
     ids=str,
