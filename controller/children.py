@@ -44,13 +44,16 @@ def child(
     return {"apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": dict(spec)}
 
 
-def host_of(service: Service, policy: Policy, predictor: str = "") -> str:
-    """The predictor's name in the cluster: the same on the mesh and in pods of its own, unless it has a name itself."""
-    return f"{names.predictor_name(service.name, predictor)}.{service.namespace}.svc.{policy.cluster_domain}"
+def host_of(service: Service, policy: Policy) -> str:
+    """The predictor's name in the cluster: the same on the mesh and in pods of its own."""
+    return (
+        f"{names.predictor_name(service.name, service.predictor.name)}.{service.namespace}.svc.{policy.cluster_domain}"
+    )
 
 
 def mesh_service(service: Service, policy: Policy) -> dict[str, Any]:
     """The predictor's name, leading to the mesh. The host that callers ask for says the namespace: the tenant."""
     spec = {"type": "ExternalName", "externalName": policy.mesh_host}
     labels = {**service.labels, names.COMPONENT_LABEL: "predictor"}
-    return child("v1", "Service", names.predictor_name(service.name), service, spec, labels)
+    name = names.predictor_name(service.name, service.predictor.name)
+    return child("v1", "Service", name, service, spec, labels)

@@ -1,7 +1,9 @@
 """Conditions of an InferenceService: what is true, since when, and what follows for `Ready`.
 
-`PredictorReady` and `IngressReady` decide `Ready`: one that is False makes it False, else one that is Unknown makes it
-Unknown, and `Ready` says the reason of the first such. All others are for information (severity `Info`). They stand
+`PredictorReady` and `IngressReady` decide `Ready`, and `TransformerReady` and `ExplainerReady` where there are such
+(in KServe these two do not, so a service may be ready whose transformer is not): one that is False makes it False, else
+one that is Unknown makes it Unknown, and `Ready` says the reason of the first such. All others are for information
+(severity `Info`). They stand
 in the order of their types, and `lastTransitionTime` moves only when a status does, so that an object that rests is
 never written.
 """
@@ -18,7 +20,9 @@ from controller.reading import Manifest
 
 READY, PREDICTOR_READY, INGRESS_READY = "Ready", "PredictorReady", "IngressReady"
 MODE_CHOSEN, FIELDS_HONOURED, MOVING, STOPPED = "ModeChosen", "FieldsHonoured", "Moving", "Stopped"
+TRANSFORMER_READY, EXPLAINER_READY = "TransformerReady", "ExplainerReady"
 _DECISIVE = (PREDICTOR_READY, INGRESS_READY)
+_DECISIVE_IF_THERE = (TRANSFORMER_READY, EXPLAINER_READY)
 MESSAGE_LENGTH_MAX = 2048
 """Enough for a dozen fields with their reasons; etcd holds it for every service."""
 
@@ -45,6 +49,7 @@ def ready_from(conditions: Iterable[Condition]) -> Condition:
     """`Ready`, of the conditions that decide it; one of these that is missing is Unknown."""
     by_type = {condition.type: condition for condition in conditions}
     decisive = [by_type.get(name, Condition(name, Truth.UNKNOWN)) for name in _DECISIVE]
+    decisive += [by_type[name] for name in _DECISIVE_IF_THERE if name in by_type]
     for truth in (Truth.FALSE, Truth.UNKNOWN):
         for condition in decisive:
             if condition.truth is truth:
@@ -64,7 +69,7 @@ def conditions_in_status(conditions: Iterable[Condition], before: Manifest, now_
             "status": condition.truth.value,
             "lastTransitionTime": since if isinstance(since, str) else time_text(now_s),
         }
-        if condition.type != READY and condition.type not in _DECISIVE:
+        if condition.type not in (READY, *_DECISIVE, *_DECISIVE_IF_THERE):
             entry["severity"] = "Info"
         if condition.reason:
             entry["reason"] = condition.reason

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from controller.conditions import Truth
+from controller.dedicated.beside import Beside, plan_beside
 from controller.dedicated.planning import InPods, plan_dedicated
 from controller.mesh_view import MeshView
 from controller.modes import Chosen, Refused, Undecided, choose_mode, is_ours, mode_asked_for
@@ -24,7 +25,7 @@ from controller.places import Made, in_own_pods, left_on_the_mesh, on_the_mesh
 from controller.placing import Step, plan_step, read_place
 from controller.policy import Mode, Policy
 from controller.reading import NOTHING, InvalidField, Manifest
-from controller.registration import OnMesh, Registration, plan_registration
+from controller.registration import Against, OnMesh, Registration, plan_registration
 from controller.rollout import Alias
 from controller.service_view import read_service
 from controller.status import (
@@ -94,15 +95,26 @@ def desired(objects: Objects, mesh: MeshView, policy: Policy, now_s: float) -> D
         # What a pod can load changes without any object's changing.
         status, later_s = status_refused(turn, choice), policy.requeue_steady_s
         decided = Desired(hold=True, mode=choice.mode, status=status, requeue_after_s=later_s)
-    elif choice.mode is Mode.MESH and isinstance(on_mesh, OnMesh):
-        decided = _placed(turn, choice, on_the_mesh(turn, on_mesh))
     else:
-        assert isinstance(in_pods, InPods), "chosen without a plan"
-        decided = _placed(turn, choice, in_own_pods(turn, in_pods))
+        try:
+            beside = plan_beside(service, objects, policy)
+        except InvalidField as error:
+            return _invalid(whole, error, mesh, before, now_s)
+        decided = _placed(turn, choice, _made(turn, choice, on_mesh, in_pods), beside)
     return _told(decided, service.name, before)
 
 
-def _placed(turn: Turn, choice: Chosen, made: Made) -> Desired:
+def _made(
+    turn: Turn, choice: Chosen, on_mesh: OnMesh | tuple[Against, ...], in_pods: InPods | tuple[Against, ...]
+) -> Made:
+    """The place that was chosen, which has a plan."""
+    if choice.mode is Mode.MESH and isinstance(on_mesh, OnMesh):
+        return on_the_mesh(turn, on_mesh)
+    assert isinstance(in_pods, InPods), "chosen without a plan"
+    return in_own_pods(turn, in_pods)
+
+
+def _placed(turn: Turn, choice: Chosen, made: Made, beside: tuple[Beside, ...]) -> Desired:
     """One step on the way to where the service should be; mostly it is there."""
     policy = turn.policy
     is_ready = made.condition.truth is Truth.TRUE
@@ -111,16 +123,17 @@ def _placed(turn: Turn, choice: Chosen, made: Made) -> Desired:
     if step is not Step.SETTLED and made.mode is Mode.DEDICATED:
         held, memory = left_on_the_mesh(turn)
     making = step is Step.MAKING
+    others = tuple(child for one in beside for child in one.children)
     tell = status_moving if making else status_of
     later_s = policy.requeue_steady_s if made.settled and step is Step.SETTLED else policy.requeue_while_loading_s
     return Desired(
         mode=made.mode,
-        children=made.workload if making else (*made.workload, made.front),
+        children=(*made.workload, *(() if making else (made.front,)), *others),
         keep_children=frozenset() if step is Step.SETTLED else _all_children(turn.objects),
         registrations=held.registrations,
         aliases=held.aliases,
         keep_models=held.keep_models,
-        status=tell(turn, choice, made, place, memory),
+        status=tell(turn, choice, made, beside, place, memory),
         requeue_after_s=later_s,
     )
 

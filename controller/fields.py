@@ -48,8 +48,23 @@ class Row:
 
 MODEL = "{model}"
 
+
+def _beside(path: str) -> tuple[Row, ...]:
+    """Of a transformer or an explainer, which has pods of its own wherever the predictor runs."""
+    return (
+        Row(f"{path}.autoScaling", REFUSED, REFUSED, "lists of metrics: not built"),
+        Row(f"{path}.batcher", REFUSED, REFUSED, "no agent in pods"),
+        Row(f"{path}.canaryTrafficPercent", REFUSED, REFUSED, "needs routes with weights: not built"),
+        Row(f"{path}.logger", REFUSED, REFUSED, "no agent in pods"),
+        Row(f"{path}.scaleMetricType", NOTED, NOTED, "targets are percentages of what is requested"),
+        Row(f"{path}.storageUris", REFUSED, REFUSED, "several artifacts: not built"),
+        Row(f"{path}.timeout", NOTED, NOTED, "the caller's deadline holds"),
+        Row(f"{path}.*", HONOURED, HONOURED, "its container, pod and scaling, in pods of its own"),
+    )
+
+
 TABLE: tuple[Row, ...] = (
-    Row("spec.predictor.name", NOTED, HONOURED, "part of the names of pods"),
+    Row("spec.predictor.name", HONOURED, HONOURED, "the children are `<service>-<name>-predictor`"),
     Row("spec.predictor.minReplicas", HONOURED, HONOURED, "copies that are always loaded; the least pods"),
     Row("spec.predictor.maxReplicas", HONOURED, HONOURED, "the most copies; the most pods"),
     Row("spec.predictor.scaleMetric", NOTED, HONOURED, "the mesh scales copies by measured load; pods: cpu, memory"),
@@ -87,8 +102,9 @@ TABLE: tuple[Row, ...] = (
     Row("{model}.resources.limits.memory", NOTED, HONOURED, "the mesh counts what models take"),
     Row("{model}.resources.limits.cpu", NOTED, HONOURED, "the mesh's pods share their cores"),
     Row("{model}.*", MOVED, HONOURED, "whatever else is said of the container: image, args, env, probes, GPUs, ..."),
-    Row("spec.transformer", REFUSED, REFUSED, "not built; call the predictor"),
-    Row("spec.explainer", REFUSED, REFUSED, "not built; the mesh explains trees itself (`:explain`)"),
+    *_beside("spec.transformer"),
+    *_beside("spec.explainer"),
+    Row("spec.explainer.art", REFUSED, REFUSED, "no such server here; use a container"),
     Row("spec.canary", REFUSED, REFUSED, "needs routes with weights: not built; canaryTrafficPercent on the mesh"),
     Row("spec.*", REFUSED, REFUSED, "no such field in v1beta1"),
 )

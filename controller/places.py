@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from controller import names
 from controller.children import host_of, mesh_service
 from controller.conditions import PREDICTOR_READY, Condition, Truth
 from controller.dedicated.planning import InPods
@@ -96,7 +97,7 @@ def in_own_pods(turn: Turn, in_pods: InPods) -> Made:
     """A Deployment and what belongs to it."""
     deployment = find_child(turn.objects, "Deployment", in_pods.deployment)
     condition = predictor_condition(deployment, in_pods.deployment)
-    url = f"http://{host_of(turn.service, turn.policy, turn.service.predictor.name)}"
+    url = f"http://{host_of(turn.service, turn.policy)}"
     return Made(
         mode=Mode.DEDICATED,
         workload=in_pods.workload,
@@ -126,8 +127,7 @@ def old_place_condition(turn: Turn, runs_on: Mode) -> Condition:
     """`PredictorReady` of a service that serves where it was, while another place is being made."""
     moving = "it serves where it was until the new place is ready"
     if runs_on is Mode.DEDICATED:
-        deployments = [one for one in turn.objects.children if one.get("kind") == "Deployment"]
-        found = predictor_condition(deployments[0] if deployments else None, "of the old place")
+        found = predictor_condition(_predictors_deployment(turn), "of the old place")
         return Condition(PREDICTOR_READY, found.truth, found.reason or "Moving", found.message or moving)
     alias = turn.mesh.aliases.get(turn.service.name)
     model = turn.mesh.models.get(alias.active) if alias is not None else None
@@ -136,6 +136,15 @@ def old_place_condition(turn: Turn, runs_on: Mode) -> Condition:
     if model.state is ModelState.FAILED:
         return Condition(PREDICTOR_READY, Truth.FALSE, "ModelLoadFailed", f"model {model.id} does not load any more")
     return Condition(PREDICTOR_READY, Truth.TRUE, "Moving", moving)
+
+
+def _predictors_deployment(turn: Turn) -> Manifest | None:
+    """By its label: its name has changed where the predictor's has."""
+    for manifest in turn.objects.children:
+        labels = manifest.get("metadata", {}).get("labels") or {}
+        if manifest.get("kind") == "Deployment" and labels.get(names.COMPONENT_LABEL) == "predictor":
+            return manifest
+    return None
 
 
 def _traffic(name: str, rollout: Rollout) -> list[dict[str, Any]]:

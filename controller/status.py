@@ -28,6 +28,7 @@ from controller.conditions import (
     shortened,
     truth_in,
 )
+from controller.dedicated.beside import Beside
 from controller.dedicated.readiness import find_child
 from controller.modes import Chosen, Refused, Undecided
 from controller.places import Made, old_place_condition
@@ -49,21 +50,25 @@ class Event:
     message: str
 
 
-def status_of(turn: Turn, choice: Chosen, made: Made, place: Place, memory: dict[str, Any]) -> dict[str, Any]:
+def status_of(
+    turn: Turn, choice: Chosen, made: Made, beside: tuple[Beside, ...], place: Place, memory: dict[str, Any]
+) -> dict[str, Any]:
     """Of a service that is where it should be."""
-    url = made.component["url"]
+    entry = next((one.url for one in beside if one.role == "transformer"), made.component["url"])
     conditions = [
         made.condition,
         _ingress_condition(turn, str(made.front["metadata"]["name"])),
         Condition(MODE_CHOSEN, Truth.TRUE, choice.reason, _mode_message(choice)),
         *_noted_condition(made),
+        *(one.condition for one in beside),
     ]
+    components = {one.role: {"url": one.url, "address": {"url": one.url}} for one in beside}
     status: dict[str, Any] = {
         **_conditions(turn.service.generation, conditions, turn.before, turn.now_s),
         "deploymentMode": _mode_in_status(made.mode, turn.policy),
-        "url": url,
-        "address": {"url": url},
-        "components": {"predictor": made.component},
+        "url": entry,
+        "address": {"url": entry},
+        "components": {"predictor": made.component, **components},
         "modelStatus": made.model_status,
         "hexcomb": {**memory, **place_in_status(place)},
     }
@@ -73,7 +78,9 @@ def status_of(turn: Turn, choice: Chosen, made: Made, place: Place, memory: dict
     return status
 
 
-def status_moving(turn: Turn, choice: Chosen, made: Made, place: Place, memory: dict[str, Any]) -> dict[str, Any]:
+def status_moving(
+    turn: Turn, choice: Chosen, made: Made, beside: tuple[Beside, ...], place: Place, memory: dict[str, Any]
+) -> dict[str, Any]:
     """Of a service that serves where it was, while `made` is being made ready."""
     message = f"to {made.mode.value}: {made.condition.message or 'it is being made ready'}"
     conditions = [
@@ -81,6 +88,7 @@ def status_moving(turn: Turn, choice: Chosen, made: Made, place: Place, memory: 
         _ingress_kept(turn.before),
         Condition(MODE_CHOSEN, Truth.TRUE, choice.reason, _mode_message(choice)),
         Condition(MOVING, Truth.TRUE, made.condition.reason or "Moving", message),
+        *(one.condition for one in beside),
     ]
     status = _kept(turn.service.generation, conditions, turn.before, turn.now_s, "", "")
     status["modelStatus"] = {**made.model_status, "states": _states_while_moving(turn.before, made)}

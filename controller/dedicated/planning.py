@@ -25,7 +25,7 @@ from controller.policy import Policy
 from controller.reading import InvalidField
 from controller.registration import Against
 from controller.runtimes import NoRuntime, Runtime, choose_runtime, readable
-from controller.service_view import Service
+from controller.service_view import Component, Service
 
 _ROLLING = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}
 _PROGRESS_DEADLINE_S = 600
@@ -66,33 +66,43 @@ def plan_dedicated(service: Service, objects: Objects, policy: Policy) -> InPods
     name = names.predictor_name(service.name, service.predictor.name)
     try:
         pod = predictor_pod(service, runtime, policy)
-        scaling = scaling_of(service, name, objects.kinds)
+        workload, front = component_children(service, service.predictor, "predictor", name, pod, objects.kinds)
     except InvalidField as error:
         return (Against(error.path, error.problem, moves=False),)
-    labels = {**pod.labels, **service.labels, **service.predictor.pod.texts("labels")}
-    labels |= {names.COMPONENT_LABEL: "predictor", "app": f"isvc.{name}"}
-    annotations = {**pod.annotations, **service.annotations, **service.predictor.pod.texts("annotations")}
-    annotations = {key: value for key, value in annotations.items() if key not in _NOT_PASSED_ON}
-    workload = [_deployment(service, name, pod, scaling.replicas, labels, annotations)]
-    if scaling.spec is not None:
-        scaler = child(scaling.api_version, scaling.kind, name, service, scaling.spec, labels, annotations)
-        workload.append(scaler)
     noted = [field.path for field in spoken if field.row.dedicated is Handling.NOTED]
     if service.predictor.replicas_min == 0:
         noted.append(service.predictor.pod.at("minReplicas") + " (0 is 1: nothing wakes a pod)")
+    return InPods(workload, front, name, runtime, tuple(noted))
+
+
+def component_children(
+    service: Service, component: Component, role: str, name: str, pod: PodTemplate, kinds: frozenset[str]
+) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
+    """The Deployment and its autoscaler, and the Service, of a predictor, transformer or explainer (`role`). Raises
+    InvalidField."""
+    scaling = scaling_of(service, component, name, kinds)
+    labels = {**pod.labels, **service.labels, **component.pod.texts("labels")}
+    labels |= {names.COMPONENT_LABEL: role, "app": f"isvc.{name}"}
+    annotations = {**pod.annotations, **service.annotations, **component.pod.texts("annotations")}
+    annotations = {key: value for key, value in annotations.items() if key not in _NOT_PASSED_ON}
+    workload = [_deployment(service, component, name, pod, scaling.replicas, labels, annotations)]
+    if scaling.spec is not None:
+        scaler = child(scaling.api_version, scaling.kind, name, service, scaling.spec, labels, annotations)
+        workload.append(scaler)
     front = child("v1", "Service", name, service, _front(name, pod, labels["app"]), labels, annotations)
-    return InPods(tuple(workload), front, name, runtime, tuple(noted))
+    return tuple(workload), front
 
 
 def _deployment(
     service: Service,
+    component: Component,
     name: str,
     pod: PodTemplate,
     replicas: int | None,
     labels: Mapping[str, str],
     annotations: Mapping[str, str],
 ) -> dict[str, Any]:
-    strategy = service.predictor.pod.part("deploymentStrategy").value
+    strategy = component.pod.part("deploymentStrategy").value
     spec: dict[str, Any] = {
         "selector": {"matchLabels": {"app": labels["app"]}},
         "strategy": dict(strategy) or _ROLLING,

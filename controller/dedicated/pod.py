@@ -1,4 +1,5 @@
-"""The pod of a predictor: a runtime's, with the object's fields over it and the artifact at `/mnt/models`.
+"""The pod of a component. A predictor's is a runtime's, with the object's fields over it and the artifact at
+`/mnt/models`; a container of its own is as it was written, and is called `kserve-container` whatever it was called.
 
 In this order: 1. the runtime's pod, its container rendered for this service; 2. what a known server needs; 3. what the
 object says of the container and of the pod; 4. the artifact's volume; 5. what every container of KServe has: its
@@ -19,7 +20,7 @@ from controller.policy import Policy
 from controller.quantities import canonical
 from controller.reading import InvalidField, Part
 from controller.runtimes import Runtime
-from controller.service_view import FRAMEWORKS, Model, Service
+from controller.service_view import FRAMEWORKS, Component, Model, Service
 
 MAIN = "kserve-container"
 PORT_DEFAULT = 8080
@@ -27,9 +28,9 @@ _READ_ONLY = "storage.kserve.io/readonly"
 _NOT_OF_THE_POD = frozenset(
     {"name", "minReplicas", "maxReplicas", "scaleTarget", "scaleMetric", "scaleMetricType", "autoScaling"}
     | {"containerConcurrency", "timeout", "canaryTrafficPercent", "logger", "batcher", "labels", "annotations"}
-    | {"deploymentStrategy", "workerSpec", "storageUris", "storageContainerName", "model", *FRAMEWORKS}
+    | {"deploymentStrategy", "workerSpec", "storageUris", "storageContainerName", "model", "art", *FRAMEWORKS}
 )
-"""What a predictor says beside a pod's spec."""
+"""What a component says beside a pod's spec."""
 _NOT_OF_A_RUNTIMES_POD = frozenset(
     {"supportedModelFormats", "multiModel", "disabled", "protocolVersions", "workerSpec", "labels", "annotations"}
     | {"grpcEndpoint", "grpcDataEndpoint", "httpDataEndpoint", "replicas", "storageHelper", "builtInAdapter"}
@@ -54,19 +55,34 @@ class PodTemplate:
 
 def predictor_pod(service: Service, runtime: Runtime | None, policy: Policy) -> PodTemplate:
     """`runtime` is None for a predictor that is a container of its own. Raises InvalidField."""
-    said = {key: value for key, value in service.predictor.pod.value.items() if key not in _NOT_OF_THE_POD}
-    _check_lists(service.predictor.pod, ("containers", "initContainers", "volumes"))
-    for container in service.predictor.pod.parts("containers"):
-        _check_lists(container, _LISTS_OF_A_CONTAINER)
     if service.model is None or runtime is None:
-        base: dict[str, Any] = {"containers": [_named(dict(part.value), _custom(service)) for part in _custom(service)]}
+        return container_pod(service, service.predictor, policy)
+    base, labels, annotations = _runtimes_pod(service, service.model, runtime)
+    pod = _pod(service, service.predictor, base, _models_volume(service, service.model, policy))
+    return PodTemplate(pod, labels, annotations)
+
+
+def container_pod(service: Service, component: Component, policy: Policy, args: tuple[str, ...] = ()) -> PodTemplate:
+    """A component that is a container of its own; `args` come after those that it has. Raises InvalidField."""
+    parts = list(component.pod.parts("containers"))
+    if not parts:
+        raise InvalidField(component.pod.at("containers"), "is missing; say which image to run")
+    _check_lists(parts[0], _LISTS_OF_A_CONTAINER)
+    args = (*parts[0].words("args"), *args)
+    main = {**parts[0].value, "name": MAIN, **({"args": list(args)} if args else {})}
+    volume = _custom_volume(main, component, policy)
+    base = {"containers": [main, *(dict(part.value) for part in parts[1:])]}
+    return PodTemplate(_pod(service, component, base, volume), {}, {})
+
+
+def _pod(service: Service, component: Component, base: dict[str, Any], volume: ModelVolume) -> dict[str, Any]:
+    """What is said of the pod over the base, then what every pod of a service has."""
+    said = {key: value for key, value in component.pod.value.items() if key not in _NOT_OF_THE_POD}
+    _check_lists(component.pod, ("containers", "initContainers", "volumes"))
+    for container in component.pod.parts("containers"):
+        _check_lists(container, _LISTS_OF_A_CONTAINER)
+    if service.model is None or component is not service.predictor:
         said.pop("containers", None)
-        labels: dict[str, str] = {}
-        annotations: dict[str, str] = {}
-        volume = _custom_volume(base["containers"][0], service, policy)
-    else:
-        base, labels, annotations = _runtimes_pod(service, service.model, runtime)
-        volume = _models_volume(service, service.model, policy)
     pod = merged(base, said)
     containers = [_completed(dict(container), service) for container in pod["containers"]]
     main = next((one for one in containers if one.get("name") == MAIN), containers[0])
@@ -79,7 +95,7 @@ def predictor_pod(service: Service, runtime: Runtime | None, policy: Policy) -> 
         pod["volumes"] = [*pod.get("volumes", []), *volume.volumes]
     if volume.init_containers:
         pod["initContainers"] = [*volume.init_containers, *pod.get("initContainers", [])]
-    return PodTemplate(pod, labels, annotations)
+    return pod
 
 
 def _runtimes_pod(
@@ -111,17 +127,6 @@ def _check_lists(part: Part, lists: tuple[str, ...]) -> None:
         list(part.parts(name))
 
 
-def _custom(service: Service) -> list[Part]:
-    return list(service.predictor.pod.parts("containers"))
-
-
-def _named(container: dict[str, Any], all_of_them: list[Part]) -> dict[str, Any]:
-    """The only container is the main one, whatever it is called."""
-    if len(all_of_them) == 1 or not container.get("name"):
-        container["name"] = MAIN
-    return container
-
-
 def _models_volume(service: Service, model: Model, policy: Policy) -> ModelVolume:
     if model.storage is None:
         return ModelVolume()
@@ -129,13 +134,13 @@ def _models_volume(service: Service, model: Model, policy: Policy) -> ModelVolum
     return model_volume(model.storage.uri, model.storage.where, policy.storage_initialiser_image, read_only)
 
 
-def _custom_volume(container: dict[str, Any], service: Service, policy: Policy) -> ModelVolume:
+def _custom_volume(container: dict[str, Any], component: Component, policy: Policy) -> ModelVolume:
     """A container with STORAGE_URI in its environment finds the artifact there, and the variable says where."""
     env = list(container.get("env") or ())
     for index, entry in enumerate(env):
         if isinstance(entry, Mapping) and entry.get("name") == "STORAGE_URI" and entry.get("value"):
             container["env"] = [*env[:index], {**entry, "value": MODEL_DIR}, *env[index + 1 :]]
-            path = f"{service.predictor.pod.at('containers')}[0].env[{index}].value"
+            path = f"{component.pod.at('containers')}[0].env[{index}].value"
             return model_volume(str(entry["value"]), path, policy.storage_initialiser_image, True)
     return ModelVolume()
 

@@ -28,9 +28,14 @@ def find_child(objects: Objects, kind: str, name: str) -> Manifest | None:
 
 
 def predictor_condition(deployment: Manifest | None, name: str) -> Condition:
-    """Of the Deployment `name`, as the cluster has it."""
+    """`PredictorReady`, of the Deployment `name` as the cluster has it."""
+    return deployment_condition(PREDICTOR_READY, deployment, name)
+
+
+def deployment_condition(kind: str, deployment: Manifest | None, name: str) -> Condition:
+    """The condition `kind`, of the Deployment `name` as the cluster has it."""
     if deployment is None:
-        return Condition(PREDICTOR_READY, Truth.UNKNOWN, "DeploymentNotCreated", f"Deployment {name} is not there yet")
+        return Condition(kind, Truth.UNKNOWN, "DeploymentNotCreated", f"Deployment {name} is not there yet")
     status = _mapping(deployment.get("status"))
     conditions = status.get("conditions")
     by_type = {
@@ -41,15 +46,15 @@ def predictor_condition(deployment: Manifest | None, name: str) -> Condition:
     failure, available = by_type.get("ReplicaFailure", {}), by_type.get("Available", {})
     progressing = by_type.get("Progressing", {})
     if failure.get("status") == "True":
-        return _condition(Truth.FALSE, failure, "ReplicaFailure")
+        return _condition(kind, Truth.FALSE, failure, "ReplicaFailure")
     seen, newest = status.get("observedGeneration", 0), _mapping(deployment.get("metadata")).get("generation", 0)
     if not isinstance(seen, int) or not isinstance(newest, int) or seen < newest:
-        return Condition(PREDICTOR_READY, Truth.UNKNOWN, "DeploymentNotObserved", f"Deployment {name} has just changed")
+        return Condition(kind, Truth.UNKNOWN, "DeploymentNotObserved", f"Deployment {name} has just changed")
     if available.get("status") == "True":
-        return Condition(PREDICTOR_READY, Truth.TRUE)
+        return Condition(kind, Truth.TRUE)
     if progressing.get("status") == "False":
-        return _condition(Truth.FALSE, progressing, "ProgressDeadlineExceeded")
-    return _condition(Truth.UNKNOWN, available, "MinimumReplicasUnavailable")
+        return _condition(kind, Truth.FALSE, progressing, "ProgressDeadlineExceeded")
+    return _condition(kind, Truth.UNKNOWN, available, "MinimumReplicasUnavailable")
 
 
 def model_status_of(condition: Condition, deployment: Manifest | None) -> dict[str, Any]:
@@ -76,8 +81,8 @@ def model_status_of(condition: Condition, deployment: Manifest | None) -> dict[s
     return said
 
 
-def _condition(truth: Truth, found: Mapping[str, Any], otherwise: str) -> Condition:
-    return Condition(PREDICTOR_READY, truth, str(found.get("reason") or otherwise), str(found.get("message", "")))
+def _condition(kind: str, truth: Truth, found: Mapping[str, Any], otherwise: str) -> Condition:
+    return Condition(kind, truth, str(found.get("reason") or otherwise), str(found.get("message", "")))
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

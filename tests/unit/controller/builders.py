@@ -75,6 +75,8 @@ class World:
     """URIs that do not load."""
     pods_answer: bool = True
     """Whether Deployments become available."""
+    broken: frozenset[str] = frozenset()
+    """Names of those that do not."""
     now_s: float = NOW_S
 
     def decide(self) -> Desired:
@@ -130,7 +132,8 @@ class World:
         """Aliases that are on their way arrive, if their target loads; Deployments become available, if they can."""
         for key, child in self.children.items():
             if key[0] == "Deployment":
-                available = {"type": "Available", "status": str(self.pods_answer), "reason": "MinimumReplicas"}
+                answers = self.pods_answer and key[1] not in self.broken
+                available = {"type": "Available", "status": str(answers), "reason": "MinimumReplicas"}
                 seen = {"observedGeneration": child["metadata"]["generation"], "conditions": [available]}
                 counts = {"replicas": 1, "readyReplicas": int(self.pods_answer)}
                 self.children[key] = {**child, "status": {**seen, **counts}}

@@ -54,8 +54,21 @@ SAID: dict[str, Any] = {
     "{model}.resources.limits.memory": "1Gi",
     "{model}.resources.limits.cpu": "1",
     "{model}.*": ("args", ["--debug"]),
-    "spec.transformer": {"containers": [{"image": "x"}]},
-    "spec.explainer": {"containers": [{"image": "x"}]},
+    **{
+        f"spec.{role}.{name}": value
+        for role in ("transformer", "explainer")
+        for name, value in {
+            "autoScaling": {"metrics": []},
+            "batcher": {"maxBatchSize": 2},
+            "canaryTrafficPercent": 10,
+            "logger": {"mode": "all"},
+            "scaleMetricType": "Utilization",
+            "storageUris": [{"uri": "s3://x"}],
+            "timeout": 5,
+            "*": ("containers", [{"image": "x"}]),
+        }.items()
+    },
+    "spec.explainer.art": {"type": "SquareAttack"},
     "spec.canary": [{"name": "blue"}],
     "spec.*": ("surprise", 1),
 }
@@ -134,7 +147,7 @@ def test_a_field_in_pods_of_its_own_has_the_handling_of_its_row(row: Row) -> Non
         return  # What it stands beside is refused.
     assert isinstance(planned, InPods), planned
     assert (path in planned.noted) is (row.dedicated is Handling.NOTED)
-    if row.dedicated is Handling.HONOURED:
+    if row.dedicated is Handling.HONOURED and path.startswith("spec.predictor"):
         plain = service({"model": {"modelFormat": {"name": "sklearn"}, "storageUri": "s3://models/iris"}})
         without = plan_dedicated(read_service(plain), replace(objects, service=plain), Policy())
         same = planned.workload == without.workload if isinstance(without, InPods) else False

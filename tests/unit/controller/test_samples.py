@@ -49,7 +49,8 @@ def test_a_sample_ends_where_one_expects(sample: dict[str, Any]) -> None:
     assert decided.mode.value == sample["mode"], message(decided.status, "ModeChosen")
     children = [(child["kind"], child["metadata"]["name"]) for child in decided.children]
     name = predictor_name("sample")
-    assert children == [*((kind, name) for kind in sample.get("children", ())), ("Service", name)]
+    beside = [tuple(one.split()) for one in sample.get("beside", ())]
+    assert children == [*((kind, name) for kind in sample.get("children", ())), ("Service", name), *beside]
     assert len(decided.registrations) == (decided.mode.value == "ModelMesh")
     if "runtime" in sample:
         assert decided.status["clusterServingRuntimeName"] == sample["runtime"]
