@@ -68,9 +68,12 @@ def standing_of(service: Service, rollout: Rollout, mesh: MeshView) -> Standing:
         status["lastFailureInfo"] = {"reason": "InvalidPredictorSpec", "message": shortened(refusal)}
     elif failure is not None and transition != "UpToDate":
         status["lastFailureInfo"] = _failure_info(failure, rollout.latest)
-    return Standing(
-        status, _condition(active_state, active, active_id, rollout, refusal or ""), settled=transition != "InProgress"
-    )
+    if alias is None and refusal:
+        # The model may be there; the name does not lead to it.
+        condition = Condition(PREDICTOR_READY, Truth.FALSE, "InvalidPredictorSpec", f"the mesh refused it: {refusal}")
+    else:
+        condition = _condition(active_state, active, active_id, rollout, refusal or "")
+    return Standing(status, condition, settled=transition != "InProgress")
 
 
 def _pinned(service: Service, rollout: Rollout) -> bool:

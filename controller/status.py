@@ -229,7 +229,8 @@ def _states_while_moving(before: Manifest, made: Made) -> dict[str, Any]:
 
 
 def _reason(status: Manifest) -> str:
-    for condition in status.get("conditions", ()):
+    conditions = status.get("conditions")
+    for condition in conditions if isinstance(conditions, list) else ():
         if isinstance(condition, dict) and condition.get("type") == READY and condition.get("status") != "True":
             return f"{condition.get('reason', '')}: {condition.get('message', '')}"
     return ""

@@ -7,6 +7,9 @@ the whole name, `<service>-predictor.<namespace>.svc.<domain>`: on the mesh it s
 With a transformer the service's address is the transformer's, and the service is ready when that is, too. An explainer
 has its own name, and `:explain` is asked there.
 
+Beside KServe, transformers are left to its controller: it makes them for services in mode ModelMesh too (as Knative
+services), and two makers of one name would fight.
+
 Deliberately absent: keeping a transformer and a predictor of one revision together per request. A change of both is
 two rollouts.
 """
@@ -41,7 +44,7 @@ class Beside:
 
 def plan_beside(service: Service, objects: Objects, policy: Policy) -> tuple[Beside, ...]:
     """Those that the object has. Raises InvalidField."""
-    roles = (("transformer", service.transformer), ("explainer", service.explainer))
+    roles = (("transformer", None if policy.beside_kserve else service.transformer), ("explainer", service.explainer))
     return tuple(
         _beside(role, component, service, objects, policy) for role, component in roles if component is not None
     )

@@ -59,6 +59,19 @@ JSON = st.recursive(
     max_leaves=25,
 )
 URIS = tuple(f"s3://models/{version}" for version in range(3))
+PODS_WORDS = (
+    *("containers", "env", "ports", "containerPort", "args", "image", "name", "value", "volumes", "volumeMounts"),
+    *("initContainers", "resources", "limits", "cpu", "readinessProbe", "tcpSocket", "deploymentStrategy", "labels"),
+    *("annotations", "storageUri", "runtimeVersion", "tolerations", "minReplicas", "scaleTarget", "transformer"),
+)
+PODS_JSON = st.recursive(
+    st.none()
+    | st.integers(0, 9000)
+    | st.sampled_from(["kserve-container", "STORAGE_URI", "s3://b/x", "1Gi", "cpu", ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(PODS_WORDS), inner, max_size=4),
+    max_leaves=25,
+)
+PODS_PART = st.dictionaries(st.sampled_from(PODS_WORDS), PODS_JSON, max_size=4)
 CHANGES = st.lists(
     st.tuples(
         st.sampled_from(URIS), st.none() | st.integers(0, 100), st.sampled_from(["turn", "rest", "lose", "forget"])
@@ -80,6 +93,35 @@ def test_any_object_has_an_answer(spec: Any, status: Any, annotations: Any, besi
         if decided.acts and decided.status:
             assert {"Ready", "PredictorReady", "IngressReady"} <= {one["type"] for one in decided.status["conditions"]}
     assert said == before
+
+
+@given(
+    predictor=PODS_PART,
+    model=PODS_PART,
+    container=PODS_PART,
+    beside=PODS_PART,
+    in_runtime=PODS_PART,
+    scaler=st.sampled_from(["hpa", "none", "x"]),
+)
+@settings(deadline=None, max_examples=200)
+def test_any_pod_has_an_answer(
+    predictor: dict[str, Any],
+    model: dict[str, Any],
+    container: dict[str, Any],
+    beside: dict[str, Any],
+    in_runtime: dict[str, Any],
+    scaler: str,
+) -> None:
+    server = runtime("server", {"name": "sklearn", "autoSelect": True})
+    server["spec"] |= {**in_runtime, "containers": [{**in_runtime, "name": "kserve-container"}]}
+    for kind in ({"sklearn": {"storageUri": "s3://b/x", **model}}, {"containers": [container]}):
+        said = service({**predictor, **kind}, {"serving.kserve.io/autoscalerClass": scaler}, mode="Standard")
+        said["spec"]["transformer"] = {"containers": [container], **beside}
+        decided = World(said, runtimes=(server,)).decide()
+        if not decided.hold:
+            assert decided.children[0]["kind"] == "Deployment"
+            names = [(child["kind"], child["metadata"]["name"]) for child in decided.children]
+            assert len(set(names)) == len(names)
 
 
 @given(changes=CHANGES, bad=st.frozensets(st.sampled_from(URIS[1:]), max_size=2))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from controller.policy import Policy
 from tests.unit.controller.builders import World, message, model, reason, service
 from tests.unit.controller.test_dedicated import SKLEARN_SERVER
 
@@ -80,6 +81,13 @@ def test_a_transformer_stands_through_a_move_of_its_predictor() -> None:
         spec = world.children["Deployment", "iris-transformer"]["spec"]["template"]["spec"]
         assert spec == before["spec"]["template"]["spec"]
     assert world.served_by() == "pods"
+
+
+def test_beside_kserve_a_transformer_is_left_to_its_controller() -> None:
+    world = World(service(transformer=TRANSFORMER), policy=Policy(beside_kserve=True))
+    world.rest()
+    assert set(world.children) == {("Service", "iris-predictor")}
+    assert reason(world.status, "Ready") == ("True", "")
 
 
 def test_a_transformer_without_a_container_is_refused_where_it_is_written() -> None:

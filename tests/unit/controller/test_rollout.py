@@ -199,6 +199,14 @@ def test_failures_for_good_and_for_now_have_different_reasons() -> None:
     assert "storage is away" in message(world.status)
 
 
+def test_a_name_that_leads_elsewhere_is_not_ready_though_the_model_is_loaded() -> None:
+    world = world_with()
+    world.mesh = replace(world.mesh, aliases={}, refusals={"iris": "alias 'iris' belongs to 'somebody'"})
+    decided = world.decide()
+    assert reason(decided.status, "Ready") == ("False", "InvalidPredictorSpec")
+    assert "belongs to 'somebody'" in message(decided.status)
+
+
 def test_what_the_mesh_refuses_is_in_the_status() -> None:
     world = World(service(sklearn(FIRST)))
     (entry,) = world.decide().registrations
