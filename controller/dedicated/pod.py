@@ -86,15 +86,16 @@ def _pod(service: Service, component: Component, base: dict[str, Any], volume: M
     pod = merged(base, said)
     containers = [_completed(dict(container), service) for container in pod["containers"]]
     main = next((one for one in containers if one.get("name") == MAIN), containers[0])
-    main["volumeMounts"] = [*main.get("volumeMounts", []), *volume.mounts]
-    main.setdefault("readinessProbe", _default_probe(main))
+    main["volumeMounts"] = [*(main.get("volumeMounts") or ()), *volume.mounts]
+    if main.get("readinessProbe") is None:
+        main["readinessProbe"] = _default_probe(main)
     if not main["volumeMounts"]:
         del main["volumeMounts"]
     pod["containers"] = containers
     if volume.volumes:
-        pod["volumes"] = [*pod.get("volumes", []), *volume.volumes]
+        pod["volumes"] = [*(pod.get("volumes") or ()), *volume.volumes]
     if volume.init_containers:
-        pod["initContainers"] = [*volume.init_containers, *pod.get("initContainers", [])]
+        pod["initContainers"] = [*volume.init_containers, *(pod.get("initContainers") or ())]
     return pod
 
 
