@@ -21,6 +21,8 @@ from placement.records import ModelRecord
 
 WAYS_MAX = 4096
 """Kinds of requests that are remembered: what their clients send with them, times their models."""
+METADATA_BYTES_MAX = 1024
+"""What goes with requests of a kind that is remembered: some 4 MiB in all, whatever clients send."""
 
 
 @dataclass(slots=True)
@@ -73,6 +75,8 @@ class Ways:
 
     def keep(self, kind: object, way: Way) -> None:
         """This is the way for such requests now, made from what `get` was given last."""
+        if sum(len(key) + len(value) for key, value in way.metadata) > METADATA_BYTES_MAX:
+            return
         if len(self._ways) >= WAYS_MAX:
             self._ways.clear()
         self._ways[kind, way.name.id] = way

@@ -16,6 +16,7 @@ from cache.types import Refusal, RefusalKind
 from mesh.loading.loading import Refused
 from mesh.routing.hop import Hop, hop_of, not_here, why_not_here
 from mesh.routing.router import FirstTry, Router
+from mesh.routing.ways import METADATA_BYTES_MAX
 from mesh.transport.base import Call, Heard, LineBroken, Metadata, Reply, StatusCode, TransportError
 from mesh.wire.messages import MODEL_INFER
 from placement.membership import Claim, Claimed, HeldBy, StoreAway
@@ -594,6 +595,17 @@ async def test_where_requests_are_sent_on_to_follows_every_change_of_what_it_dep
     hop = hop_of(Call("", b"", mesh.lines.begun[-1][1]))
     assert hop is not None
     assert hop.revision == 8
+
+
+async def test_long_metadata_are_sent_on_and_not_kept() -> None:
+    mesh = pool("p1")
+    for kept, length in ((True, 10), (False, METADATA_BYTES_MAX)):
+        other = replace(CALL, metadata=(("note", "x" * length),))
+        for _ in range(2):
+            assert mesh.router.forward_now(other, length, "t", RECORD, lambda _: None) is not None
+        first, second = (metadata for _, metadata, _ in mesh.lines.begun[-2:])
+        assert (first is second) is kept
+        assert dict(second)["note"] == "x" * length
 
 
 async def test_calls_with_other_metadata_are_sent_on_with_theirs() -> None:
