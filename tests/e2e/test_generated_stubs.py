@@ -24,7 +24,7 @@ TIMEOUT_S = 120
 
 
 def test_the_example_of_the_readme_runs_as_it_stands(start_pod: StartPod, files: ModelFiles, tmp_path: Path) -> None:
-    python = python_of(ROOT / ".cache" / "clients", "stubs", REQUIREMENTS)
+    python = python_of(ROOT / ".cache" / "clients", "stubs", REQUIREMENTS, ())
     pod = start_pod()
     (tmp_path / "models").mkdir()
     shutil.copy(files.iris().path, tmp_path / "models" / "iris.skops")

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 BESIDE = Path(__file__).parent / "installed_client"
 OF_A_CLIENT = ("cachetools>=6.0", "grpcio>=1.84", "ml-dtypes>=0.5", "numpy>=2.0", "protobuf>=6.30")
 """What `mesh/README.md` says that a client needs."""
-OF_ITS_TESTS = ("pandas==3.1.1", "scikit-learn", "mypy~=2.4.1", "pytest>=8.3", "types-protobuf")
+OF_ITS_TESTS = ("pandas==3.1.1", "xgboost-cpu==3.2.0", "mypy~=2.4.1", "pytest>=8.3", "types-protobuf")
 TIMEOUT_S = 300
 
 COLUMNS = """
@@ -62,7 +62,7 @@ print(json.dumps({"alone": alone, "used": sorted(sys.modules), "y": y.outputs["y
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of an environment with the wheel of this tree, installed without what it depends on."""
-    python = python_of(ROOT / ".cache" / "clients", "installed-client", (*OF_A_CLIENT, *OF_ITS_TESTS))
+    python = python_of(ROOT / ".cache" / "clients", "installed-client", (*OF_A_CLIENT, *OF_ITS_TESTS), ())
     directory = tmp_path_factory.mktemp("wheel")
     tree = directory / "tree"  # a build leaves files where it builds
     tree.mkdir()

@@ -77,6 +77,9 @@ async def over_rest():
         else:
             answer = await client.infer(url, {"instances": X.tolist()}, model_name="scale")
             assert answer == {"predictions": (2 * X).tolist()}, answer
+            rows = np.arange(12, dtype=np.float32).reshape(2, 6).tolist()
+            explained = await client.explain(url, "churn", {"instances": rows})
+            assert np.shape(explained["explanations"]) == (2, 7), explained
             try:
                 await client.explain(url, "scale", {"instances": X.tolist()})
             except httpx.HTTPStatusError as error:
@@ -142,6 +145,7 @@ def pod(start_module_pod: StartPod, files: ModelFiles) -> Pod:
     with pod.client() as client:
         client.register("scale", uri=files.scale().uri)
         client.register("iris", uri=files.iris().uri)
+        client.register("churn", uri=files.xgboost().uri)
     return pod
 
 

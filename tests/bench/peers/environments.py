@@ -23,9 +23,9 @@ class CannotInstall(Exception):
     """A peer could not be installed; the message says why."""
 
 
-def python_of(home: Path, name: str, requirements: Sequence[str]) -> Path:
+def python_of(home: Path, name: str, requirements: Sequence[str], frameworks: Sequence[str] = FRAMEWORKS) -> Path:
     """The interpreter of that environment, made if need be. Raises CannotInstall."""
-    wanted = "\n".join((sys.version, *requirements, *FRAMEWORKS))
+    wanted = "\n".join((sys.version, *requirements, *frameworks))
     into = home / f"{name}-{hashlib.sha256(wanted.encode()).hexdigest()[:10]}"
     made = into / ".made"
     if not made.exists():
@@ -33,7 +33,7 @@ def python_of(home: Path, name: str, requirements: Sequence[str]) -> Path:
             shutil.rmtree(stale)
         venv.create(into, with_pip=True)
         done = subprocess.run(
-            [into / "bin" / "python", "-m", "pip", "install", "--quiet", *requirements, *FRAMEWORKS],
+            [into / "bin" / "python", "-m", "pip", "install", "--quiet", *requirements, *frameworks],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
