@@ -30,8 +30,10 @@ with several outputs per row [-1, groups, features + 1]. XGBoost computes them i
 the trees, XGBoost reads them for each such call (60 ms for 12.7 MB) and frees them after it: memory that is held for a
 moment and not counted.
 
-Deliberately absent: a second engine kept at hand for large batches (`xgboost_onnx` says why), feature names (V2 has no
-place for them), `pred_leaf`, iteration ranges.
+The parameter `large_batches` = `yes` keeps XGBoost at hand beside onnxruntime, for requests, or requests that run
+together, of so many rows that it is the quicker one (`xgboost_batches`): 2.6 times the memory.
+
+Deliberately absent: feature names (V2 has no place for them), `pred_leaf`, iteration ranges.
 """
 
 from __future__ import annotations
@@ -99,7 +101,7 @@ class XgboostAdapter:
         """From the node counts in the file."""
         _output_of(options)
         if xgboost_onnx.is_converted(artifact):
-            return xgboost_onnx.converted_size(artifact, options)
+            return xgboost_onnx.converted_size(artifact, options, large_batches=_gets_large_batches(options))
         content = read_model_file("xgboost", artifact, _SUFFIXES)
         facts, freed_bytes = _passed.facts_of(content, _facts), len(content)
         del content
@@ -141,7 +143,9 @@ class XgboostAdapter:
         output = _output_of(options)
         if xgboost_onnx.is_converted(artifact):
             facts = xgboost_onnx.read_facts(artifact)
-            return XgboostModel(xgboost_onnx.load_converted(artifact, options), facts, output)
+            large_batches = _gets_large_batches(options)
+            trees = xgboost_onnx.load_converted(artifact, options, large_batches=large_batches)
+            return XgboostModel(trees, facts, output)
         import_xgboost()
         content = read_model_file("xgboost", artifact, _SUFFIXES)
         facts, ubj = _checked(content)
@@ -311,8 +315,13 @@ def _facts(content: bytes) -> XgboostFacts:
 
 
 def _output_of(options: LoadOptions) -> str | None:
-    refuse_unknown_parameters(options.parameters, ("predict",))
+    refuse_unknown_parameters(options.parameters, ("predict", "large_batches"))
+    _gets_large_batches(options)
     return choice_parameter(options.parameters, "predict", ("labels", "values"))
+
+
+def _gets_large_batches(options: LoadOptions) -> bool:
+    return choice_parameter(options.parameters, "large_batches", ("yes", "no")) == "yes"
 
 
 ADAPTER = XgboostAdapter()

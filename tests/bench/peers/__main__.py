@@ -3,6 +3,8 @@
     python -m tests.bench.peers [--quick] [--only NAME ...] [--scenario WORD ...] [--rounds N] [--seconds S]
     python -m tests.bench.peers --write-readme     the last run's tables and chart, into the READMEs
 
+What was measured is written even if the run is ended before its time (Ctrl-C, SIGTERM).
+
 Exits with 1 when an answer was wrong or a bar is missed. With fewer than three rounds the benches that measure pods of
 one pool, and loads beside requests, run in their quick form; with --only or --scenario they are left out.
 """
@@ -94,12 +96,17 @@ def _measure(given: argparse.Namespace) -> dict[str, Any]:
         duration_s=duration_s,
         say=_say,
     )
-    results = comparison.run(rounds)
-    if given.only or given.scenario:
-        own = left_out("--only and --scenario leave it out")
-    else:
-        own = own_bars(HOME.parent, quick=rounds < _ROUNDS, say=_say)
-    about = about_this_run(given.quick, rounds, duration_s, began_s, load_before)
+    ended_early = False
+    own = left_out("--only and --scenario leave it out" if given.only or given.scenario else "not reached")
+    try:
+        comparison.run(rounds)
+        if not (given.only or given.scenario):
+            own = own_bars(HOME.parent, quick=rounds < _ROUNDS, say=_say)
+    except KeyboardInterrupt:
+        ended_early = True
+        comparison.give_up()
+    results = comparison.results
+    about = about_this_run(given.quick, rounds, duration_s, began_s, load_before, ended_early=ended_early)
     return record_of(contestants, cells, results, [*bars_of(results), *own], about)
 
 

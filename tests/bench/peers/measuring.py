@@ -97,8 +97,8 @@ class Comparison:
         self._loader = ProcessPoolExecutor(1, mp_context=spawn, initializer=pin_to, initargs=((LOAD_CORE,),))
         self.results = Results()
 
-    def run(self, rounds: int) -> Results:
-        """All rounds, then how long the frameworks alone take."""
+    def run(self, rounds: int) -> None:
+        """All rounds, then how long the frameworks alone take; `results` grow as it goes."""
         pythons = dict(self._installed())
         for number in range(rounds):
             for fleet_name in dict.fromkeys(cell.fleet for cell in self._cells):
@@ -108,7 +108,10 @@ class Comparison:
                         self._measure(contestant, pythons[contestant.name], fleet_name, number)
         self._measure_directly()
         self._loader.shutdown()
-        return self.results
+
+    def give_up(self) -> None:
+        """The run was ended: what is measured just now is not waited for."""
+        self._loader.shutdown(wait=False, cancel_futures=True)
 
     def _installed(self) -> Iterator[tuple[str, Path]]:
         for contestant in self._contestants:

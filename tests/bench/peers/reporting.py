@@ -73,7 +73,9 @@ def record_of(
     }
 
 
-def about_this_run(quick: bool, rounds: int, duration_s: float, began_s: float, load_before: float) -> dict[str, Any]:
+def about_this_run(
+    quick: bool, rounds: int, duration_s: float, began_s: float, load_before: float, *, ended_early: bool = False
+) -> dict[str, Any]:
     """Machine and moment. `load_before`: the load average before anything of ours ran."""
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
@@ -83,6 +85,7 @@ def about_this_run(quick: bool, rounds: int, duration_s: float, began_s: float, 
         "seconds_per_cell": duration_s,
         "seconds": round(time.monotonic() - began_s),
         "load_average_before": round(load_before, 2),
+        "ended_early": ended_early,
     }
 
 
@@ -166,6 +169,7 @@ def _heading(about: dict[str, Any]) -> str:
         f"`make bench-peers`, {about['at'][:10]}: {about['machine']}; each server on one core, the load generator on "
         f"another; {about['rounds']} round{'s' if about['rounds'] > 1 else ''} of {about['seconds_per_cell']:g} s per "
         f"cell, medians (least to most). Load average before: {about['load_average_before']:g}."
+        + (" The run was ended before its time." if about["ended_early"] else "")
     )
 
 

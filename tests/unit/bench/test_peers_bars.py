@@ -168,6 +168,11 @@ def test_a_chart_is_drawn_only_of_what_was_measured(tmp_path: Path) -> None:
     assert path.stat().st_size > 1000
 
 
+def test_a_run_that_was_ended_says_so() -> None:
+    about = about_this_run(True, 1, 2.0, 0.0, 0.5, ended_early=True)
+    assert "ended before its time" in markdown_of(record_of(CONTESTANTS, QUICK, Results([A_FIGURE]), [], about))
+
+
 def test_no_two_cells_have_one_name() -> None:
     for cells in (WHOLE, QUICK):
         assert len({cell.name for cell in cells}) == len(cells)
