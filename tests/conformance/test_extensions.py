@@ -255,14 +255,6 @@ def test_a_trace_setting_of_a_model(grpc_server: GrpcServer, subject: Subject) -
     assert cleared == rate(of="", change=False), f"cleared it is {cleared}"
 
 
-@case("trace.change.unknown", EXTENSION, TRACE)
-def test_a_trace_setting_that_there_is_not(grpc_server: GrpcServer, subject: Subject) -> None:
-    """A setting that is not there cannot be changed."""
-    request = pb.TraceSettingRequest(model_name=subject.name)
-    request.settings["no_such_setting"].value.append("1")
-    assert isinstance(grpc_server.try_call("TraceSetting", request), Refusal), "it was changed"
-
-
 @case("logging.settings", EXTENSION, LOGGING)
 def test_log_settings(grpc_server: GrpcServer) -> None:
     """The log settings tell which severities are written, and how verbosely."""
@@ -296,14 +288,6 @@ def test_a_log_setting(grpc_server: GrpcServer) -> None:
     finally:
         after = level(before)
     assert after == before, "it was not changed back"
-
-
-@case("logging.change.unknown", EXTENSION, LOGGING)
-def test_a_log_setting_that_there_is_not(grpc_server: GrpcServer) -> None:
-    """A setting that is not there cannot be changed."""
-    request = pb.LogSettingsRequest()
-    request.settings["no_such_setting"].bool_param = True
-    assert isinstance(grpc_server.try_call("LogSettings", request), Refusal), "it was changed"
 
 
 def _streamed(server: GrpcServer, *requests: Any) -> list[Any]:
