@@ -36,11 +36,6 @@ class WorkQueue(Generic[Key]):
         return len(self._ready)
 
     @property
-    def in_hand(self) -> int:
-        """Keys that a worker has."""
-        return len(self._in_hand)
-
-    @property
     def failing(self) -> int:
         """Keys whose last look failed."""
         return len(self._back_offs)
@@ -90,16 +85,6 @@ class WorkQueue(Generic[Key]):
         self._give_back(key)
         self.add_after(key, delay_s)
         return delay_s
-
-    def clear(self) -> None:
-        """Forget all that waits, as a controller that is no longer the leader does."""
-        for timer in self._later.values():
-            timer.cancel()
-        self._later.clear()
-        self._ready.clear()
-        self._waiting.clear()
-        self._again.clear()
-        self._back_offs.clear()
 
     def _give_back(self, key: Key) -> None:
         self._in_hand.discard(key)

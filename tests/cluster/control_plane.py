@@ -223,12 +223,6 @@ class ControlPlane:
         path.write_text(yaml.safe_dump(content))
         return path
 
-    def admin_kubeconfig(self) -> Path:
-        """For programs that act as the administrator."""
-        return self.kubeconfig(
-            "admin", {"client-certificate": str(self._admin.certificate), "client-key": str(self._admin.key)}
-        )
-
     def service_account_kubeconfig(self, namespace: str, account: str) -> Path:
         """For programs that act as a service account, with a token that the server has issued."""
         request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}

@@ -44,9 +44,6 @@ class RunningController:
     http_port: int
     log: Path
 
-    def log_text(self) -> str:
-        return self.log.read_text(errors="replace")
-
     def ask(self, path: str) -> str:
         """What its HTTP server says, well or not."""
         try:

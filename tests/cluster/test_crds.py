@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from controller.crds.files import contents
+from controller.owned_children import contains
 from tests.cluster.conftest import CRDS
 from tests.cluster.control_plane import ControlPlane, Json, Refusal
+
+SAMPLES = Path(__file__).parents[1] / "unit" / "controller" / "samples" / "services.yaml"
 
 
 def services(namespace: str) -> str:
@@ -167,3 +171,14 @@ def test_kubectl_shows_url_and_readiness(cluster: ControlPlane) -> None:
     assert shown["Ready"] == ".status.conditions[?(@.type=='Ready')].status"
     assert found["spec"]["names"]["shortNames"] == ["isvc"]
     assert found["status"]["acceptedNames"]["kind"] == "InferenceService"
+
+
+def test_every_documented_service_is_kept_as_it_is_written(cluster: ControlPlane, namespace: str) -> None:
+    altered = []
+    for number, sample in enumerate(yaml.safe_load(SAMPLES.read_text())):
+        spec = {part: sample[part] for part in ("predictor", "transformer", "explainer", "canary") if part in sample}
+        said = service(f"s{number}", {}) | {"spec": spec}
+        kept = cluster.admin.create(f"{services(namespace)}?dryRun=All", said)["spec"]
+        if not contains(kept, spec):
+            altered.append(sample["chapter"])
+    assert altered == []
