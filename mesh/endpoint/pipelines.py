@@ -43,16 +43,14 @@ class PipelinesEndpoint:
         if record.spec.has_copies:
             return hexcomb_pb2.PredictResponse().SerializeToString()
         size_bytes = len(request.body)
-        body = await _off_the_loop(size_bytes, lambda: parse_object(request.body))
-        answer, cold = await self._pipelines.predict(call, tenant, record, body, size_bytes)
-        text = await _off_the_loop(size_bytes, lambda: to_json(answer))
-        reply: Reply = hexcomb_pb2.PredictResponse(is_pipeline=True, body=text).SerializeToString()
-        if cold:
-            assert isinstance(reply, bytes)
-            reply = ReplyWithTrailers(reply, COLD_TRAILER)
-        return from_draining(reply) if self._unready() else reply
+        body = await _translated(lambda: parse_object(request.body), size_bytes > TRANSLATED_HERE_BYTES_MAX)
+        answer = await self._pipelines.predict(call, tenant, record, body, size_bytes)
+        text = await _translated(lambda: to_json(answer.body), answer.large)
+        reply = hexcomb_pb2.PredictResponse(is_pipeline=True, body=text).SerializeToString()
+        whole = ReplyWithTrailers(reply, COLD_TRAILER if answer.cold else ())
+        return from_draining(whole) if self._unready() else whole
 
 
-async def _off_the_loop(size_bytes: int, translate: Callable[[], T]) -> T:
+async def _translated(translate: Callable[[], T], is_large: bool) -> T:
     """What it gives; other calls do not wait for a large translation."""
-    return translate() if size_bytes <= TRANSLATED_HERE_BYTES_MAX else await asyncio.to_thread(translate)
+    return await asyncio.to_thread(translate) if is_large else translate()

@@ -33,7 +33,7 @@ LENGTH_MAX = 1024
 NESTED_MAX = 16
 """Queries and arrays of paths in one another."""
 LOOKS_MAX = 50_000
-"""Values that one condition may look at, some 20 ms: it is worked out on the event loop."""
+"""Values that the conditions of one request may look at: it is done on the event loop, and takes some 50 ms."""
 
 _OPERATORS = ("!%", "!=", "<=", ">=", "==", "=", "<", ">", "%")
 _ABSENT: Final = object()
@@ -49,6 +49,19 @@ class InvalidCondition(ValueError):
 
 class TooMuchToLookAt(Exception):
     """The document has more values for this condition than are looked at."""
+
+
+class Looks:
+    """What the conditions of one request may still look at."""
+
+    def __init__(self) -> None:
+        self._left = LOOKS_MAX
+
+    def spend(self, looks: int) -> None:
+        """Raises TooMuchToLookAt."""
+        self._left -= looks
+        if self._left < 0:
+            raise TooMuchToLookAt(f"the request's conditions would have to look at more than {LOOKS_MAX} values")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +111,9 @@ class Condition:
     text: str
     parts: tuple[_Part, ...]
 
-    def holds(self, document: Any) -> bool:
+    def holds(self, document: Any, looks: Looks) -> bool:
         """Whether the path exists. Raises TooMuchToLookAt."""
-        return _Look().follow(self.parts, document) is not _ABSENT
+        return _Look(looks).follow(self.parts, document) is not _ABSENT
 
 
 def parse_condition(text: str) -> Condition:
@@ -253,13 +266,8 @@ def _unquoted(value: str) -> str:
 class _Look:
     """One look at one document."""
 
-    def __init__(self) -> None:
-        self._left = LOOKS_MAX
-
-    def _spend(self, looks: int) -> None:
-        self._left -= looks
-        if self._left < 0:
-            raise TooMuchToLookAt(f"it would have to look at more than {LOOKS_MAX} values")
+    def __init__(self, looks: Looks) -> None:
+        self._spend = looks.spend
 
     def follow(self, parts: tuple[_Part, ...], value: Any) -> Any:
         """What stands at the path, or _ABSENT."""

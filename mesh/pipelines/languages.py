@@ -23,13 +23,21 @@ from mesh.transport.base import StatusCode, TransportError
 from mesh.wire.json_tensors import parse_object, to_json
 from mesh.wire.v1_bodies import answer_of, arrays_of
 from placement.records import ModelRecord
-from runtime_adapters.base import V1_BODY
+from runtime_adapters.base import V1_BODY, Array
 from runtime_adapters.errors import BadInput
 
 TRANSLATED_HERE_BYTES_MAX = 64 * 1024
 """More is read from JSON, and written as JSON, on a thread: 30 ms per MB."""
 
 Body = Mapping[str, Any]
+
+
+JSON_ELEMENT_BYTES = 32
+"""What a number or a text takes in memory as part of a JSON document, at least."""
+
+
+class Outputs(dict[str, Array]):
+    """Arrays that a step answered, as conditions tell them from a client's."""
 
 
 class _Asks:
@@ -47,7 +55,7 @@ class _Asks:
 
     async def _ask(self, record: ModelRecord, given: Values, outputs: tuple[str, ...]) -> Answered:
         answered = await self._models.ask(self._asking, record, given, outputs)
-        self._bytes += sum(map(size_bytes, answered.outputs.values()))
+        self._bytes += sum(map(self._taken, answered.outputs.values()))
         if self._bytes > self._bytes_max:
             raise TooMuch(
                 f"the answers of the steps take more than {self._bytes_max} bytes, this pod's pipeline_bytes_max"
@@ -55,18 +63,21 @@ class _Asks:
         self.cold |= answered.cold
         return answered
 
+    def _taken(self, array: Array) -> int:
+        return size_bytes(array)
+
 
 class TensorSteps(_Asks):
     """`Language` of arrays by name."""
 
     async def ask(self, record: ModelRecord, given: Values, outputs: tuple[str, ...]) -> Values:
         """A model's answer."""
-        return (await self._ask(record, given, outputs)).outputs
+        return Outputs((await self._ask(record, given, outputs)).outputs)
 
     def merged(self, answers: Mapping[str, Values], failures: Mapping[str, TransportError]) -> Values:
         """Every output under `<step>.<output>`."""
         self.failed.update({name: str(error) for name, error in failures.items()})
-        return merged(answers)
+        return Outputs(merged(answers))
 
     def outputs_of_step(self, step: str, outputs: tuple[str, ...]) -> tuple[str, ...]:
         """Those that begin with the step's name."""
@@ -76,9 +87,9 @@ class TensorSteps(_Asks):
         """Tensors have names of their own."""
         return answer
 
-    def document(self, value: Values, *, is_answer: bool) -> Any:
+    def document(self, value: Values) -> Any:
         """V2's JSON, with the arrays where they are."""
-        return as_document("outputs" if is_answer else "inputs", value)
+        return as_document("outputs" if isinstance(value, Outputs) else "inputs", value)
 
 
 class JsonSteps(_Asks):
@@ -87,7 +98,8 @@ class JsonSteps(_Asks):
     def __init__(self, models: ModelCalls, asking: Asking, bytes_max: int, body_bytes: int) -> None:
         """`body_bytes`: of the client's own body, by which it is told how long reading takes."""
         super().__init__(models, asking, bytes_max)
-        self._large = body_bytes > TRANSLATED_HERE_BYTES_MAX
+        self.large = body_bytes > TRANSLATED_HERE_BYTES_MAX
+        """Bodies are translated on a thread: the client's own, or a step's answer, was large."""
 
     async def ask(self, record: ModelRecord, given: Body, outputs: tuple[str, ...]) -> Body:
         """A model's answer."""
@@ -95,14 +107,16 @@ class JsonSteps(_Asks):
         datatypes = {spec.name: spec.datatype for spec in metadata.inputs}
         if V1_BODY in datatypes:
             return await self._read_by_the_model(record, given)
-        if self._large:
+        if self.large:
             arrays, by_row = await asyncio.to_thread(arrays_of, given, datatypes)
         else:
             arrays, by_row = arrays_of(given, datatypes)
         answered = (await self._ask(record, arrays, outputs)).outputs
-        if sum(map(size_bytes, answered.values())) > TRANSLATED_HERE_BYTES_MAX:
-            return await asyncio.to_thread(answer_of, answered, by_row)
-        return answer_of(answered, by_row)
+        self.large |= sum(map(size_bytes, answered.values())) > TRANSLATED_HERE_BYTES_MAX
+        return await asyncio.to_thread(answer_of, answered, by_row) if self.large else answer_of(answered, by_row)
+
+    def _taken(self, array: Array) -> int:
+        return size_bytes(array) + JSON_ELEMENT_BYTES * array.size
 
     async def _read_by_the_model(self, record: ModelRecord, given: Body) -> Body:
         body = np.array([to_json(given)], np.object_)
@@ -125,6 +139,6 @@ class JsonSteps(_Asks):
             raise BadInput('mapPredictionsToInstances: the answer of the step before has no "predictions"')
         return {("instances" if name == "predictions" else name): value for name, value in answer.items()}
 
-    def document(self, value: Body, *, is_answer: bool) -> Any:
+    def document(self, value: Body) -> Any:
         """The body."""
         return value

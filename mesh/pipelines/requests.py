@@ -48,6 +48,15 @@ class PipelineAnswer:
     """Steps that the answer lacks, since they failed softly, and why."""
 
 
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What V1 answers. `cold`: a step waited for its model to be loaded; `large`: the body is written on a thread."""
+
+    body: Body
+    cold: bool
+    large: bool
+
+
 class PipelineRequests:
     """One per pod; belongs to the event loop."""
 
@@ -79,16 +88,14 @@ class PipelineRequests:
 
         return await self._counted(record, answer, lambda: language.cold)
 
-    async def predict(
-        self, call: Call, tenant: str, record: ModelRecord, body: Body, body_bytes: int
-    ) -> tuple[Body, bool]:
-        """A request in JSON, as V1 has it: the answer's body, and whether a step waited for its model to be loaded.
-        Raises as `mesh.pipelines.running.Run.pipeline`."""
+    async def predict(self, call: Call, tenant: str, record: ModelRecord, body: Body, body_bytes: int) -> Predicted:
+        """A request in JSON, as V1 has it. Raises as `mesh.pipelines.running.Run.pipeline`."""
         language = JsonSteps(self._models, _asking(call, tenant, NO_OPTIONS), self._limits.bytes_max, body_bytes)
         run = Run(self._pipelines, self._resolving(tenant), language, self._draw, self._limits.steps_max)
 
-        async def answer() -> tuple[Body, bool]:
-            return await run.pipeline(record, body, ()), language.cold
+        async def answer() -> Predicted:
+            found = await run.pipeline(record, body, ())
+            return Predicted(found, language.cold, language.large)
 
         return await self._counted(record, answer, lambda: language.cold)
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from mesh.endpoint.status import as_transport_error
-from mesh.pipelines.conditions import TooMuchToLookAt
+from mesh.pipelines.conditions import Looks, TooMuchToLookAt
 from mesh.pipelines.errors import NoBranch, TooMuch
 from mesh.pipelines.graph import ROOT, Graph, Node, RouterType, Step, split
 from mesh.pipelines.registered import Pipelines
@@ -51,7 +51,7 @@ class Language(Protocol[V]):
     def as_instances(self, answer: V) -> V:
         """`mapPredictionsToInstances`: an answer as a request."""
 
-    def document(self, value: V, *, is_answer: bool) -> Any:
+    def document(self, value: V) -> Any:
         """What conditions look at."""
 
 
@@ -83,6 +83,7 @@ class Run(Generic[V]):
         self._draw = draw
         self._steps_max = steps_max
         self._steps = 0
+        self._looks = Looks()
 
     async def pipeline(self, record: ModelRecord, given: V, outputs: tuple[str, ...], chain: tuple[str, ...] = ()) -> V:
         """The answer of a pipeline. Raises BrokenPipeline, NoBranch, BadInput, TooLate, and TransportError for what a
@@ -111,9 +112,9 @@ class Run(Generic[V]):
                 return await self._sequence(place, node, given, outputs)
 
     def _branch(self, place: _Place, node: Node, given: V) -> Step:
-        document = self._language.document(given, is_answer=False)
+        document = self._language.document(given)
         for step in node.steps:
-            if _holds(place, step, document):
+            if self._holds(place, step, document):
                 return step
         raise NoBranch(
             f"{_where(place)}: none of the routes matched with the switch condition: "
@@ -128,7 +129,7 @@ class Run(Generic[V]):
                 raise failure
             if step.condition is not None:
                 assert answer is not None, "a Sequence's first step has no condition"
-                if not _holds(place, step, self._language.document(answer, is_answer=True)):
+                if not self._holds(place, step, self._language.document(answer)):
                     return answer
             request = given
             if step.takes_response:
@@ -188,6 +189,8 @@ class Run(Generic[V]):
             if not record.spec.has_copies:
                 return await self.pipeline(record, given, outputs, place.chain)
             return await self._language.ask(record, given, outputs)
+        except TooMuch:
+            raise  # nobody's soft failure: what is left of the request would be too much, too
         except Exception as error:
             known = as_transport_error(error)
             if known is None:
@@ -195,14 +198,15 @@ class Run(Generic[V]):
             said = f"{_where(place)}, step {step.name!r} ({step.target}): {known.message}"
             raise TransportError(known.status, said, known.retry_after_s) from error
 
-
-def _holds(place: _Place, step: Step, document: Any) -> bool:
-    if step.condition is None:
-        return False
-    try:
-        return step.condition.holds(document)
-    except TooMuchToLookAt as error:
-        raise BadInput(f"{_where(place)}, step {step.name!r}, condition {step.condition.text!r}: {error}") from error
+    def _holds(self, place: _Place, step: Step, document: Any) -> bool:
+        if step.condition is None:
+            return False
+        try:
+            return step.condition.holds(document, self._looks)
+        except TooMuchToLookAt as error:
+            raise BadInput(
+                f"{_where(place)}, step {step.name!r}, condition {step.condition.text!r}: {error}"
+            ) from error
 
 
 def _where(place: _Place) -> str:

@@ -137,6 +137,14 @@ def test_a_sequence_stops_where_a_condition_does_not_hold_of_the_answer(client: 
     np.testing.assert_array_equal(client.infer("until", {"x": 2 * X}).outputs["y"], 20 * X)
 
 
+def test_a_switch_after_a_step_looks_at_what_that_answered(client: Client) -> None:
+    judge = graph("Switch", ask("times-3", condition="inputs"), ask("times-5", condition="outputs"))["nodes"]["root"]
+    client.register_pipeline(
+        "judged", graph("Sequence", ask("times-2"), {"nodeName": "n", "data": "$response"}, n=judge)
+    )
+    np.testing.assert_array_equal(client.infer("judged", {"x": X}).outputs["y"], 10 * X)
+
+
 def test_a_splitter_shares_requests_by_weight(client: Client) -> None:
     client.register_pipeline("split", graph("Splitter", ask("times-2", weight=75), ask("times-3", weight=25)))
     found = Counter(float(client.infer("split", {"x": X}).outputs["y"][0, 1]) for _ in range(200))
@@ -429,6 +437,14 @@ def test_a_pipeline_says_what_it_does_not_do(pod: Pod) -> None:
     code, answer = post(f"{pod.http}/v1/models/v1-six:explain", {"instances": [[1, 2, 3, 4]]})
     assert code == 501
     assert "does not explain itself" in answer["error"]
+
+
+def test_explain_asks_the_last_step(pod: Pod, client: Client) -> None:
+    client.register_pipeline("explained", graph("Sequence", ask("iris", outputs=["predict_proba"]), after("trees")))
+    rows = {"instances": [[5.1, 3.5, 1.4, 0.2]]}
+    code, answer = post(f"{pod.http}/v1/models/explained:explain", rows)
+    assert code == 200, answer
+    assert np.shape(answer["explanations"])[-1] == 4, "three probabilities, and what all rows begin with"
 
 
 # The command line -----------------------------------------------------------------------------------------------------

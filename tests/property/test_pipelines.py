@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.pipelines.conditions import InvalidCondition, TooMuchToLookAt, parse_condition
+from mesh.pipelines.conditions import InvalidCondition, Looks, TooMuchToLookAt, parse_condition
 from mesh.pipelines.graph import Graph, parse_graph, split
 from mesh.pipelines.spec import document_of, parameters_of
 from placement.errors import InvalidSpec
@@ -87,4 +87,4 @@ def test_a_condition_is_refused_when_read_or_answers(text: str, document: Any) -
     except InvalidCondition:
         return
     with contextlib.suppress(TooMuchToLookAt):
-        assert condition.holds(document) in (True, False)
+        assert condition.holds(document, Looks()) in (True, False)

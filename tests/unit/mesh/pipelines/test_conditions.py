@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mesh.pipelines.conditions import LENGTH_MAX, LOOKS_MAX, InvalidCondition, TooMuchToLookAt, parse_condition
+from mesh.pipelines.conditions import LENGTH_MAX, LOOKS_MAX, InvalidCondition, Looks, TooMuchToLookAt, parse_condition
 
 PEOPLE = {
     "friends": [
@@ -115,7 +115,7 @@ TENSORS = {
     ],
 )  # fmt: skip
 def test_a_condition_holds_where_its_path_exists(document: Any, condition: str, holds: bool) -> None:
-    assert parse_condition(condition).holds(document) is holds
+    assert parse_condition(condition).holds(document, Looks()) is holds
 
 
 @pytest.mark.parametrize(
@@ -157,5 +157,5 @@ def test_what_is_no_condition_is_refused_where_it_is_read(condition: str, messag
 def test_no_document_keeps_a_condition_looking_for_long(document: Any, condition: str) -> None:
     began_s = time.perf_counter()
     with pytest.raises(TooMuchToLookAt, match="more than 50000"):
-        parse_condition(condition).holds(document)
+        parse_condition(condition).holds(document, Looks())
     assert time.perf_counter() - began_s < 20, "it gave up at its limit, and not when it had looked at all"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mesh.pipelines.errors import BrokenPipeline, NoBranch
+from mesh.pipelines.errors import BrokenPipeline, NoBranch, TooMuch
 from mesh.pipelines.registered import Pipelines
 from mesh.pipelines.running import Run
 from mesh.pipelines.spec import URI, parameters_of
@@ -61,7 +61,7 @@ class World:
     def as_instances(self, answer: Any) -> Any:
         return {**answer, "by": f"mapped {answer['by']}"}
 
-    def document(self, value: Any, *, is_answer: bool) -> Any:
+    def document(self, value: Any) -> Any:
         return value
 
     async def run(
@@ -70,10 +70,11 @@ class World:
         draw: Callable[[], float] = lambda: 0.0,
         steps_max: int = 20,
         outputs: tuple[str, ...] = (),
+        **more: Any,
     ) -> Any:
         unused: Any = None
         run = Run(Pipelines(unused, 3), self.resolve, self, draw, steps_max)
-        return await run.pipeline(await self.resolve(name), {"by": "x", "n": 7}, outputs)
+        return await run.pipeline(await self.resolve(name), {"by": "x", "n": 7, **more}, outputs)
 
     async def wait_asked(self, count: int) -> None:
         for _ in range(count):
@@ -240,10 +241,9 @@ async def test_depth_and_steps_have_limits() -> None:
         for number in range(5)
     }
     last = nodes("Ensemble", "m")["nodes"]["root"]
-    world = World(p=nodes("Ensemble", {"nodeName": "n0", "dependency": "Hard"}, **wide, n5=last))
-    with pytest.raises(TransportError, match="takes more than 20 steps, this pod's pipeline_steps_max") as raised:
+    world = World(p=nodes("Ensemble", {"nodeName": "n0"}, **wide, n5=last))
+    with pytest.raises(TooMuch, match="takes more than 20 steps, this pod's pipeline_steps_max"):
         await world.run()
-    assert raised.value.status is StatusCode.RESOURCE_EXHAUSTED
     assert len(world.asked) <= 20
 
 
@@ -273,3 +273,10 @@ async def test_a_step_asks_for_the_outputs_that_it_names_unless_the_client_names
     await world.run()
     await world.run(outputs=("label",))
     assert [outputs for _, _, outputs in world.asked] == [("proba",), ("score",), ("proba",), ("label",)]
+
+
+async def test_all_conditions_of_a_request_share_what_they_may_look_at() -> None:
+    steps = ({"serviceName": "a", "condition": f"many.#(=={number})"} for number in range(-9, 0))
+    world = World(p=nodes("Switch", *steps))
+    with pytest.raises(BadInput, match=r"step '\d', condition 'many.*look at more than 50000 values"):
+        await world.run(many=[0] * 6000)
