@@ -176,7 +176,7 @@ class V2Endpoint:
         if answer.failed:
             told = inference_pb2.ModelInferResponse()
             for step, why in answer.failed.items():
-                told.parameters[f"failed_step.{step}"].string_param = why
+                told.parameters[messages.FAILED_STEP + step].string_param = why
             encoded += told.SerializeToString()
         return ReplyWithTrailers(encoded, COLD_TRAILER) if answer.cold else encoded
 

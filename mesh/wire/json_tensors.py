@@ -27,6 +27,7 @@ import numpy as np
 
 from mesh.wire.errors import InvalidMessage
 from mesh.wire.generated.inference_pb2 import ModelInferRequest, ModelInferResponse
+from mesh.wire.messages import FAILED_STEP
 from mesh.wire.peek import RAW_INPUTS, RAW_OUTPUTS, peek
 from mesh.wire.tensors import (
     RANK_MAX,
@@ -150,8 +151,15 @@ def infer_response_to_json(reply: bytes, forms: WantedForms) -> tuple[bytes, int
     answer = {"model_name": result.model_name, "model_version": result.model_version}
     if result.request_id:
         answer["id"] = result.request_id
-    text = to_json({**answer, "outputs": outputs})
+    told = _parameters(reply) if FAILED_STEP.encode() in reply else {}
+    text = to_json({**answer, **({"parameters": told} if told else {}), "outputs": outputs})
     return (b"".join([text, *binary]), len(text)) if binary else (text, None)
+
+
+def _parameters(reply: bytes) -> dict[str, Any]:
+    """Those of an answer as a whole."""
+    parameters = parsed_beside_raw(ModelInferResponse, reply, peek(reply, RAW_OUTPUTS)).parameters
+    return {key: getattr(each, each.WhichOneof("parameter_choice")) for key, each in parameters.items()}
 
 
 def _beside_references(reply: bytes) -> tuple[bytes, list[dict[str, Any]]]:

@@ -210,6 +210,11 @@ def test_a_soft_failure_is_left_out_of_an_ensemble_and_told_a_hard_one_is_the_an
     assert list(decode_response(answer).outputs) == ["does.same"]
     parameters = inference_pb2.ModelInferResponse.FromString(answer).parameters
     assert "no answer for you" in parameters["failed_step.may"].string_param
+    x = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [RAISE, 0]}
+    text = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}
+    code, over_http = post(f"{pod.http}/v2/models/soft/infer", {"inputs": [x, text]})
+    assert code == 200
+    assert "no answer for you" in over_http["parameters"]["failed_step.may"]
     hard = graph("Ensemble", ask("obedient", name="must", dependency="Hard"), ask("words", name="does"))
     client.register_pipeline("hard", hard)
     with pytest.raises(

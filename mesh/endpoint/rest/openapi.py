@@ -336,7 +336,8 @@ _SCHEMAS: Schema = {
         },
     ),
     "InferResponse": _object(
-        {"model_name": _TEXT, "model_version": _TEXT, "outputs": {"type": "array", "items": _TENSOR}}, {"id": _TEXT}
+        {"model_name": _TEXT, "model_version": _TEXT, "outputs": {"type": "array", "items": _TENSOR}},
+        {"id": _TEXT, "parameters": _PARAMETERS},
     ),
     # Beside these, inputs of the model and parameters of the request, by name.
     "GenerateRequest": {**_object({}, {"id": _TEXT, "parameters": _PARAMETERS}), "additionalProperties": True},
@@ -348,5 +349,11 @@ _SCHEMAS: Schema = {
         "oneOf": [_object({"instances": {"type": "array", "minItems": 1}}), _object({"inputs": {}})],
     },
     "Explanation": {"oneOf": [_object({"explanations": {"type": "array"}}), _object({"outputs": {}})]},
-    "Prediction": {"oneOf": [_object({"predictions": {"type": "array"}}), _object({"outputs": {}})]},
+    "Prediction": {
+        "anyOf": [
+            _object({"predictions": {"type": "array"}}),
+            _object({"outputs": {}}),
+            {"type": "object", "description": "A pipeline's: its last step's answer, or an Ensemble's by step."},
+        ]
+    },
 }
