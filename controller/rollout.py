@@ -11,7 +11,8 @@ revision of a service takes everything, whatever the percent says.
 The spec of `stable` is no longer in the object, so it is kept in the status: a mesh that lost its store is given it
 back first, and then goes the same way to `latest` again.
 
-With KServe's tag routing, `latest-<service>` and `prev-<service>` lead to the two directly.
+With KServe's tag routing, `<service>.latest` and `<service>.prev` lead to the two directly; KServe's own form,
+`latest-<service>`, could be another service's name, which no name with a dot is.
 """
 
 from __future__ import annotations
@@ -114,9 +115,9 @@ def plan_rollout(service: Service, latest: Registration, mesh: MeshView, before:
             weights = dict(alias.weights)
     aliases = [Alias(service.name, target, weights)]
     if service.annotations.get(names.TAG_ROUTING, "").lower() == "true":
-        aliases.append(Alias(f"latest-{service.name}", latest.id))
+        aliases.append(Alias(f"{service.name}.latest", latest.id))
         if canary and stable is not None:
-            aliases.append(Alias(f"prev-{service.name}", stable.id))
+            aliases.append(Alias(f"{service.name}.prev", stable.id))
     return Rollout(
         tuple(registrations),
         tuple(aliases),

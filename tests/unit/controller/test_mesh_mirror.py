@@ -104,13 +104,13 @@ async def test_after_a_write_the_service_gets_a_younger_view_and_others_do_not_n
 async def test_an_alias_is_the_services_whose_model_it_leads_to(mesh: FakeMesh, mirror: MeshMirror) -> None:
     mesh.add("mine", "mine__isvc-1")
     mesh.aliases = [
-        hexcomb_pb2.AliasDescription(id="latest-mine", target="mine__isvc-1", owner="hexcomb-controller"),
+        hexcomb_pb2.AliasDescription(id="mine.latest", target="mine__isvc-1", owner="hexcomb-controller"),
         hexcomb_pb2.AliasDescription(id="theirs", target="mine__isvc-1", owner="them"),
         hexcomb_pb2.AliasDescription(id="far", target="elsewhere", owner="hexcomb-controller"),
     ]
     view = await mirror.view("n", "mine", {})
-    assert list(view.aliases) == ["latest-mine"]
-    assert mirror.owner_of_alias("n", "latest-mine") == "mine"
+    assert list(view.aliases) == ["mine.latest"]
+    assert mirror.owner_of_alias("n", "mine.latest") == "mine"
     assert "them" in mirror.owner_of_alias("n", "theirs")
     assert mirror.owner_of_alias("n", "free") == ""
 

@@ -128,8 +128,8 @@ def test_tag_routing_gives_each_revision_a_name_of_its_own() -> None:
     world.apply(service(sklearn(SECOND, canaryTrafficPercent=10), routed))
     world.rest()
     uri_of = {model.id: model.spec["uri"] for model in world.mesh.models.values()}
-    assert uri_of[world.mesh.aliases["latest-iris"].active] == SECOND
-    assert uri_of[world.mesh.aliases["prev-iris"].active] == FIRST
+    assert uri_of[world.mesh.aliases["iris.latest"].active] == SECOND
+    assert uri_of[world.mesh.aliases["iris.prev"].active] == FIRST
     world.apply(service(sklearn(SECOND, canaryTrafficPercent=10)))
     world.rest()
     assert set(world.mesh.aliases) == {"iris"}
