@@ -50,7 +50,7 @@ from runtime_adapters.xgboost_objectives import ValuesOf, values_of
 
 FORM_NAME = "converted.json"
 """What the trees do not say; its presence marks a converted form."""
-FORM_VERSION = 3
+FORM_VERSION = 4
 """Part of the key of prepared forms: to be raised when this file writes something else."""
 DEPTH_MAX = 512
 ROUNDING = 1e-6

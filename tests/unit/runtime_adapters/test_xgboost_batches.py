@@ -12,7 +12,7 @@ import pytest
 from runtime_adapters import xgboost_batches, xgboost_onnx
 from runtime_adapters.base import Array, LoadOptions, Size
 from runtime_adapters.errors import AdapterError, BadArtifact
-from runtime_adapters.xgboost_batches import ROWS_TRIED, TreesBySize, rows_min_for
+from runtime_adapters.xgboost_batches import ROWS_TRIED, RUNS, TreesBySize, rows_min_for
 from runtime_adapters.xgboost_trees import ADAPTER, XgboostModel
 
 FEATURES, ROWS_MIN = 5, 64
@@ -99,24 +99,37 @@ def test_the_first_size_at_which_enough_is_saved_counts(
 ) -> None:
     few, many = Engine(1), Engine(2)
     monkeypatch.setattr(
-        xgboost_batches, "_quickest_s", lambda engine, some: many_s[len(some)] if engine is many else len(some) / 64
+        xgboost_batches, "_quickest_s", lambda engine, some, count: many_s[count] if engine is many else count / 64
     )
     assert rows_min_for(few, many, rows(20)) == found
 
 
-def test_rows_that_are_tried_are_made_of_the_samples_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_are_tried_differ_and_have_the_samples_values_without_missing_ones() -> None:
     seen: list[Array] = []
 
-    def quickest_s(engine: Engine, some: Array) -> float:
-        seen.append(some)
-        return 1.0
+    class Watched(Engine):
+        def values(self, rows: Array, margin: Array | None) -> Array:
+            seen.append(rows)
+            return super().values(rows, margin)
 
-    monkeypatch.setattr(xgboost_batches, "_quickest_s", quickest_s)
     samples = rows(20)
-    rows_min_for(Engine(1), Engine(2), samples)
-    assert len(seen[-1]) == max(ROWS_TRIED)
-    assert len(np.unique(seen[-1], axis=0)) > 0.9 * max(ROWS_TRIED)
-    assert all(np.isin(seen[-1][:, feature], samples[:, feature]).all() for feature in range(FEATURES))
+    samples[3] = np.nan
+    samples[4] = np.inf
+    rows_min_for(Watched(1), Watched(2), samples)
+    together = np.concatenate(seen[:RUNS])
+    assert len(together) == RUNS * ROWS_TRIED[0]
+    assert len(np.unique(together, axis=0)) > 0.9 * len(together)
+    allowed = np.where(np.isfinite(samples), samples, 0)
+    assert all(np.isin(together[:, feature], allowed[:, feature]).all() for feature in range(FEATURES))
+
+
+def test_many_rows_of_which_one_value_is_missing_stay_with_onnxruntime() -> None:
+    both = TreesBySize(Engine(1), Engine(2), 10)
+    some = rows(400)
+    some[17, 3] = np.nan
+    assert both.values(some, None)[0] == 1
+    some[17, 3] = np.inf
+    assert both.values(some, None)[0] == 2
 
 
 def test_answers_are_the_same_whoever_gives_them(form: Path) -> None:
