@@ -85,7 +85,7 @@ def desired(objects: Objects, mesh: MeshView, policy: Policy, now_s: float) -> D
         on_mesh = plan_registration(service, objects, mesh, policy)
         in_pods = plan_dedicated(service, objects, policy)
     except InvalidField as error:
-        return _invalid(whole, error, mesh, before, now_s)
+        return _invalid(whole, error, mesh, policy, before, now_s)
     place, known = read_place(before), before.get("observedGeneration")
     choice = choose_mode(asked, on_mesh, in_pods, mesh, place, same_generation=known == service.generation)
     if isinstance(choice, Undecided):
@@ -99,7 +99,7 @@ def desired(objects: Objects, mesh: MeshView, policy: Policy, now_s: float) -> D
         try:
             beside = plan_beside(service, objects, policy)
         except InvalidField as error:
-            return _invalid(whole, error, mesh, before, now_s)
+            return _invalid(whole, error, mesh, policy, before, now_s)
         decided = _placed(turn, choice, _made(turn, choice, on_mesh, in_pods), beside)
     return _told(decided, service.name, before)
 
@@ -144,14 +144,17 @@ def _all_children(objects: Objects) -> frozenset[tuple[str, str]]:
     )
 
 
-def _invalid(whole: Manifest, error: InvalidField, mesh: MeshView, before: Manifest, now_s: float) -> Desired:
+def _invalid(
+    whole: Manifest, error: InvalidField, mesh: MeshView, policy: Policy, before: Manifest, now_s: float
+) -> Desired:
     """`whole` may be anything at all."""
     metadata = _object(whole.get("metadata"))
     generation, name = metadata.get("generation"), str(metadata.get("name"))
     alias = mesh.aliases.get(name)
     serving = alias.active if alias is not None else ""
     status = status_invalid(generation if type(generation) is int else 0, error, serving, before, now_s)
-    return _told(Desired(hold=True, status=status), name, before)
+    # What the cluster has (KEDA) may be what is wrong, and changes without the object's changing.
+    return _told(Desired(hold=True, status=status, requeue_after_s=policy.requeue_steady_s), name, before)
 
 
 def _told(decided: Desired, name: str, before: Manifest) -> Desired:

@@ -114,8 +114,9 @@ def _runtimes_pod(
         raise InvalidField(path, f"has no container named {MAIN}")
     known = {**labels, **service.labels}
     main.update(rendered(main, path, service.name, service.namespace, known, annotations))
+    said = rendered(model.container.value, model.where, service.name, service.namespace, known, annotations)
     version = "" if model.container.has("image") else model.runtime_version
-    container = merged(merged(main, server_additions(runtime.name, model, service.name)), model.container.value)
+    container = merged(merged(main, server_additions(runtime.name, model, service.name)), said)
     container["image"] = image_for(str(container.get("image", "")), runtime.name, version, container)
     container["name"] = MAIN
     pod = {key: value for key, value in runtime.spec.value.items() if key not in _NOT_OF_A_RUNTIMES_POD}

@@ -1,4 +1,4 @@
-"""`{{.Name}}` and its kin in a runtime's container.
+"""`{{.Name}}` and its kin in a runtime's container, and in what the object says of it.
 
 KServe runs Go's templates over the whole container. People use four things of them, and only those are read here: the
 service's name and namespace, its labels and its annotations. Anything else between `{{` and `}}` is refused, with its

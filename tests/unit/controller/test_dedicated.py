@@ -225,6 +225,13 @@ def test_what_pods_cannot_do_names_its_path(predictor: dict[str, Any], path: str
     assert why in problem
 
 
+def test_what_the_object_says_of_the_container_is_filled_too() -> None:
+    assert "--name=iris" in main(plan(service(model(args=["--name={{.Name}}"]))))["args"]
+    path, problem = against(service(model(args=["{{.Unknown}}"])))
+    assert path == "spec.predictor.model"
+    assert "{{.Unknown}}" in problem
+
+
 @pytest.mark.parametrize("text", ["{{.Labels.nobody}}", "{{ range .Items }}", "{{.Spec.x}}"])
 def test_a_template_that_cannot_be_filled_is_refused(text: str) -> None:
     odd = runtime(
