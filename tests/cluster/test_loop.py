@@ -11,7 +11,7 @@ import pytest
 from mesh.demo.ports import free_ports
 from tests.cluster.control_plane import ControlPlane, Json
 from tests.cluster.controllers import StartController
-from tests.cluster.services import isvc, model_status, path_of, predicts, wait_ready
+from tests.cluster.services import condition, isvc, model_status, path_of, predicts, wait_ready
 from tests.e2e.conftest import Example, ModelFiles, Pod, PodStarter, StartPod
 
 
@@ -185,12 +185,9 @@ def test_a_name_that_is_taken_on_the_mesh_is_told_and_left_alone(
         client.put_alias("s", "theirs", owner="them")
     start_controller(namespace, pod.target, leader_elect=False)
     cluster.admin.create(path_of(namespace), isvc("s", scale.uri))
-
-    def told() -> bool:
-        failure = model_status(cluster.admin.get(path_of(namespace, "s"))).get("lastFailureInfo", {})
-        return "taken on the mesh" in failure.get("message", "")
-
-    cluster.admin.wait_until(told, "the status says so")
+    service = wait_ready(cluster.admin, namespace, "s", "False")
+    assert "taken on the mesh" in condition(service, "Ready")["message"]
+    assert "taken on the mesh" in model_status(service)["lastFailureInfo"]["message"]
     with pod.client(tenant=namespace) as client:
         (alias,) = list(client.list_aliases())
         assert (alias.active, alias.owner) == ("theirs", "them")
