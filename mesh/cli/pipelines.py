@@ -106,7 +106,7 @@ def show(target: Target, name: str) -> None:
     print_line(f"{found.id}: generation {found.generation}, {state_name(found.state)}")
     for failure in found.failures:
         print_line(f"cannot answer: {failure.message}")
-    for line in _lines(_graph(found)["nodes"], "root", "  "):
+    for line in _lines(_graph(found)["nodes"], "root", "  ", set()):
         print_line(line)
 
 
@@ -153,9 +153,13 @@ def _as_json(model: Any) -> dict[str, Any]:
     }
 
 
-def _lines(nodes: Mapping[str, Any], name: str, indent: str) -> Iterator[str]:
-    """A node and all below it; one that is asked twice is shown twice."""
+def _lines(nodes: Mapping[str, Any], name: str, indent: str, shown: set[str]) -> Iterator[str]:
+    """A node and all below it, each once."""
     node = nodes[name]
+    if name in shown:
+        yield f"{indent}{name}: as above"
+        return
+    shown.add(name)
     yield f"{indent}{name}: {node['routerType']}"
     for at, step in enumerate(node["steps"]):
         beside = [
@@ -167,4 +171,4 @@ def _lines(nodes: Mapping[str, Any], name: str, indent: str) -> Iterator[str]:
         target = step.get("serviceName") or f"node {step['nodeName']}"
         yield f"{indent}  {step.get('name') or at} -> {target}{more}"
         if step.get("nodeName"):
-            yield from _lines(nodes, step["nodeName"], indent + "    ")
+            yield from _lines(nodes, step["nodeName"], indent + "    ", shown)

@@ -11,12 +11,12 @@ one.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
 
+from mesh.pipelines.errors import TooMuch
 from mesh.pipelines.graph import ROOT, Graph, RouterType, Step
 from mesh.pipelines.registered import Pipelines
 from mesh.pipelines.values import inputs_for
@@ -25,6 +25,8 @@ from runtime_adapters.base import ModelMetadata, TensorSpec
 from runtime_adapters.errors import BadInput
 
 PLATFORM = "hexcomb_pipeline"
+TENSORS_MAX = 1024
+"""Inputs, or outputs, of one node: Ensembles of Ensembles multiply them."""
 _NOTHING = np.empty(0)
 
 
@@ -41,34 +43,39 @@ class Describing:
         self._pipelines = pipelines
         self._resolve = resolve
         self._metadata_of = metadata_of
+        self._pipelines_known: dict[str, ModelMetadata] = {}
+        self._nodes_known: dict[tuple[str, str], ModelMetadata] = {}
 
     async def describe(self, record: ModelRecord, chain: tuple[str, ...] = ()) -> ModelMetadata:
-        """Raises BrokenPipeline, and what `resolve` and `metadata_of` do."""
+        """Raises BrokenPipeline, TooMuch, and what `resolve` and `metadata_of` do."""
         chain = self._pipelines.enter(record, chain)
-        graph = self._pipelines.graph(record)
-        inputs, outputs = await asyncio.gather(self._inputs(graph, ROOT, chain), self._outputs(graph, ROOT, chain))
-        return ModelMetadata(PLATFORM, inputs, outputs)
+        if record.id not in self._pipelines_known:
+            self._pipelines_known[record.id] = await self._of_node(self._pipelines.graph(record), ROOT, chain)
+        return self._pipelines_known[record.id]
 
-    async def _inputs(self, graph: Graph, name: str, chain: tuple[str, ...]) -> tuple[TensorSpec, ...]:
-        node = graph.nodes[name]
-        first = node.steps[:1] if node.router is RouterType.SEQUENCE else node.steps
-        return joined([(await self._of_step(graph, step, chain)).inputs for step in first])
-
-    async def _outputs(self, graph: Graph, name: str, chain: tuple[str, ...]) -> tuple[TensorSpec, ...]:
-        node = graph.nodes[name]
-        last = node.steps[-1:] if node.router is RouterType.SEQUENCE else node.steps
-        found: dict[str, TensorSpec] = {}
-        for step in last:
-            for spec in (await self._of_step(graph, step, chain)).outputs:
-                name = f"{step.name}.{spec.name}" if node.router is RouterType.ENSEMBLE else spec.name
-                found.setdefault(name, replace(spec, name=name))
-        return tuple(found.values())
+    async def _of_node(self, graph: Graph, name: str, chain: tuple[str, ...]) -> ModelMetadata:
+        """Each node once, however many steps lead to it."""
+        known = (chain[-1], name)
+        if known not in self._nodes_known:
+            node = graph.nodes[name]
+            is_sequence = node.router is RouterType.SEQUENCE
+            first = node.steps[:1] if is_sequence else node.steps
+            last = node.steps[-1:] if is_sequence else node.steps
+            inputs = joined([(await self._of_step(graph, step, chain)).inputs for step in first])
+            outputs: dict[str, TensorSpec] = {}
+            for step in last:
+                for spec in (await self._of_step(graph, step, chain)).outputs:
+                    shown = f"{step.name}.{spec.name}" if node.router is RouterType.ENSEMBLE else spec.name
+                    outputs.setdefault(shown, replace(spec, name=shown))
+            if max(len(inputs), len(outputs)) > TENSORS_MAX:
+                raise TooMuch(f"node {name!r} of pipeline {chain[-1]!r} has more than {TENSORS_MAX} inputs or outputs")
+            self._nodes_known[known] = ModelMetadata(PLATFORM, inputs, tuple(outputs.values()))
+        return self._nodes_known[known]
 
     async def _of_step(self, graph: Graph, step: Step, chain: tuple[str, ...]) -> ModelMetadata:
         """What a step takes and gives."""
         if step.node:
-            inputs = await self._inputs(graph, step.node, chain)
-            return ModelMetadata(PLATFORM, inputs, await self._outputs(graph, step.node, chain))
+            return await self._of_node(graph, step.node, chain)
         record = await self._resolve(step.service)
         if not record.spec.has_copies:
             return await self.describe(record, chain)
