@@ -196,8 +196,11 @@ class Controller:
         )
         # Once per kind of trouble: the message may hold a number that differs each time.
         service = self._services.get(key)
+        if service is None or self._told.get(key) == type(error).__name__:
+            return
         passes = isinstance(error, Unreachable | Conflict | Unavailable | DeadlineExceeded | Overloaded)
-        if service is not None and self._told.get(key) != type(error).__name__ and not passes:
+        # The status of an object that is being deleted is not written; somebody may be waiting for it to go.
+        if not passes or "deletionTimestamp" in service["metadata"]:
             self._told[key] = type(error).__name__
             await self._recorder.record(service, Event("Warning", "InternalError", str(error)))
 

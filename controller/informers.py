@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from controller.back_off import BackOff
 from controller.cluster_api import Change, Json, Kind
-from controller.cluster_errors import ClusterError, Expired
+from controller.cluster_errors import ClusterError, Expired, Missing
 
 log = logging.getLogger("hexcomb.controller")
 
@@ -119,7 +119,8 @@ class Informer:
                 if isinstance(error, Expired):
                     self.forget_place()
                 delay_s = self._back_off.next_s()
-                log.warning("%s: %s; again in %.1f s", self.kind, error, delay_s)
+                hint = "; the cluster does not know this kind: apply deploy/crds" if isinstance(error, Missing) else ""
+                log.warning("%s: %s%s; again in %.1f s", self.kind, error, hint, delay_s)
                 await asyncio.sleep(delay_s)
 
     async def turn(self) -> None:

@@ -99,4 +99,7 @@ def _build(names: list[str], home: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.writelines(f"{path}\n" for path in find_programs().values())
+    try:
+        sys.stdout.writelines(f"{path}\n" for path in find_programs().values())
+    except KubernetesMissing as error:
+        sys.exit(f"error: {error}")
