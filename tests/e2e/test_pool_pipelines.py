@@ -76,6 +76,27 @@ def test_every_pod_answers_a_pipeline_at_once_and_asks_the_others_for_their_mode
     assert sum(status_of(pod).loads for pod in pool.pods) == loads_before, "no model was loaded a second time"
 
 
+def test_an_alias_moves_from_a_model_to_a_pipeline_and_back_and_may_share_with_one(
+    pool: LocalPool, models: list[str], pipelines: dict[str, np.ndarray]
+) -> None:
+    here, there = (Client(pod.grpc_endpoint, retry=ONE_TRY) for pod in pool.pods)
+    with here, there:
+
+        def answers(expected: np.ndarray) -> bool:
+            return np.allclose(there.infer("front", {"x": X}).outputs["y"], expected, rtol=1e-6)
+
+        here.put_alias("front", models[0])
+        wait_until(pool, lambda: answers(X * FACTORS[0]), "it is a model")
+        here.put_alias("front", "all", wait=True)
+        wait_until(pool, lambda: answers(pipelines["all"]), "it is a pipeline")
+        here.put_alias("front", models[1], wait=True)
+        wait_until(pool, lambda: answers(X * FACTORS[1]), "it is a model again")
+        here.put_alias("front", "all", {"all": 1, models[1]: 0})
+        wait_until(pool, lambda: answers(pipelines["all"]), "all of its share is a pipeline's")
+        assert not here.describe("all").failures
+        here.delete_alias("front")
+
+
 def test_nobody_who_asks_pipelines_notices_a_killed_pod(
     pool: LocalPool, models: list[str], pipelines: dict[str, np.ndarray]
 ) -> None:
