@@ -129,7 +129,7 @@ def install(requirements: Requirements, sources: PackageSources, into: Path, sto
         log.seek(0)
         printed = log.read().decode(errors="replace")
     if process.returncode != 0:
-        raise _failure(printed, process.returncode, sources)
+        raise _failure(printed, process.returncode)
     shutil.rmtree(temporary)
     _check_size(into, sources.bytes_max)
 
@@ -186,10 +186,9 @@ def _as_url(link: str) -> str:
     return link if "://" in link else Path(link).absolute().as_uri()
 
 
-def _failure(printed: str, status: int, sources: PackageSources) -> Exception:
-    """What went wrong, with the end of what pip printed."""
-    if sources.index_url is not None:
-        printed = printed.replace(sources.index_url, _without_password(sources.index_url))
+def _failure(printed: str, status: int) -> Exception:
+    """What went wrong, with the end of what pip printed, which may name the index, links and proxies as they are."""
+    printed = _without_password(printed)
     tail = " | ".join(line.strip() for line in printed.splitlines() if line.strip())[-_LOG_CHARS_MAX:]
     if "No space left on device" in printed:
         return DiskFull(f"its packages could not be installed, the disk is full: {tail}")
@@ -198,5 +197,6 @@ def _failure(printed: str, status: int, sources: PackageSources) -> Exception:
     return FetchFailed(f"its packages were not installed (pip ended with status {status}): {tail}")
 
 
-def _without_password(url: str) -> str:
-    return re.sub(r"//[^/@]+@", "//****@", url)
+def _without_password(text: str) -> str:
+    """Of every URL in it."""
+    return re.sub(r"//[^/\s]+@", "//****@", text)

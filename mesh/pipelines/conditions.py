@@ -321,6 +321,10 @@ class _Look:
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, bytes):
+            if operator in ("%", "!%"):
+                self._spend(len(value))
+            else:  # what comes after decides nothing; a character takes at most four bytes
+                value = value[: 4 * (len(with_text) + 1)]
             value = value.decode(errors="replace")
         if isinstance(value, str):
             if operator in ("%", "!%"):

@@ -11,8 +11,9 @@ Both count what the answers of one request take together, since all of an Ensemb
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -30,6 +31,7 @@ TRANSLATED_HERE_BYTES_MAX = 64 * 1024
 """More is read from JSON, and written as JSON, on a thread: 30 ms per MB."""
 
 Body = Mapping[str, Any]
+T = TypeVar("T")
 
 
 JSON_ELEMENT_BYTES = 32
@@ -107,23 +109,24 @@ class JsonSteps(_Asks):
         datatypes = {spec.name: spec.datatype for spec in metadata.inputs}
         if V1_BODY in datatypes:
             return await self._read_by_the_model(record, given)
-        if self.large:
-            arrays, by_row = await asyncio.to_thread(arrays_of, given, datatypes)
-        else:
-            arrays, by_row = arrays_of(given, datatypes)
+        arrays, by_row = await self._translated(partial(arrays_of, given, datatypes))
         answered = (await self._ask(record, arrays, outputs)).outputs
         self.large |= sum(map(size_bytes, answered.values())) > TRANSLATED_HERE_BYTES_MAX
-        return await asyncio.to_thread(answer_of, answered, by_row) if self.large else answer_of(answered, by_row)
+        return await self._translated(partial(answer_of, answered, by_row))
 
     def _taken(self, array: Array) -> int:
         return size_bytes(array) + JSON_ELEMENT_BYTES * array.size
 
     async def _read_by_the_model(self, record: ModelRecord, given: Body) -> Body:
-        body = np.array([to_json(given)], np.object_)
+        body = np.array([await self._translated(partial(to_json, given))], np.object_)
         found = (await self._ask(record, {V1_BODY: body}, (V1_BODY,))).outputs.get(V1_BODY)
         if found is None or found.dtype != np.object_ or found.size != 1:
             raise TransportError(StatusCode.INTERNAL, "the model answered a V1 request, but not with one body")
-        return parse_object(found.item())
+        self.large |= size_bytes(found) > TRANSLATED_HERE_BYTES_MAX
+        return await self._translated(partial(parse_object, found.item()))
+
+    async def _translated(self, translate: Callable[[], T]) -> T:
+        return await asyncio.to_thread(translate) if self.large else translate()
 
     def merged(self, answers: Mapping[str, Body], failures: Mapping[str, TransportError]) -> Body:
         """Every answer under its step's name."""

@@ -66,7 +66,8 @@ class ModelCalls:
         """`router`: of a pod in a pool."""
         self._serving = serving
         self._router = router
-        self._elsewhere: LRUCache[ModelKey, ModelMetadata] = LRUCache(METADATA_KEPT_MAX)
+        self._elsewhere: LRUCache[tuple[ModelKey, float], ModelMetadata] = LRUCache(METADATA_KEPT_MAX)
+        """By generation and its time: a name that was given up long ago begins at generation 1 again."""
 
     async def resolve(self, tenant: str, name: str) -> ModelRecord:
         """What a name stands for now. Raises UnknownModel."""
@@ -81,7 +82,8 @@ class ModelCalls:
         """What a model takes and gives. Raises as `mesh.serving.Serving.metadata`, or TransportError."""
         if self._router is None or self._serving.knows_metadata(record):
             return await self._serving.metadata(record, asking.deadline_s)
-        known = self._elsewhere.get(key_of(record))
+        key = (key_of(record), record.generation_at_s)
+        known = self._elsewhere.get(key)
         if known is not None:
             return known
         registered = self._serving.registered(record) or record
@@ -99,7 +101,7 @@ class ModelCalls:
             return here[-1]
         body = reply.body if isinstance(reply, ReplyWithTrailers) else reply
         found = _metadata(messages.parse_response(messages.MODEL_METADATA, body))
-        self._elsewhere[key_of(record)] = found
+        self._elsewhere[key] = found
         return found
 
     async def ask(self, asking: Asking, record: ModelRecord, given: Values, outputs: tuple[str, ...]) -> Answered:

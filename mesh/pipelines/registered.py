@@ -43,12 +43,13 @@ class Pipelines:
         """`depth_max`: pipelines that may be in one another."""
         self._registry = registry
         self._depth_max = depth_max
-        self._graphs: LRUCache[tuple[str, str, int], Graph] = LRUCache(GRAPHS_KEPT_MAX)
+        self._graphs: LRUCache[tuple[str, str, int, float], Graph] = LRUCache(GRAPHS_KEPT_MAX)
         self._users: dict[tuple[str, str], set[str]] = {}
 
     def graph(self, record: ModelRecord) -> Graph:
         """Of a pipeline. Raises BrokenPipeline where this version cannot read it."""
-        key = (record.tenant, record.id, record.generation)
+        # With its time: a name that was given up long ago begins at generation 1 again.
+        key = (record.tenant, record.id, record.generation, record.generation_at_s)
         graph = self._graphs.get(key)
         if graph is None:
             try:
@@ -140,7 +141,7 @@ class Pipelines:
     def _forget(self, tenant: str, names: Iterable[str]) -> None:
         """Graphs of generation 0 are of what is not registered yet."""
         for name in names:
-            self._graphs.pop((tenant, name, 0), None)
+            self._graphs.pop((tenant, name, 0, 0.0), None)
 
     def check_alias(self, tenant: str, alias: str, targets: Iterable[str]) -> None:
         """Whether an alias may point there: not at a pipeline that asks the alias. Raises InvalidSpec."""

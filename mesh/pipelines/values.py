@@ -31,7 +31,7 @@ _NAMES_SHOWN_MAX = 16
 
 def inputs_for(given: Values, takes: Sequence[TensorSpec]) -> dict[str, Array]:
     """What a model is given, of what there is. Raises BadInput."""
-    names = [spec.name for spec in takes]
+    names = dict.fromkeys(spec.name for spec in takes)
     required = [spec.name for spec in takes if not spec.optional]
     if not takes or all(name in names for name in given):
         return dict(given)

@@ -109,4 +109,12 @@ def test_it_ends_when_its_time_is_over_or_nobody_waits(
     ],
 )
 def test_what_pip_prints_tells_whether_it_may_pass(printed: str, kind: type[Exception]) -> None:
-    assert type(package_install._failure(printed, 1, PackageSources())) is kind
+    assert type(package_install._failure(printed, 1)) is kind
+
+
+def test_no_password_of_what_pip_prints_is_told() -> None:
+    printed = "Looking in links: https://me:one@a/w\nProxyError https://me:two@proxy:3128 for a@b.c https://c/d"
+    told = str(package_install._failure(printed, 1))
+    assert "one" not in told
+    assert "two" not in told
+    assert told.endswith("ProxyError https://****@proxy:3128 for a@b.c https://c/d")

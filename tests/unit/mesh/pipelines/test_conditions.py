@@ -159,3 +159,19 @@ def test_no_document_keeps_a_condition_looking_for_long(document: Any, condition
     with pytest.raises(TooMuchToLookAt, match="more than 50000"):
         parse_condition(condition).holds(document, Looks())
     assert time.perf_counter() - began_s < 20, "it gave up at its limit, and not when it had looked at all"
+
+
+class OnlyInPart(bytes):
+    """Text that nobody should read to its end."""
+
+    def decode(self, *_: Any, **__: Any) -> str:
+        raise AssertionError("all of it was decoded")
+
+
+@pytest.mark.parametrize(
+    ("condition", "holds"),
+    [("#(==ab)", False), ("#(=ab)", False), ("#(!=ab)", True), ("#(>ab)", True), ("#(<ab)", False), ("#(<=ac)", True)],
+)
+def test_of_a_long_text_as_much_is_read_as_decides_a_comparison(condition: str, holds: bool) -> None:
+    document = [OnlyInPart(b"ab" + "\U0001f41d".encode() * 1000)]
+    assert parse_condition(condition).holds(document, Looks()) is holds

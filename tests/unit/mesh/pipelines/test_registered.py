@@ -135,6 +135,12 @@ async def test_users_are_known_after_a_restart(world: World) -> None:
     assert later.why_kept("another", "a") is None
 
 
+async def test_a_name_that_begins_at_generation_one_again_has_its_own_graph(world: World) -> None:
+    """Tombstones, by which generations go on, end after an hour."""
+    old, new = (ModelRecord(T, "p", asks(name), 1, at_s, at_s) for name, at_s in (("a", 10.0), ("b", 9000.0)))
+    assert [world.pipelines.graph(each).services for each in (old, new)] == [("a",), ("b",)]
+
+
 async def test_an_alias_cannot_point_at_a_pipeline_that_asks_it(world: World) -> None:
     await world.register(a=MODEL)
     await world.registry.set_alias(T, "x", "a")
