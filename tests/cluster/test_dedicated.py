@@ -119,3 +119,28 @@ def test_a_service_gets_pods_of_its_own_and_moves_to_the_mesh_and_back(
     admin.wait_until(has_left, "nothing is left on the mesh")
     admin.delete(path)
     admin.wait_until(lambda: admin.find(deployment) is None and admin.find(name) is None, "all children have gone")
+
+
+def test_a_transformer_stands_beside_a_model_of_the_mesh_until_it_is_taken_out(
+    cluster: ControlPlane, namespace: str, start_pod: StartPod, start_controller: StartController, scale: Example
+) -> None:
+    admin = cluster.admin
+    start_controller(namespace, start_pod().target)
+    deployment = f"/apis/apps/v1/namespaces/{namespace}/deployments/s-transformer"
+    manifest = isvc("s", scale.uri)
+    manifest["spec"]["transformer"] = {"containers": [{"name": "mine", "image": "example/transformer:1"}]}
+
+    admin.create(path_of(namespace), manifest)
+    service = wait_ready_with_pods(admin, namespace, "s")
+    assert service["status"]["deploymentMode"] == "ModelMesh"
+    assert service["status"]["url"] == f"http://s-transformer.{namespace}.svc.cluster.local"
+    (container,) = admin.get(deployment)["spec"]["template"]["spec"]["containers"]
+    assert container["args"][:4] == [
+        *("--model_name", "s"),
+        *("--predictor_host", f"s-predictor.{namespace}.svc.cluster.local"),
+    ]
+
+    admin.merge(path_of(namespace, "s"), {"spec": {"transformer": None}})
+    admin.wait_until(lambda: admin.find(deployment) is None, "the transformer has gone")
+    service = wait_ready(admin, namespace, "s")
+    assert service["status"]["url"] == f"http://s-predictor.{namespace}.svc.cluster.local"
