@@ -11,7 +11,7 @@ What a pipeline asks is not unregistered while the pipeline is there: `users` kn
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cachetools import LRUCache
 
@@ -25,6 +25,9 @@ from placement.view import Changes, ModelChange
 
 GRAPHS_KEPT_MAX = 1024
 """Of those that were read; the others are read again when they are asked."""
+NAMES_MAX = 4096
+"""That a pipeline leads to, as often as it does: they are walked on the event loop, some 4 ms, by each registration,
+and whenever somebody asks for its state. One graph alone names no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,18 @@ class Parts:
     models: tuple[ModelRecord, ...]
     problem: str = ""
     """Why it cannot answer, whatever its models do; empty: nothing."""
+
+
+@dataclass(slots=True)
+class _Walk:
+    """Through a pipeline and those in it."""
+
+    written: Mapping[str, ModelSpec]
+    """Names as they will be, in place of what is registered."""
+    models: dict[str, ModelRecord] = field(default_factory=dict)
+    done: dict[str, int] = field(default_factory=dict)
+    """Pipelines that were walked, and how deep they were when they were."""
+    names: int = 0
 
 
 class Pipelines:
@@ -73,29 +88,26 @@ class Pipelines:
 
     def parts(self, record: ModelRecord) -> Parts:
         """Every model that a request to this pipeline may ask, and what stands against the pipeline itself."""
-        models: dict[str, ModelRecord] = {}
+        walk = _Walk({})
         try:
-            self._collect(record, (), models, {}, {})
+            self._collect(record, (), walk)
         except BrokenPipeline as broken:
-            return Parts(tuple(models.values()), str(broken))
-        return Parts(tuple(models.values()))
+            return Parts(tuple(walk.models.values()), str(broken))
+        return Parts(tuple(walk.models.values()))
 
-    def _collect(
-        self,
-        record: ModelRecord,
-        chain: tuple[str, ...],
-        models: dict[str, ModelRecord],
-        done: dict[str, int],
-        written: Mapping[str, ModelSpec],
-    ) -> None:
-        """`done`: pipelines that were walked, and how deep they were when they were. `written`: names as they will be,
-        in place of what is registered."""
+    def _collect(self, record: ModelRecord, chain: tuple[str, ...], walk: _Walk) -> None:
         chain = self.enter(record, chain)
-        if done.get(record.id, -1) >= len(chain):
+        if walk.done.get(record.id, -1) >= len(chain):
             return
-        done[record.id] = len(chain)
+        walk.done[record.id] = len(chain)
         for name in self.graph(record).services:
-            found = list(self._behind(record.tenant, name, written))
+            found = list(self._behind(record.tenant, name, walk.written))
+            walk.names += max(1, len(found))
+            if walk.names > NAMES_MAX:
+                raise BrokenPipeline(
+                    f"pipeline {chain[0]!r} leads to more than {NAMES_MAX} names, those of pipelines in it and of "
+                    "aliases included; divide it"
+                )
             if not found:
                 raise BrokenPipeline(
                     f"pipeline {record.id!r} has a step for {name!r}, which is not registered (tenant "
@@ -103,9 +115,9 @@ class Pipelines:
                 )
             for target in found:
                 if not target.spec.has_copies:
-                    self._collect(target, chain, models, done, written)
+                    self._collect(target, chain, walk)
                 else:
-                    models[target.id] = target
+                    walk.models[target.id] = target
 
     def _behind(self, tenant: str, name: str, written: Mapping[str, ModelSpec]) -> Iterable[ModelRecord]:
         """The models that a name may stand for: of an alias, all that it may go to."""
@@ -132,7 +144,7 @@ class Pipelines:
         try:
             record = ModelRecord(tenant, model_id, spec, 0, 0.0, 0.0)
             self._forget(tenant, [*together, model_id])
-            self._collect(record, (), {}, {}, {**together, model_id: spec})
+            self._collect(record, (), _Walk({**together, model_id: spec}))
         except BrokenPipeline as broken:
             raise InvalidSpec(str(broken)) from None
         finally:

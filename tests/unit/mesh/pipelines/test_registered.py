@@ -151,6 +151,16 @@ async def test_an_alias_cannot_point_at_a_pipeline_that_asks_it(world: World) ->
             world.pipelines.check_alias(T, "x", [target])
 
 
+async def test_a_pipeline_leads_to_so_many_names_and_no_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.pipelines.registered.NAMES_MAX", 6)
+    await world.register(a=MODEL, b=MODEL)
+    await world.registry.set_alias(T, "either", "a", weights={"a": 1, "b": 1})
+    await world.register(p=asks("a", "either"), q=asks("p", "either"))
+    assert world.parts("q") == (["a", "b"], "")
+    with pytest.raises(InvalidSpec, match="pipeline 'r' leads to more than 6 names"):
+        await world.register(r=asks("b", "q"))
+
+
 async def test_a_pipeline_cannot_be_pinned(world: World) -> None:
     await world.register(a=MODEL, p=asks("a"))
     with pytest.raises(InvalidSpec, match="'p' is a pipeline, which has no copies to keep"):
