@@ -79,5 +79,5 @@ def _blamed(name: str) -> Iterator[None]:
         yield
     except (BadInput, MemoryError):
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, asyncio.CancelledError) as error:  # what a model cancels is its own affair
         raise ModelRaised(f"{name} raised {summary_of(error)}") from error

@@ -12,6 +12,7 @@ The spec's parameters are the model's own, apart from three that this adapter ta
 from __future__ import annotations
 
 import ast
+import asyncio
 import importlib.util
 import inspect
 import math
@@ -179,7 +180,7 @@ def _loaded(artifact: Path, options: LoadOptions) -> DeclaredModel | KServeModel
         return DeclaredModel(_made(leaves[0], artifact, options))
     except (BadArtifact, LoadFailed, MemoryError):
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, asyncio.CancelledError) as error:
         raise LoadFailed(f"{MODEL_FILE}: load raised {summary_of(error)}") from error
 
 

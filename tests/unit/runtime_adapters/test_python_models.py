@@ -214,6 +214,34 @@ def test_the_stage_that_is_wrong_is_named(load_here: LoadHere) -> None:
         load_here(STAGES.format("raise ValueError('no')")).infer(_X)
 
 
+CANCELS = """
+import asyncio
+
+async def cancelled():
+    task = asyncio.ensure_future(asyncio.sleep(100))
+    asyncio.get_running_loop().call_soon(task.cancel)
+    await task
+
+class M(Model):
+    inputs = (TensorSpec("x", "FP32", (-1, 2)),)
+    outputs = (TensorSpec("y", "INT32", (1,)),)
+
+    async def {0}(self, inputs=None):
+        await cancelled()
+        {1}
+"""
+
+
+@pytest.mark.parametrize("yields", ["", "yield inputs"])
+def test_what_a_model_cancels_is_an_error_of_the_model_and_not_the_end_of_its_process(
+    load_here: LoadHere, yields: str
+) -> None:
+    with pytest.raises(ModelRaised, match="predict raised CancelledError"):
+        load_here(CANCELS.format("predict", yields)).infer(_X)
+    with pytest.raises(LoadFailed, match="load raised CancelledError"):
+        load_here(CANCELS.format("load", ""))
+
+
 @pytest.mark.parametrize("kind", ["def", "async def"])
 def test_a_generator_of_either_kind_gives_many_answers_and_ends_where_it_is_left(
     load_here: LoadHere, kind: str
