@@ -10,7 +10,11 @@ says so; else it is asked for as a client's ModelMetadata is, which loads the mo
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 from cachetools import LRUCache
 
@@ -28,8 +32,12 @@ from mesh.wire.tensors import decode_response, encode_request
 from placement.records import ModelRecord
 from runtime_adapters.base import Array, ModelMetadata, TensorSpec
 
+T = TypeVar("T")
+
 METADATA_KEPT_MAX = 4096
 """Models of other pods, whose inputs are remembered."""
+TRANSLATED_HERE_BYTES_MAX = 256 * 1024
+"""Larger messages to and from other pods are written and read on a thread: of texts a megabyte takes up to 65 ms."""
 _OF_THE_PIPELINE = frozenset(
     {
         *(f"{key}{form}" for key in (messages.MODEL_ID_METADATA, messages.VMODEL_ID_METADATA) for form in ("", "-bin")),
@@ -145,15 +153,20 @@ class ModelCalls:
             here.append(await self._serving.infer(current, resident, asking.deadline_s, read, space_wait_s))
             return b""
 
-        message = encode_request(record.id, tensors.inputs, outputs) + _parameters(asking.options)
+        message = await _off_the_loop(tensors.size_bytes, partial(encode_request, record.id, tensors.inputs, outputs))
+        message += _parameters(asking.options)
         call = _step_call(asking, messages.MODEL_INFER.path, message)
         reply = await self._router.from_client(call, asking.tenant, registered, run_here)
         if here:
             return Answered(as_sent(here[-1].outputs), here[-1].cold or loaded)
-        if isinstance(reply, ReplyWithTrailers):
-            cold = any(key == messages.COLD_METADATA for key, _ in reply.trailers)
-            return Answered(decode_response(reply.body).outputs, cold)
-        return Answered(decode_response(reply).outputs, cold=False)
+        body, trailers = (reply.body, reply.trailers) if isinstance(reply, ReplyWithTrailers) else (reply, ())
+        decoded = await _off_the_loop(len(body), partial(decode_response, body))
+        return Answered(decoded.outputs, cold=any(key == messages.COLD_METADATA for key, _ in trailers))
+
+
+async def _off_the_loop(size_bytes: int, translate: Callable[[], T]) -> T:
+    """What it gives; other calls do not wait for a large translation."""
+    return translate() if size_bytes <= TRANSLATED_HERE_BYTES_MAX else await asyncio.to_thread(translate)
 
 
 def _tensors(given: Values, metadata: ModelMetadata, outputs: tuple[str, ...], options: RequestOptions) -> Tensors:
