@@ -122,6 +122,11 @@ class ClusterApi:
         """Raises ClusterError."""
         return await self._call("GET", kind.path(namespace, name))
 
+    async def find(self, kind: Kind, namespace: str, name: str) -> Json | None:
+        """As a list of one, which whoever may list and watch a kind may read. Raises ClusterError."""
+        page = await self._call("GET", kind.path(namespace), query={"fieldSelector": f"metadata.name={name}"})
+        return next(iter(page.get("items") or ()), None)
+
     async def create(self, kind: Kind, namespace: str, manifest: Mapping[str, Any]) -> Json:
         """Raises ClusterError; Conflict where it exists."""
         return await self._call("POST", kind.path(namespace), manifest)

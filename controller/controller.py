@@ -145,8 +145,9 @@ class Controller:
         if settings.leader_elect:
             await leadership.acquire()
         self._telemetry.is_leading.set(1)
-        background += [tasks.create_task(self._work(reconciler)) for _ in range(settings.workers)]
-        background.append(tasks.create_task(self._watch_mesh()))
+        acting = [tasks.create_task(self._work(reconciler)) for _ in range(settings.workers)]
+        acting.append(tasks.create_task(self._watch_mesh()))
+        background += acting
         try:
             if settings.leader_elect:
                 await leadership.hold()
@@ -154,6 +155,9 @@ class Controller:
                 await asyncio.Event().wait()
         finally:
             self._telemetry.is_leading.set(0)
+            for task in acting:  # the next one may act as soon as the lease is nobody's
+                task.cancel()
+            await asyncio.gather(*acting, return_exceptions=True)
             try:
                 await leadership.release()
             except ClusterError as error:

@@ -81,7 +81,9 @@ def desired(objects: Objects, mesh: MeshView, policy: Policy, now_s: float) -> D
         asked = mode_asked_for(service.annotations, policy)
         turn = Turn(service, objects, mesh, policy, before, now_s)
         if service.stopped:
-            return _told(Desired(status=status_stopped(turn)), service.name, before)
+            # What the mesh holds goes once it answers: one that comes back with what it had changes nothing to be seen.
+            waits_s = None if mesh.reachable else policy.requeue_when_unreachable_s
+            return _told(Desired(status=status_stopped(turn), requeue_after_s=waits_s), service.name, before)
         on_mesh = plan_registration(service, objects, mesh, policy)
         in_pods = plan_dedicated(service, objects, policy)
     except InvalidField as error:
@@ -150,11 +152,11 @@ def _invalid(
     """`whole` may be anything at all."""
     metadata = _object(whole.get("metadata"))
     generation, name = metadata.get("generation"), str(metadata.get("name"))
-    alias = mesh.aliases.get(name)
-    serving = alias.active if alias is not None else ""
+    serving = mesh.serving(name)
     status = status_invalid(generation if type(generation) is int else 0, error, serving, before, now_s)
     # What the cluster has (KEDA) may be what is wrong, and changes without the object's changing.
-    return _told(Desired(hold=True, status=status, requeue_after_s=policy.requeue_steady_s), name, before)
+    later_s = policy.requeue_steady_s if mesh.reachable else policy.requeue_when_unreachable_s
+    return _told(Desired(hold=True, status=status, requeue_after_s=later_s), name, before)
 
 
 def _told(decided: Desired, name: str, before: Manifest) -> Desired:

@@ -181,10 +181,16 @@ def _is_later(version: str, than: str) -> bool:
     return version.isdecimal() and than.isdecimal() and int(version) > int(than)
 
 
+def controller_of(manifest: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The reference to the object that controls this one, if one does."""
+    references = manifest["metadata"].get("ownerReferences") or ()
+    return next((reference for reference in references if reference.get("controller")), None)
+
+
 def owner_of(manifest: Mapping[str, Any]) -> str:
     """The uid of the object that controls this one; empty: none does."""
-    references = manifest["metadata"].get("ownerReferences", ())
-    return next((str(reference["uid"]) for reference in references if reference.get("controller")), "")
+    owner = controller_of(manifest)
+    return str(owner["uid"]) if owner is not None else ""
 
 
 def _key(manifest: Mapping[str, Any]) -> Key:

@@ -55,12 +55,14 @@ class Leadership:
         self._name = name
         self._identity = identity
         self._seen: Seen | None = None
+        self._renewed_s = 0.0
+        """When the write began that was answered last."""
         self.is_held = False
 
     async def acquire(self) -> None:
         """Returns once the lease is ours."""
         while not self.is_held:
-            self.is_held = await self._tried()
+            self.is_held = await self._tried_within(RENEW_WITHIN_S)
             if not self.is_held:
                 await asyncio.sleep(RETRY_S)
         log.info("%s leads by the lease %s/%s", self._identity, self._namespace, self._name)
@@ -68,17 +70,10 @@ class Leadership:
     async def hold(self) -> None:
         """Renews the lease; returns once it is lost."""
         loop = asyncio.get_running_loop()
-        renewed_s = loop.time()
-        while loop.time() - renewed_s < RENEW_WITHIN_S:
+        while (since_s := loop.time() - self._renewed_s) < RENEW_WITHIN_S:
             await asyncio.sleep(RETRY_S)
-            try:
-                async with asyncio.timeout(max(0.1, RENEW_WITHIN_S - (loop.time() - renewed_s))):
-                    began_s = loop.time()
-                    if await self._tried():
-                        renewed_s = began_s
-                    elif self._seen is not None and self._seen.record[0] not in ("", self._identity):
-                        break
-            except TimeoutError:
+            is_renewed = await self._tried_within(max(0.1, RENEW_WITHIN_S - since_s - RETRY_S))
+            if not is_renewed and self._seen is not None and self._seen.record[0] not in ("", self._identity):
                 break
         self.is_held = False
         log.error("the lease %s/%s could not be renewed, or is another's now", self._namespace, self._name)
@@ -92,6 +87,18 @@ class Leadership:
         if lease["spec"].get("holderIdentity") == self._identity:
             lease["spec"] = {**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}
             await self._api.replace(LEASES, lease)
+
+    async def _tried_within(self, limit_s: float) -> bool:
+        """As `_tried`. An answer that came later would be to a lease that may be another's by now."""
+        began_s = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(limit_s):
+                is_written = await self._tried()
+        except TimeoutError:
+            return False
+        if is_written:
+            self._renewed_s = began_s
+        return is_written
 
     async def _tried(self) -> bool:
         """Whether the lease was written with our name in it."""

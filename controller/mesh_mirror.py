@@ -57,6 +57,8 @@ class MeshMirror:
         self._age_max_s = age_max_s
         self._clients: dict[str, AsyncClient] = {}
         self._snapshots: dict[str, _Snapshot] = {}
+        self._compared: dict[str, _Snapshot] = {}
+        """What `changed_services` saw last: others look in between, and each at its own service only."""
         self._asking: dict[str, asyncio.Task[_Snapshot]] = {}
         self._not_before_s: dict[str, float] = {}
         self._written_at_s: dict[str, dict[str, float]] = {}
@@ -94,8 +96,9 @@ class MeshMirror:
 
     async def changed_services(self, namespace: str) -> set[str]:
         """Ask anew; the services of which something differs from what was seen before. Raises HexcombError."""
-        before = self._snapshots.get(namespace, _Snapshot(0.0))
+        before = self._compared.get(namespace) or self._snapshots.get(namespace, _Snapshot(0.0))
         after = await self._snapshot(namespace, asyncio.get_running_loop().time())
+        self._compared[namespace] = after
         known = {*before.models, *before.aliases, *after.models, *after.aliases}
         return {
             service
@@ -116,6 +119,7 @@ class MeshMirror:
     async def forget(self, namespace: str) -> None:
         """Nothing of ours is left there."""
         self._snapshots.pop(namespace, None)
+        self._compared.pop(namespace, None)
         self._not_before_s.pop(namespace, None)
         self._written_at_s.pop(namespace, None)
         client = self._clients.pop(namespace, None)

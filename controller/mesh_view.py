@@ -75,3 +75,9 @@ class MeshView:
     aliases: Mapping[str, MeshAlias] = field(default_factory=dict)
     refusals: Mapping[str, str] = field(default_factory=dict)
     """Model or alias -> why the mesh refused it as it was last asked for, until it is asked for otherwise."""
+
+    def serving(self, alias: str) -> str:
+        """The model that answers under a name, so far as is known; empty: none does."""
+        known = self.aliases.get(alias)
+        model = self.models.get(known.target if known.weights else known.active) if known is not None else None
+        return model.id if model is not None and model.state is not ModelState.FAILED else ""

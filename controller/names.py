@@ -27,6 +27,9 @@ VISIBILITY_LABEL = "networking.kserve.io/visibility"
 CLUSTER_LOCAL = "cluster-local"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 
+LABEL_LENGTH_MAX = 63
+"""Of a Service's name, which is one in the DNS, and of a label's value."""
+
 MESH_MANAGED_BY = "managed-by"
 MESH_SERVICE = "inferenceservice"
 """Labels of a model on the mesh: by these the controller knows what is its own, and whose."""

@@ -5,6 +5,9 @@ changes them; fields that it lacks are anybody's. What was applied is remembered
 that a field that a later manifest no longer has is noticed and given up, and a controller that starts on a thousand
 services that are at rest writes nothing.
 
+Before the first apply of a child the cluster is asked who has its name: an apply that meets no other's field would
+make the object ours, and the garbage collector would take it away with the service.
+
 Deliberately absent: the cluster's garbage collector, which deletes children with their service, by their owner
 reference.
 """
@@ -19,7 +22,8 @@ from typing import Any
 
 from controller.cluster_api import ClusterApi, Json, Kind
 from controller.cluster_errors import Conflict, Missing
-from controller.informers import Informer, Key, owner_of
+from controller.informers import Informer, Key, controller_of, owner_of
+from controller.names import FIELD_MANAGER, MANAGED_BY_LABEL, SERVICE_LABEL
 from controller.reading import Manifest
 
 DIGEST = "hexcomb.dev/applied"
@@ -67,16 +71,17 @@ class OwnedChildren:
             self._answered.pop(metadata["uid"], None)
 
     async def _applied(self, kind: Kind, marked: Json, known: Json | None) -> Json:
+        if known is None:
+            known = await self._api.find(kind, *_key(marked))
+        if known is not None and not is_for(known, marked):
+            raise _taken(marked, f"its owner is {_owner_shown(known)}")
         is_ours = known is not None and owner_of(known) == owner_of(marked)
         try:
             answer = await self._api.apply(kind, marked, force=is_ours)
         except Conflict as error:
             if is_ours:
                 raise
-            name = f"{marked['kind']} {marked['metadata']['name']}"
-            raise NameTaken(
-                f"{name} exists and is not this InferenceService's: delete it, or rename the service ({error})"
-            ) from error
+            raise _taken(marked, str(error)) from error
         self._answered[answer["metadata"]["uid"]] = (_digest(marked), answer.get("spec"))
         return answer
 
@@ -88,6 +93,16 @@ class OwnedChildren:
             _digest(marked),
             known.get("spec"),
         )
+
+
+def is_for(known: Manifest, wanted: Manifest) -> bool:
+    """Whether an object of a child's name is this service's, or is left of one that was called the same."""
+    owner = controller_of(known)
+    if owner is not None:
+        wanted_by = controller_of(wanted)
+        return wanted_by is not None and all(owner.get(name) == wanted_by[name] for name in ("kind", "name"))
+    labels, ours = (one["metadata"].get("labels") or {} for one in (known, wanted))
+    return labels.get(MANAGED_BY_LABEL) == FIELD_MANAGER and labels.get(SERVICE_LABEL) == ours.get(SERVICE_LABEL)
 
 
 def contains(known: Any, wanted: Any) -> bool:
@@ -109,6 +124,16 @@ def contains(known: Any, wanted: Any) -> bool:
 def are_alike(one: Any, other: Any) -> bool:
     """Whether they say the same: the server adds empty values by its schema, and leaves others out."""
     return contains(one, other) and contains(other, one)
+
+
+def _taken(wanted: Manifest, why: str) -> NameTaken:
+    name = f"{wanted['kind']} {wanted['metadata']['name']}"
+    return NameTaken(f"{name} exists and is not this InferenceService's: delete it, or rename the service ({why})")
+
+
+def _owner_shown(manifest: Manifest) -> str:
+    owner = controller_of(manifest)
+    return f"{owner.get('kind')} {owner.get('name')}" if owner is not None else "nobody that it names"
 
 
 def _marked(manifest: Manifest) -> Json:

@@ -139,7 +139,8 @@ class Reconciler:
             self._refusals[key] = outcome.refusals
         else:
             self._refusals.pop(key, None)
-        return outcome.moved or outcome.refusals != before
+        # A refusal may hold a number that differs each time: that alone is no reason to hurry.
+        return outcome.moved or outcome.refusals.keys() != before.keys()
 
     async def _clear(self, key: Key, view: MeshView) -> None:
         """Take away all that the mesh holds for the service."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from controller import names
-from controller.reading import InvalidField, Manifest, Part
+from controller.reading import InvalidField, Manifest, Part, shown
 
 FRAMEWORKS = (
     "sklearn", "xgboost", "tensorflow", "pytorch", "triton", "onnx", "huggingface", "pmml", "lightgbm", "paddle",
@@ -119,6 +119,7 @@ def read_service(service: Manifest) -> Service:
     if not spec.has("predictor"):
         raise InvalidField("spec.predictor", "is missing; every InferenceService has one")
     predictor = spec.part("predictor")
+    _check_child_name(name, predictor)
     return Service(
         name=name,
         namespace=metadata.text("namespace", "default"),
@@ -134,6 +135,17 @@ def read_service(service: Manifest) -> Service:
         canaries=tuple(_component(canary) for canary in spec.parts("canary")),
         spec=spec,
     )
+
+
+def _check_child_name(name: str, predictor: Part) -> None:
+    own_name = predictor.text("name")
+    child = names.predictor_name(name, own_name)
+    if not _NAME.fullmatch(child):
+        problem = f"is {shown(own_name)}; it must be lower-case letters, digits and -"
+        raise InvalidField(predictor.at("name"), problem)
+    if len(child) > names.LABEL_LENGTH_MAX:
+        problem = f"is too long: the Service {child} has {len(child)} letters, and {names.LABEL_LENGTH_MAX} are allowed"
+        raise InvalidField(predictor.at("name") if own_name else "metadata.name", problem)
 
 
 def _component(part: Part) -> Component:

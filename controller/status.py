@@ -98,9 +98,8 @@ def status_moving(
 
 def status_refused(turn: Turn, refused: Refused) -> dict[str, Any]:
     """The object cannot be served as it is written; what served before does so still."""
-    alias = turn.mesh.aliases.get(turn.service.name)
     conditions = [
-        _refused_condition(refused.reason, refused.message, alias.active if alias is not None else ""),
+        _refused_condition(refused.reason, refused.message, turn.mesh.serving(turn.service.name)),
         _ingress_kept(turn.before),
         Condition(MODE_CHOSEN, Truth.FALSE, refused.reason, refused.message),
     ]

@@ -80,9 +80,13 @@ def component_children(
 ) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
     """The Deployment and its autoscaler, and the Service, of a predictor, transformer or explainer (`role`). Raises
     InvalidField."""
+    app = f"isvc.{name}"
+    if len(app) > names.LABEL_LENGTH_MAX:
+        problem = f"is too long for pods: their label app is {app}, and {names.LABEL_LENGTH_MAX} letters are allowed"
+        raise InvalidField("metadata.name", problem)
     scaling = scaling_of(service, component, name, kinds)
     labels = {**pod.labels, **service.labels, **component.pod.texts("labels")}
-    labels |= {names.COMPONENT_LABEL: role, "app": f"isvc.{name}"}
+    labels |= {names.COMPONENT_LABEL: role, "app": app}
     annotations = {**pod.annotations, **service.annotations, **component.pod.texts("annotations")}
     annotations = {key: value for key, value in annotations.items() if key not in _NOT_PASSED_ON}
     workload = [_deployment(service, component, name, pod, scaling.replicas, labels, annotations)]

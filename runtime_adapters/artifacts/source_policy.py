@@ -14,6 +14,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -25,6 +26,8 @@ _OF_ANY_HOST = frozenset(("http", "https", "oci", "git+http", "git+https"))
 """Schemes whose URI names the host that is asked."""
 _METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16")))
 """Where AWS (by IPv6), Alibaba and Azure have services that tell a machine its credentials, beside link-local ones."""
+_ENDS_IN_FOUR = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "::/96")))
+"""NAT64's own prefix (RFC 6052), and IPv4-compatible addresses."""
 _NUMERIC_HOST = re.compile(r"[0-9a-fx.]+")
 
 
@@ -132,19 +135,16 @@ def _host_of(authority: str) -> str:
 def is_forbidden_address(address: str) -> bool:
     """Whether no request may go to this address, as a resolver writes it."""
     try:
-        found = ipaddress.ip_address(address.partition("%")[0])
+        return _is_forbidden(ipaddress.ip_address(address.partition("%")[0]))
     except ValueError:
         return False
-    inner = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return _is_forbidden(found) or (inner is not None and _is_forbidden(inner))
 
 
 def _is_link_local(host: str) -> bool:
     # Hosts such as 2852039166 or 0xa9fea9fe are addresses to an HTTP library, so they are read as inet_aton reads them.
     try:
         if ":" in host:
-            six = ipaddress.IPv6Address(host)
-            return _is_forbidden(six) or (six.ipv4_mapped is not None and _is_forbidden(six.ipv4_mapped))
+            return _is_forbidden(ipaddress.IPv6Address(host))
         if _NUMERIC_HOST.fullmatch(host):
             return _is_forbidden(ipaddress.IPv4Address(socket.inet_aton(host)))
     except (ValueError, OSError):
@@ -153,4 +153,18 @@ def _is_link_local(host: str) -> bool:
 
 
 def _is_forbidden(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    return address.is_link_local or address in _METADATA
+    if address.is_link_local or address in _METADATA:
+        return True
+    return isinstance(address, ipaddress.IPv6Address) and any(map(_is_forbidden, _four_within(address)))
+
+
+def _four_within(six: ipaddress.IPv6Address) -> Iterator[ipaddress.IPv4Address]:
+    """The IPv4 addresses that an IPv6 one may be led to: by the machine itself, or by a translator on the way."""
+    if six.ipv4_mapped is not None:
+        yield six.ipv4_mapped
+    if six.sixtofour is not None:
+        yield six.sixtofour
+    if six.teredo is not None:
+        yield from six.teredo
+    if any(six in network for network in _ENDS_IN_FOUR):
+        yield ipaddress.IPv4Address(int(six) & 0xFFFF_FFFF)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from controller.policy import Policy
 from mesh.demo.ports import free_ports
 from tests.cluster.control_plane import ControlPlane, Json
 from tests.cluster.controllers import StartController
@@ -154,16 +155,14 @@ def test_a_child_that_somebody_changes_or_deletes_comes_back(
     admin.wait_until(lambda: admin.find(child), "it is there again")
 
 
+@pytest.mark.parametrize("leads_to", ["their.example", Policy().mesh_host], ids=["elsewhere", "as ours would"])
 def test_a_child_of_somebody_else_is_left_alone_and_told_until_it_has_gone(
-    cluster: ControlPlane, namespace: str, pod: Pod, start_controller: StartController, scale: Example
+    cluster: ControlPlane, namespace: str, pod: Pod, start_controller: StartController, scale: Example, leads_to: str
 ) -> None:
     admin = cluster.admin
     child = f"/api/v1/namespaces/{namespace}/services/s-predictor"
-    theirs: Json = {
-        "metadata": {"name": "s-predictor"},
-        "spec": {"type": "ExternalName", "externalName": "their.example"},
-    }
-    admin.create(child.rpartition("/")[0], {"apiVersion": "v1", "kind": "Service", **theirs})
+    spec: Json = {"type": "ExternalName", "externalName": leads_to}
+    admin.apply(child, {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s-predictor"}, "spec": spec})
     start_controller(namespace, pod.target, leader_elect=False, retry_max_s=1)
     admin.create(path_of(namespace), isvc("s", scale.uri))
 
@@ -172,7 +171,9 @@ def test_a_child_of_somebody_else_is_left_alone_and_told_until_it_has_gone(
         return any("s-predictor exists and is not this InferenceService's" in event["message"] for event in events)
 
     admin.wait_until(told, "an event says so")
-    assert admin.get(child)["spec"]["externalName"] == "their.example"
+    left = admin.get(child)
+    assert left["spec"]["externalName"] == leads_to
+    assert "ownerReferences" not in left["metadata"]
     admin.delete(child)
     wait_ready(admin, namespace, "s")
 

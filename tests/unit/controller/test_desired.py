@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from controller.mesh_view import MeshView
+from controller.mesh_view import MeshView, ModelState
 from controller.objects import Objects
 from controller.policy import Mode, Policy
 from controller.registration import OnMesh, plan_registration
@@ -125,6 +125,31 @@ def test_an_object_that_cannot_be_says_where(spec: dict[str, Any], path: str) ->
     assert world.status["modelStatus"]["transitionStatus"] == "InvalidSpec"
 
 
+@pytest.mark.parametrize(
+    ("name", "predictor", "path"),
+    [
+        ("s" * 54, sklearn(), "metadata.name"),
+        ("s" * 40, sklearn(name="p" * 20), "spec.predictor.name"),
+        ("s", sklearn(name="Up_per"), "spec.predictor.name"),
+    ],
+)
+def test_a_name_that_no_service_can_have_is_told_in_the_status(name: str, predictor: Any, path: str) -> None:
+    world = World(service(predictor, name=name))
+    assert world.turn().hold
+    assert reason(world.status) == ("False", "InvalidPredictorSpec")
+    assert message(world.status).startswith(f"{path}: ")
+
+
+def test_a_name_that_is_too_long_for_pods_is_served_by_the_mesh() -> None:
+    long = "s" * 53
+    world = World(service(name=long))
+    world.rest()
+    assert reason(world.status, "Ready") == ("True", "")
+    world = World(service({"containers": [{"image": "i"}]}, mode="Standard", name=long))
+    assert world.turn().hold
+    assert message(world.status).startswith("metadata.name: is too long for pods")
+
+
 def test_an_object_that_became_invalid_goes_on_serving_what_it_was() -> None:
     world = World()
     world.rest()
@@ -153,6 +178,30 @@ def test_a_deleted_or_stopped_service_leaves_nothing() -> None:
     world.object["spec"] = {"predictor": "invalid by now"}
     world.turn()
     assert (world.mesh.models, world.mesh.aliases, world.children) == ({}, {}, {})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [service(annotations={"serving.kserve.io/stop": "true"}), service({"model": {}})],
+    ids=["stopped", "invalid"],
+)
+def test_a_mesh_that_was_away_is_looked_at_again_once_it_answers(changed: dict[str, Any]) -> None:
+    world = World()
+    world.rest()
+    world.mesh = replace(world.mesh, reachable=False, models={}, aliases={})
+    world.apply(changed)
+    assert world.turn().requeue_after_s == world.policy.requeue_when_unreachable_s
+
+
+def test_an_object_that_became_invalid_is_not_ready_by_a_model_that_does_not_load() -> None:
+    world = World()
+    world.rest()
+    models = {name: replace(one, state=ModelState.FAILED, copies=()) for name, one in world.mesh.models.items()}
+    world.mesh = replace(world.mesh, models=models)
+    world.apply(service({"model": {}}))
+    world.turn()
+    assert reason(world.status) == ("False", "InvalidPredictorSpec")
+    assert reason(world.status, "Ready") == ("False", "InvalidPredictorSpec")
 
 
 def test_while_no_pod_answers_nothing_changes_but_the_status() -> None:

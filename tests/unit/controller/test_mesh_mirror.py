@@ -123,3 +123,16 @@ async def test_what_changed_unasked_is_told_by_service(mesh: FakeMesh, mirror: M
     mesh.add("new", "new__isvc-1")
     assert await mirror.changed_services("n") == {"lost", "new"}
     assert mirror.services("n") == {"same", "new"}
+
+
+async def test_a_change_that_another_services_look_has_seen_is_told_all_the_same(
+    mesh: FakeMesh, mirror: MeshMirror
+) -> None:
+    mesh.add("lost", "lost__isvc-1")
+    await mirror.view("n", "lost", {})
+    assert await mirror.changed_services("n") == set()
+    mesh.models.clear()
+    mirror.wrote("n", "other")
+    await mirror.view("n", "other", {})
+    assert await mirror.changed_services("n") == {"lost"}
+    assert await mirror.changed_services("n") == set()

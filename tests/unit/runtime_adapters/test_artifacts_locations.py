@@ -185,6 +185,9 @@ def test_a_trusted_prefix_that_cannot_be_understood_stops_the_pod_at_its_start()
         "[fd00:ec2::254]",
         "100.100.100.200",
         "[::ffff:168.63.129.16]",
+        "[64:ff9b::a9fe:a9fe]",
+        "[2002:a9fe:a9fe::1]",
+        "[::169.254.169.254]",
     ],
 )
 def test_link_local_addresses_are_refused_in_every_spelling(host: str) -> None:
