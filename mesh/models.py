@@ -135,17 +135,13 @@ class Models:
     async def register(self, tenant: str, entries: Sequence[Registration]) -> list[Registered | PlacementError]:
         """One result per entry, in order; one entry's error never touches its neighbours."""
         results: list[Registered | PlacementError | None] = [None] * len(entries)
-        accepted: list[tuple[int, Registration]] = []
         result: Registered | PlacementError | None
-        together = {entry.id: entry.spec for entry in entries}
         for index, entry in enumerate(entries):
             try:
                 self.check(entry.spec)
-                self._pipelines.check(tenant, entry.id, entry.spec, together)
             except InvalidSpec as error:
                 results[index] = error
-            else:
-                accepted.append((index, entry))
+        accepted = self._refuse_pipelines(tenant, entries, results)
         written = await self._registry.register_many(tenant, [entry for _, entry in accepted])
         for (index, _), result in zip(accepted, written, strict=True):
             results[index] = result
@@ -160,12 +156,34 @@ class Models:
                     self.keep_loaded(result.record)
         return [result for result in results if result is not None]
 
+    def _refuse_pipelines(
+        self, tenant: str, entries: Sequence[Registration], results: list[Registered | PlacementError | None]
+    ) -> list[tuple[int, Registration]]:
+        """The entries that stay when those are refused that ask what is not there, nor comes with them."""
+        while True:
+            accepted = [(index, entry) for index, entry in enumerate(entries) if results[index] is None]
+            together = {entry.id: entry.spec for _, entry in accepted}
+            refused = False
+            for index, entry in accepted:
+                try:
+                    self._pipelines.check(tenant, entry.id, entry.spec, together)
+                except InvalidSpec as error:
+                    results[index], refused = error, True
+            if not refused:
+                return accepted
+
     async def unregister(self, tenant: str, model_ids: Sequence[str]) -> list[bool | PlacementError]:
         """Whether each existed, or why it cannot go."""
-        kept = {name: self._pipelines.why_kept(tenant, name, model_ids) for name in model_ids}
-        leaving = [name for name in model_ids if kept[name] is None]
+        kept: dict[str, PlacementError] = {}
+        leaving = list(model_ids)
+        while True:  # what is kept keeps what it asks, in turn
+            told = {name: self._pipelines.why_kept(tenant, name, leaving) for name in leaving}
+            if not any(told.values()):
+                break
+            kept |= {name: why for name, why in told.items() if why is not None}
+            leaving = [name for name in leaving if name not in kept]
         gone = iter(await self._registry.unregister_many(tenant, leaving))
-        return [kept[name] or next(gone) for name in model_ids]
+        return [kept[name] if name in kept else next(gone) for name in model_ids]
 
     async def set_pinned(self, tenant: str, model_id: str, pinned: bool) -> ModelRecord:
         """Pin: load now and never evict. Raises NotFound, InvalidSpec."""

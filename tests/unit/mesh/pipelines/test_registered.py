@@ -126,6 +126,24 @@ async def test_what_a_pipeline_asks_stays_until_the_pipeline_has_gone(world: Wor
     assert await world.models.unregister(T, ["a", "b", "p"]) == [True, True, True], "with the pipeline that asks it"
 
 
+async def test_what_stays_of_what_is_unregistered_together_keeps_what_it_asks(world: World) -> None:
+    await world.register(a=MODEL, b=MODEL, p=asks("a"), q=asks("p"))
+    first, second, third = await world.models.unregister(T, ["a", "p", "b"])
+    assert [type(first), type(second), third] == [StillReferenced, StillReferenced, True]
+    assert world.parts("q") == (["a"], "")
+
+
+async def test_what_is_refused_of_what_is_registered_together_is_not_there_for_the_others(world: World) -> None:
+    specs = {"bad": ModelSpec("no uri at all", "onnx"), "p": asks("q"), "q": asks("bad"), "good": MODEL}
+    entries = [Registration(name, spec) for name, spec in specs.items()]
+    *refused, good = await world.models.register(T, entries)
+    assert [str(each).partition(";")[0] for each in refused[1:]] == [
+        "pipeline 'q' has a step for 'bad', which is not registered (tenant 'default')"
+    ] * 2
+    assert isinstance(refused[0], InvalidSpec)
+    assert isinstance(good, Registered)
+
+
 async def test_users_are_known_after_a_restart(world: World) -> None:
     await world.register(a=MODEL, p=asks("a"))
     later = Pipelines(world.registry, 3)
