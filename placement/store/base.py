@@ -43,10 +43,11 @@ class StoreLimits:
     """Keys and values of one transaction together."""
     key_bytes_max: int = 16_384
     """A 512-character id of four-byte characters, encoded, with tenant and pod."""
-    history_events_max: int = 65_536
+    history_events_max: int = 16_384
     """Changes kept for watchers that lag (embedded and memory; etcd has compaction)."""
-    history_bytes_max: int = 16 * 1024 * 1024
-    """Bytes of values among them."""
+    history_bytes_max: int = 4 * 1024 * 1024
+    """Memory that they take. Whoever watches is on the same loop and reads on within a turn or two; who lags more lists
+    again, which costs no network here."""
 
 
 @dataclass(frozen=True, slots=True)

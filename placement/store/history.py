@@ -18,6 +18,8 @@ from placement.store.base import Event, StoreLimits, WatchBatch
 
 BATCH_EVENTS_MAX = 500
 """Events in one batch, unless one revision has more: what a watcher digests in about 10 ms of the loop."""
+_EVENT_BYTES = 330
+"""What Python's objects of one event take beside the text of its key and its value (measured, 3.11)."""
 
 
 class History:
@@ -115,4 +117,4 @@ class History:
 
 
 def _size_bytes(events: tuple[Event, ...]) -> int:
-    return sum(len(event.kv.key) + len(event.kv.value) for event in events)
+    return sum(_EVENT_BYTES + len(event.kv.key) + len(event.kv.value) for event in events)
