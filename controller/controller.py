@@ -221,6 +221,8 @@ class Controller:
                         self._queue.add((namespace, service))
                 except HexcombError as error:
                     log.warning("the mesh does not answer for tenant %s: %s", namespace, error)
+                except Exception:  # whatever it is, other namespaces are asked
+                    log.exception("what the mesh says of tenant %s", namespace)
                 else:
                     if namespace not in inhabited and not known:
                         await self._mirror.forget(namespace)

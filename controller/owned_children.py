@@ -27,6 +27,8 @@ from controller.names import FIELD_MANAGER, MANAGED_BY_LABEL, SERVICE_LABEL
 from controller.reading import Manifest
 
 DIGEST = "hexcomb.dev/applied"
+ANSWERS_MAX = 16_384
+"""Children of which it is known how the server writes them: some 4 MiB. One that is forgotten is applied once more."""
 
 
 class NameTaken(Exception):
@@ -40,8 +42,8 @@ class OwnedChildren:
         """`informers`: by apiVersion and kind."""
         self._api = api
         self._informers = informers
-        self._answered: dict[str, tuple[str, Any]] = {}
-        """By the uid of a child: the digest of what was last applied, and the spec that the server made of it."""
+        self._answered: dict[str, tuple[str, str]] = {}
+        """By the uid of a child: digests of what was last applied, and of the spec that the server made of it."""
 
     def of(self, service: Json) -> tuple[Json, ...]:
         """Those that are there, of the kinds that we make."""
@@ -82,7 +84,9 @@ class OwnedChildren:
             if is_ours:
                 raise
             raise _taken(marked, str(error)) from error
-        self._answered[answer["metadata"]["uid"]] = (_digest(marked), answer.get("spec"))
+        if len(self._answered) >= ANSWERS_MAX:
+            del self._answered[next(iter(self._answered))]
+        self._answered[answer["metadata"]["uid"]] = (_digest(marked), _digest_of(answer.get("spec")))
         return answer
 
     def _is_at_rest(self, known: Json, marked: Json) -> bool:
@@ -91,7 +95,7 @@ class OwnedChildren:
         # The server may write a value in another way than it was said; then its own answer is what to compare with.
         return contains(known, marked) or self._answered.get(known["metadata"]["uid"]) == (
             _digest(marked),
-            known.get("spec"),
+            _digest_of(known.get("spec")),
         )
 
 
@@ -137,10 +141,13 @@ def _owner_shown(manifest: Manifest) -> str:
 
 
 def _marked(manifest: Manifest) -> Json:
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:32]
     metadata = manifest["metadata"]
-    annotations = {**metadata.get("annotations", {}), DIGEST: digest}
+    annotations = {**metadata.get("annotations", {}), DIGEST: _digest_of(manifest)}
     return {**manifest, "metadata": {**metadata, "annotations": annotations}}
+
+
+def _digest_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _digest(manifest: Manifest) -> str:

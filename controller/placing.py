@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from controller.conditions import READY, truth_in
+from controller.conditions import PREDICTOR_READY, truth_in
 from controller.policy import Mode
 from controller.reading import Manifest
 
@@ -83,7 +83,8 @@ def plan_step(
         if place.moved_at_s is not None and abs(now_s - place.moved_at_s) < grace_s:
             return Step.LEAVING, Place(wanted, place.moved_at_s)
         return Step.SETTLED, Place(wanted)
-    # Not known is not broken: a mesh that does not answer us may well answer callers.
-    if is_ready or truth_in(before, READY) == "False":
+    # Not known is not broken: a mesh that does not answer us may well answer callers. Nor does `Ready` count: a
+    # transformer that is down, or a child of the new place that the cluster refuses, says nothing of the old one.
+    if is_ready or truth_in(before, PREDICTOR_READY) == "False":
         return Step.TURNING, Place(wanted, now_s)
     return Step.MAKING, Place(place.runs_on, place.moved_at_s, wanted)

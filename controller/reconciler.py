@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from controller.cluster_api import INFERENCE_SERVICES, ClusterApi, Json
-from controller.cluster_errors import Missing
+from controller.cluster_errors import Forbidden, Missing, Rejected
 from controller.cluster_events import Recorder
 from controller.desired import Desired, desired
 from controller.informers import Informer, Key
@@ -29,8 +29,9 @@ from controller.mesh_effects import MeshEffects
 from controller.mesh_mirror import MeshMirror
 from controller.mesh_view import MeshView
 from controller.objects import Objects
-from controller.owned_children import OwnedChildren, are_alike
+from controller.owned_children import NameTaken, OwnedChildren, are_alike
 from controller.policy import Policy
+from controller.status import events_between, status_blocked
 from mesh.client import HexcombError
 
 log = logging.getLogger("hexcomb.controller")
@@ -101,7 +102,11 @@ class Reconciler:
         if not decided.hold:
             if decided.registrations and not has_finalizer:
                 service = await self._set_finalizer(service, wanted=True)
-            await self._children.apply(decided.children)
+            try:
+                await self._children.apply(decided.children)
+            except (Rejected, Forbidden, NameTaken) as error:
+                await self._report_blocked(service, decided, str(error))
+                raise
             wrote = view.reachable and await self._carry_out(key, view, decided)
             await self._children.delete_others(service, decided.children, decided.keep_children)
             if wrote:
@@ -172,6 +177,12 @@ class Reconciler:
             return service  # it has gone
         self._cluster.services.heard(written)
         return written
+
+    async def _report_blocked(self, service: Json, decided: Desired, problem: str) -> None:
+        before = service.get("status") or {}
+        status = status_blocked(decided.status, before, problem, time.time())
+        events = events_between(service["metadata"]["name"], before, status)
+        await self._report(service, Desired(status=status, events=events))
 
     async def _report(self, service: Json, decided: Desired) -> None:
         if decided.status and not are_alike(service.get("status", {}), decided.status):

@@ -137,6 +137,18 @@ def status_stopped(turn: Turn) -> dict[str, Any]:
     return _conditions(turn.service.generation, conditions, turn.before, turn.now_s)
 
 
+def status_blocked(decided: Manifest, before: Manifest, problem: str, now_s: float) -> dict[str, Any]:
+    """What was decided could not be made: `Ready` says why, the other conditions what serves. Nothing else of the
+    decision is told or remembered, `observedGeneration` neither."""
+    conditions = [
+        Condition(one["type"], Truth(one["status"]), one.get("reason", ""), one.get("message", ""))
+        for one in decided["conditions"]
+        if one["type"] != READY
+    ]
+    conditions.append(Condition(READY, Truth.FALSE, "ChildRefused", problem))
+    return {**before, "conditions": conditions_in_status(conditions, before, now_s)}
+
+
 def events_between(name: str, before: Manifest, after: Manifest) -> tuple[Event, ...]:
     """KServe's two, when `Ready` turns; and one for each new reason why the predictor is not."""
     was, now = truth_in(before, READY), truth_in(after, READY)

@@ -174,6 +174,8 @@ def test_a_child_of_somebody_else_is_left_alone_and_told_until_it_has_gone(
     left = admin.get(child)
     assert left["spec"]["externalName"] == leads_to
     assert "ownerReferences" not in left["metadata"]
+    ready = condition(admin.get(path_of(namespace, "s")), "Ready")
+    assert (ready["status"], ready["reason"]) == ("False", "ChildRefused")
     admin.delete(child)
     wait_ready(admin, namespace, "s")
 

@@ -12,6 +12,7 @@ from controller.objects import Objects
 from controller.policy import Mode, Policy
 from controller.registration import OnMesh, plan_registration
 from controller.service_view import read_service
+from controller.status import events_between, status_blocked
 from tests.unit.controller.builders import FORMATS, World, message, model, reason, runtime, service, sklearn
 
 
@@ -276,6 +277,20 @@ def test_events_tell_of_turns_and_of_each_new_reason_once() -> None:
         told += [event.reason for event in world.turn().events]
         world.goes_on()
     assert told == ["InferenceServiceReady"]
+
+
+def test_a_child_that_the_cluster_refuses_is_told_and_nothing_of_the_turn_is_remembered() -> None:
+    world = World()
+    world.rest()
+    world.apply(service(sklearn("s3://models/other")))
+    decided = world.decide()
+    before = world.status
+    blocked = status_blocked(decided.status, before, "403: exceeded quota", world.now_s)
+    assert reason(blocked, "Ready") == ("False", "ChildRefused")
+    assert reason(blocked) == ("True", "")
+    assert {**blocked, "conditions": []} == {**before, "conditions": []}
+    assert status_blocked(decided.status, blocked, "403: exceeded quota", world.now_s + 9) == blocked
+    assert [event.reason for event in events_between("iris", before, blocked)] == ["InferenceServiceNotReady"]
 
 
 def test_observed_generation_is_the_objects_own() -> None:

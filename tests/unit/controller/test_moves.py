@@ -73,6 +73,22 @@ def test_a_place_that_does_not_become_ready_changes_nothing() -> None:
     assert world.served_by() == "pods"
 
 
+def test_a_transformer_that_is_down_turns_no_name_early() -> None:
+    transformer = {"containers": [{"image": "example/transformer:1"}]}
+    world = World(service(transformer=transformer), runtimes=(SKLEARN_SERVER,), broken=frozenset({"iris-transformer"}))
+    world.rest()
+    assert reason(world.status, "Ready")[0] != "True"
+    world.pods_answer = False
+    world.apply(service(annotations={"hexcomb.dev/mode": "Standard"}, transformer=transformer))
+    # The cluster has given it up.
+    conditions = [{**one, "status": "False"} if one["type"] == "Ready" else one for one in world.status["conditions"]]
+    world.object = {**world.object, "status": {**world.status, "conditions": conditions}}
+    for _ in range(5):
+        world.turn()
+        world.goes_on()
+        assert world.served_by() == "mesh"
+
+
 def test_a_service_that_serves_nowhere_moves_at_once() -> None:
     world = settled("ModelMesh", bad=frozenset({"s3://models/iris"}), pods_answer=False)
     asks_for(world, "Standard")
