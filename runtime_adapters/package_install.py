@@ -6,7 +6,9 @@ nothing else that the pod has. So a model may have another NumPy than the pod, o
 
 Only wheels are taken: to install one runs none of its code, while a source distribution would run its set-up on the pod
 with all that the pod may do. pip sees none of the pod's environment and no configuration, so it asks nobody but
-whom the operator named.
+whom the operator named. One thing gets past both, and pip (26.3) has no option against it: a wheel whose own metadata
+need another package by URL (`name @ https://...`) has that fetched from there, and built if it is no wheel. PyPI takes
+no such wheels; what lies in an index or a directory of one's own is to be as trusted as the models are.
 
 Not taken: uv, which is faster where it is installed and one more program that every image would need; and a virtual
 environment for each, whose interpreter would not see the pod's own packages (this one may run in one itself).

@@ -129,8 +129,10 @@ def collect(source: Path) -> Collected:
 
 
 def of_frame(frame: pd.DataFrame, base: Path) -> Collected:
-    """From rows; `base`: where relative URIs start from."""
+    """From rows; `base`: where relative URIs start from. Raises ValueError for columns of one name."""
     names = [str(name) for name in frame.columns]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the DataFrame has a column twice; its columns are {', '.join(names)[:200]}")
 
     def read() -> Iterator[Read]:
         cells = frame.itertuples(index=False, name=None)

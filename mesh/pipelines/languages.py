@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 JSON_ELEMENT_BYTES = 32
 """What a number or a text takes in memory as part of a JSON document, at least."""
+JSON_FACTOR = 8
+"""So many times its text a JSON document of short numbers takes in memory."""
 
 
 class Outputs(dict[str, Array]):
@@ -57,13 +59,16 @@ class _Asks:
 
     async def _ask(self, record: ModelRecord, given: Values, outputs: tuple[str, ...]) -> Answered:
         answered = await self._models.ask(self._asking, record, given, outputs)
-        self._bytes += sum(map(self._taken, answered.outputs.values()))
+        self._count(sum(map(self._taken, answered.outputs.values())))
+        self.cold |= answered.cold
+        return answered
+
+    def _count(self, more_bytes: int) -> None:
+        self._bytes += more_bytes
         if self._bytes > self._bytes_max:
             raise TooMuch(
                 f"the answers of the steps take more than {self._bytes_max} bytes, this pod's pipeline_bytes_max"
             )
-        self.cold |= answered.cold
-        return answered
 
     def _taken(self, array: Array) -> int:
         return size_bytes(array)
@@ -122,6 +127,7 @@ class JsonSteps(_Asks):
         found = (await self._ask(record, {V1_BODY: body}, (V1_BODY,))).outputs.get(V1_BODY)
         if found is None or found.dtype != np.object_ or found.size != 1:
             raise TransportError(StatusCode.INTERNAL, "the model answered a V1 request, but not with one body")
+        self._count(JSON_FACTOR * size_bytes(found))  # before it is that
         self.large |= size_bytes(found) > TRANSLATED_HERE_BYTES_MAX
         return await self._translated(partial(parse_object, found.item()))
 

@@ -227,6 +227,8 @@ def test_a_frame_is_a_manifest(client: Client) -> None:
     assert [result.existed for result in client.unregister_many(["f1", "f2", "f3"])] == [True, True, False]
     with pytest.raises(BadManifest, match=r"row 1: .*given in row 0 already"):
         registrations(pd.DataFrame({"name": ["a", "a"], "uri": ["u://a", "u://a"]}))
+    with pytest.raises(ValueError, match="has a column twice; its columns are name, uri, uri"):
+        registrations(pd.DataFrame([["a", "u://a", "u://b"]], columns=["name", "uri", "uri"]))
 
 
 def test_cells_of_deeper_answers_hold_arrays() -> None:
