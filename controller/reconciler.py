@@ -150,8 +150,12 @@ class Reconciler:
     async def _clear(self, key: Key, view: MeshView) -> None:
         """Take away all that the mesh holds for the service."""
         if view.models or view.aliases:
-            await MeshEffects(self._mirror, *key, view).apply(Desired())
-            log.info("%s/%s: taken off the mesh", *key)
+            outcome = await MeshEffects(self._mirror, *key, view).apply(Desired())
+            # Somebody else's alias may lead there; it is tried again with the next look at the namespace.
+            for about, refusal in outcome.refusals.items():
+                log.warning("%s/%s: %s stays on the mesh: %s", *key, about, refusal)
+            if not outcome.refusals:
+                log.info("%s/%s: taken off the mesh", *key)
         self._refusals.pop(key, None)
         self._moving.discard(key)
 
