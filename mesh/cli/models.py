@@ -228,11 +228,11 @@ def _register_one(target: Target, fields: dict[str, Any]) -> None:
 
 
 def _register_watched(target: Target, fields: dict[str, Any]) -> None:
-    from mesh.cli.watching import LOOK_S, REVISION_LABEL, TooManyFiles, watch
+    from mesh.cli.watching import LOOK_S, REVISION_LABEL, TooManyFiles, local_path, watch
 
     if fields["if_generation"] is not None:
         raise Failure("--if-generation and --watch exclude each other", hint="--watch replaces any", exit_code=USAGE)
-    path = Path(str(fields["uri"]).removeprefix("file://")).absolute()
+    path = local_path(str(fields["uri"]))
     name, told = str(fields["name"]), ""
 
     def register_revision(revision: str) -> None:

@@ -15,6 +15,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 LOOK_S = 0.3
 """Between two looks."""
@@ -43,6 +44,11 @@ class Watch:
             return None  # still being written, or as it was
         self._told = self._seen
         return self._told
+
+
+def local_path(uri: str) -> Path:
+    """Of a path, or a file:// URI."""
+    return Path(unquote(urlsplit(uri).path) if uri.startswith("file://") else uri).absolute()
 
 
 def revision_of(artifact: Path) -> str:

@@ -89,8 +89,10 @@ class V1Rest:
         model = str(request.path_params["model"])
         async with self._calls.body(request) as body:
             if of_pipeline:
-                whole = hexcomb_pb2.PredictRequest(name=model, body=body).SerializeToString()
-                reply = await self._calls.ask(request, messages.PREDICT, whole)
+                # Not kept: while a model runs, the body is in memory once.
+                whole = hexcomb_pb2.PredictRequest(name=model, body=body).SerializeToString
+                reply = await self._calls.ask(request, messages.PREDICT, await off_the_loop(len(body), whole))
+                del whole
                 predicted = messages.parse_response(messages.PREDICT, reply.body)
                 if predicted.is_pipeline:
                     return Response(predicted.body, headers=dict(reply.trailers), media_type="application/json")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mesh.cli import watching
-from mesh.cli.watching import TooManyFiles, Watch, revision_of, watch
+from mesh.cli.watching import TooManyFiles, Watch, local_path, revision_of, watch
 
 
 @pytest.fixture
@@ -70,3 +70,8 @@ def test_a_directory_that_is_no_models_is_refused(model: Path, monkeypatch: pyte
     monkeypatch.setattr(watching, "FILES_MAX", 0)
     with pytest.raises(TooManyFiles, match="a model's own directory"):
         revision_of(model)
+
+
+def test_a_uri_is_the_path_that_it_was_made_of(tmp_path: Path) -> None:
+    path = tmp_path / "my model #1 50%"
+    assert local_path(path.as_uri()) == local_path(str(path)) == path
