@@ -70,7 +70,7 @@ def check_seconds(name: str, value: float, seconds_max: float = SECONDS_MAX) -> 
 def check_texts(name: str, entries: Mapping[str, str]) -> None:
     """Names with texts; `name` is the field's."""
     if not isinstance(entries, Mapping):
-        raise InvalidSpec(f"{name} is {type(entries).__name__}; it must map names to texts")
+        raise InvalidSpec(f"{name} is {str(entries)[:40]!r}; it must map names to texts")
     if len(entries) > ENTRIES_MAX:
         raise InvalidSpec(f"{name} has {len(entries)} entries; at most {ENTRIES_MAX} are allowed")
     for key, value in entries.items():

@@ -95,6 +95,12 @@ def convert(
 
     Raises UntrustedArtifact (no jail on this machine), BadArtifact (nothing fits, or nothing agrees), LoadFailed.
     """
+    with artifact.open("rb") as file:
+        is_archive = file.read(4) == b"PK\x03\x04"
+    if is_archive:
+        raise BadArtifact(
+            f"{artifact.name} is a ZIP archive, as .skops, .pt and .npz are, and no pickle; register it as it is"
+        )
     limits = limits or ConversionLimits()
     with tempfile.TemporaryDirectory(prefix="hexcomb-convert-") as scratch_name:
         scratch = Path(scratch_name)

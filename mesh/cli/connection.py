@@ -7,7 +7,7 @@ server's words, which name the model and the next step; what is added here is on
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -79,15 +79,17 @@ def target_options(command: Command) -> Command:
 
 @contextlib.contextmanager
 def connected(
-    target: Target, not_found_hint: str = "`hexcomb models list` shows what is registered"
+    target: Target,
+    not_found_hint: str = "`hexcomb models list` shows what is registered",
+    precondition_hint: str = "",
 ) -> Iterator[Client]:
-    """A client for the time of a command; its errors become Failures."""
+    """A client for the time of a command; its errors become Failures, with the hints for their codes."""
     from mesh.client.endpoints import parse_endpoints
 
     try:
         addresses = parse_endpoints(target.endpoint)
-    except ValueError:
-        addresses = ("",)
+    except ValueError as error:
+        raise Failure(f"--endpoint: {error}", exit_code=USAGE) from None
     for address in addresses:
         _check_address(address)
     from mesh.client.client import Client
@@ -107,7 +109,8 @@ def connected(
         with client:
             yield client
     except HexcombError as error:
-        raise _as_failure(error, target, not_found_hint) from error
+        hints = {"NOT_FOUND": not_found_hint, "FAILED_PRECONDITION": precondition_hint}
+        raise _as_failure(error, target, hints) from error
 
 
 def _check_address(address: str) -> None:
@@ -121,7 +124,7 @@ def _check_address(address: str) -> None:
         )
 
 
-def _as_failure(error: HexcombError, target: Target, not_found_hint: str) -> Failure:
+def _as_failure(error: HexcombError, target: Target, hints: Mapping[str, str]) -> Failure:
     code = error.status.name
     if code == "UNAVAILABLE" and error.message.startswith(_NOT_REACHED):
         return Failure(
@@ -130,11 +133,9 @@ def _as_failure(error: HexcombError, target: Target, not_found_hint: str) -> Fai
             exit_code=UNREACHABLE,
             code=code,
         )
-    hint = ""
+    hint = hints.get(code, "")
     if code == "DEADLINE_EXCEEDED":
         hint = f"--timeout is {target.timeout_s:g} s; give more if the server at {target.endpoint} is well"
-    elif code == "NOT_FOUND":
-        hint = not_found_hint
-    elif error.retry_after_s is not None:
+    elif not hint and error.retry_after_s is not None:
         hint = f"the server asks to try again in {error.retry_after_s:g} s"
     return Failure(error.message, hint=hint, exit_code=FAILED, code=code)

@@ -50,7 +50,8 @@ def infer(target: Target, name: str, source: str, outputs: tuple[str, ...], vers
 
     try:
         request = read_input(source, content)
-        with connected(target) as client:
+        mended = f"once that is mended, `hexcomb models release {name}` has it tried again"
+        with connected(target, precondition_hint=mended) as client:
             tensors = request.tensors
             if request.table is not None:
                 tensors = (name_table(request.table, *_one_input(client, name)),)

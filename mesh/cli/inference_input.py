@@ -63,7 +63,10 @@ def name_table(table: Array, name: str, datatype: str) -> InputTensor:
         values = np.array([str(cell).encode() for cell in table.ravel()], np.object_).reshape(table.shape)
         return InputTensor(name, datatype, values)
     if table.dtype.kind not in "biuf":
-        raise ValueError(f"--input: the table holds text, but input {name!r} takes {datatype}")
+        texts = ((at, str(cell)) for at, cell in np.ndenumerate(table) if not _all_numbers([str(cell)]))
+        at, cell = next(texts, ((), ""))
+        where = f" ({cell[:40]!r} in row {at[0] + 1}, column {at[-1] + 1})" if at else ""
+        raise ValueError(f"--input: the table holds text{where}, but input {name!r} takes {datatype}")
     if dtype.kind in "iub":
         with np.errstate(all="ignore"):
             converted = table.astype(dtype)

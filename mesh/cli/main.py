@@ -89,6 +89,9 @@ def run(arguments: list[str]) -> int:
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "hexcomb"
         message = error.format_message()
+        if message.startswith("Usage: "):  # a group without a command: click's message is the help
+            sys.stderr.write(f"{message}\n")
+            return USAGE
         return _fail(Failure(message, hint=f"{path} --help shows what it takes", exit_code=USAGE), as_json)
     except click.ClickException as error:
         return _fail(Failure(error.format_message()), as_json)

@@ -233,6 +233,12 @@ def _register_watched(target: Target, fields: dict[str, Any]) -> None:
     if fields["if_generation"] is not None:
         raise Failure("--if-generation and --watch exclude each other", hint="--watch replaces any", exit_code=USAGE)
     path = local_path(str(fields["uri"]))
+    if not path.exists():
+        raise Failure(
+            f"--uri: {fields['uri']!r} is not there on this machine",
+            hint="--watch is for a file or directory of this machine",
+            exit_code=USAGE,
+        )
     name, told = str(fields["name"]), ""
 
     def register_revision(revision: str) -> None:

@@ -82,6 +82,8 @@ def _settings_error(error: Any) -> str:
     lines = []
     for detail in error.errors(include_url=False):
         message = str(detail["msg"]).removeprefix("Value error, ")
+        if detail["type"].startswith("byte_size"):
+            message = "it must be a size in bytes, or with a unit: 512MiB, 2GiB"
         if detail["loc"]:
             name = str(detail["loc"][0])
             flag, variable = "--" + name.replace("_", "-"), "HEXCOMB_" + name.upper()

@@ -42,6 +42,9 @@ def parse_endpoints(endpoints: str | Iterable[str]) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
     if not found:
         raise ValueError("no endpoint is given; write HOST:PORT, or several with commas between them")
+    for address in found:
+        if address.startswith(("http://", "https://", "grpc://", "grpcs://")):
+            raise ValueError(f"endpoint {address[:80]!r} is a URL; write HOST:PORT of the gRPC port, as in pod:8033")
     return found
 
 

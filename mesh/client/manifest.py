@@ -125,7 +125,7 @@ def collect(source: Path) -> Collected:
         return _scan_directory(source)
     if source.is_file():
         return _read_manifest(source)
-    raise ValueError(f"--from: {str(source)!r} is neither a directory nor a file")
+    raise ValueError(f"{str(source)!r} is neither a directory nor a file")
 
 
 def of_frame(frame: pd.DataFrame, base: Path) -> Collected:
@@ -255,6 +255,8 @@ def _of_cell(heading: str, cell: Any) -> Any:
     if not isinstance(cell, str):
         return cell
     text = cell.strip()
+    if text and f"{field}." in _MAPPINGS:
+        raise ValueError(f"{heading} is {text[:40]!r}; write a column for each, for instance {heading}.team")
     try:
         if field in _WHOLE_NUMBERS:
             return int(text)

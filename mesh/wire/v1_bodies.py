@@ -12,6 +12,7 @@ A V1 request says neither names nor datatypes, so both come from the model's met
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,10 @@ def arrays_of(body: Mapping[str, Any], inputs: Inputs) -> tuple[dict[str, Array]
     """The model's inputs, and whether they came by row. Raises InvalidMessage."""
     by_row = "instances" in body
     if by_row == ("inputs" in body):
-        raise InvalidMessage('the body must have either "instances" (rows) or "inputs" (whole tensors)')
+        found = ", ".join(json.dumps(name[:40]) for name in list(body)[:8]) or "no field"
+        raise InvalidMessage(
+            f'the body must have either "instances" (rows) or "inputs" (whole tensors), and not both; found {found}'
+        )
     if by_row:
         rows = body["instances"]
         if not isinstance(rows, list) or not rows:

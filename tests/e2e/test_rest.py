@@ -202,13 +202,14 @@ ERRORS: list[tuple[str, Any, int, str]] = [
     ("/v2/models/scale/infer", {"inputs": [{**SCALE, "shape": [2, 2], "data": ROW}]}, 400, "x"),
     ("/v2/models/scale/infer", b" " * (MESSAGE_BYTES_MAX + 1), 413, "larger than"),
     ("/v2/models/scale/infer", None, 404, "unknown model: 'scale/infer'"),
-    ("/v2", {}, 405, "Method Not Allowed"),
+    ("/v2", {}, 405, "Method Not Allowed: '/v2' takes GET"),
+    ("/v1/models/scale:predct", {"instances": [ROW]}, 405, "'/v1/models/scale:predct' takes GET, HEAD, found POST"),
     ("/v1/models/nobody", None, 404, "nobody"),
     ("/v1/models/nobody:predict", {"instances": [1]}, 404, "nobody"),
     ("/v1/models/scale:predict", {"instances": []}, 400, "at least one row"),
     ("/v1/models/scale:explain", {"instances": [ROW]}, 501, "does not explain itself"),
     ("/v2/models/scale/explain", {"inputs": [{**SCALE, "data": ROW}]}, 501, "does not explain itself"),
-    ("/v3/models", None, 404, "Not Found"),
+    ("/v3/models", None, 404, "Not Found: '/v3/models' is no path of this server"),
 ]
 
 

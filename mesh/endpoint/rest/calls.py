@@ -23,6 +23,7 @@ import math
 import secrets
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from http import HTTPStatus
 from typing import TypeVar
 
 from starlette.exceptions import HTTPException
@@ -285,7 +286,14 @@ def json_response(value: object, code: int = 200, headers: Mapping[str, str] | N
     return Response(to_json(value), code, headers, "application/json")
 
 
-async def http_error(_: Request, error: Exception) -> Response:
+async def http_error(request: Request, error: Exception) -> Response:
     """No such path, or no such method on it."""
     assert isinstance(error, HTTPException)
-    return json_response({"error": str(error.detail)}, error.status_code, error.headers)
+    said = str(error.detail)
+    path = request.url.path[:200]
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        said = f"{said}: {path!r} is no path of this server; /openapi.json has them all"
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
+        said = f"{said}: {path!r} takes {allowed}, found {request.method}; /openapi.json has the paths that do"
+    return json_response({"error": said}, error.status_code, error.headers)

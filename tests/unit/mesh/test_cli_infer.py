@@ -140,7 +140,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> _Client:
 
 def _use(client: _Client, monkeypatch: pytest.MonkeyPatch) -> _Client:
     @contextlib.contextmanager
-    def connected(target: Any) -> Iterator[_Client]:
+    def connected(target: Any, **_: Any) -> Iterator[_Client]:
         yield client
 
     monkeypatch.setattr(infer_command, "connected", connected)
@@ -161,6 +161,14 @@ def test_a_table_goes_to_the_models_one_input(
     ]
 
 
+def test_text_in_a_table_of_numbers_is_pointed_at(
+    client: _Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n3,oops\n")
+    assert run(["infer", "iris", "--input", str(tmp_path / "rows.csv")]) == 2
+    assert "text ('oops' in row 2, column 2), but input 'input_0' takes FP32" in capsys.readouterr().err
+
+
 def test_json_goes_out_as_v2_json(client: _Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "request.json").write_bytes(_v2())
     assert run(["infer", "iris", "--input", str(tmp_path / "request.json"), "--json"]) == 0
@@ -176,3 +184,19 @@ def test_a_table_goes_to_the_first_of_several_inputs(monkeypatch: pytest.MonkeyP
     (tmp_path / "rows.csv").write_text("1,2\n")
     assert run(["infer", "iris", "--input", str(tmp_path / "rows.csv")]) == 0
     assert list(client.sent) == ["input_0"]
+
+
+def test_a_model_that_cannot_be_loaded_comes_with_how_it_is_tried_again(
+    client: _Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hints: list[str] = []
+
+    @contextlib.contextmanager
+    def connected(target: Any, precondition_hint: str) -> Iterator[_Client]:
+        hints.append(precondition_hint)
+        yield client
+
+    monkeypatch.setattr(infer_command, "connected", connected)
+    (tmp_path / "rows.csv").write_text("1,2\n")
+    assert run(["infer", "iris", "--input", str(tmp_path / "rows.csv")]) == 0
+    assert hints == ["once that is mended, `hexcomb models release iris` has it tried again"]

@@ -54,7 +54,9 @@ def test_help_of_a_command_imports_no_server_and_no_framework(command: str) -> N
         (["models", "register", "iris", "--uri", "x", "--label", "x"], 2, "KEY=VALUE"),
         (["models", "register", "iris", "--uri", "x", "--capacity-hint", "much"], 2, "'much' is not a size"),
         (["models", "register", "iris", "--uri", "x", "--checksum", "md5:1"], 2, "checksum"),
+        (["models", "register", "iris", "--uri", "s3://a/b", "--watch"], 2, "'s3://a/b' is not there on this machine"),
         (["pods", "--endpoint", "nowhere"], 2, "HOST:PORT"),
+        (["pods", "--endpoint", "http://127.0.0.1:8033"], 2, "'http://127.0.0.1:8033' is a URL"),
         (["infer", "iris", "--input", "/no/such/file"], 2, "/no/such/file"),
         (["demo", "--kinds", "tensorflow"], 2, "'tensorflow' is not known; known are onnx"),
         (["serve", "--grpc-port", "x"], 2, "--grpc-port (HEXCOMB_GRPC_PORT)"),
@@ -70,6 +72,14 @@ def test_exit_codes_and_one_clear_line(
     assert "Traceback" not in errors
     if said:
         assert errors.startswith("error: ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["models"], ["pipelines"]])
+def test_a_group_without_a_command_shows_its_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.run(arguments) == 2
+    captured = capsys.readouterr()
+    assert "error:" not in captured.err
+    assert (captured.out + captured.err).startswith(" ".join(["Usage: hexcomb", *arguments, "[OPTIONS]"]))
 
 
 def test_an_unreachable_server_is_named_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

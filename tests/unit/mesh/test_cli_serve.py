@@ -61,7 +61,7 @@ def test_an_option_goes_before_the_environment(served: list[Settings], monkeypat
     ("arguments", "said"),
     [
         (["--http-port", "70000"], "--http-port (HEXCOMB_HTTP_PORT)"),
-        (["--capacity", "lots"], "--capacity (HEXCOMB_CAPACITY)"),
+        (["--capacity", "lots"], "--capacity (HEXCOMB_CAPACITY): it must be a size in bytes, or with a unit: 512MiB"),
         (["--host", "0.0.0.0"], "is not loopback"),
         (["--device", "tpu"], "'cpu'"),
         (["--store", "redis"], "redis"),

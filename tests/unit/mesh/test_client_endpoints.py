@@ -70,6 +70,11 @@ def test_no_endpoint_is_an_error_at_once(given: Any) -> None:
         Client(given)
 
 
+def test_a_url_is_no_endpoint() -> None:
+    with pytest.raises(ValueError, match=r"'http://a:8033' is a URL; write HOST:PORT of the gRPC port"):
+        Client("b:8033,http://a:8033")
+
+
 def test_calls_go_round_over_endpoints_that_are_well(clock: Clock) -> None:
     endpoints = Endpoints("abc", clock, first=1)
     assert "".join(endpoints.choose() for _ in range(6)) == "bcabca"

@@ -201,6 +201,9 @@ def test_lines_of_json_are_a_manifest_too(tmp_path: Path) -> None:
             "m.csv:3": "field 'colour' is not known",
             "m.csv:4": "name is missing",
         }),
+        ("m.csv", "name,uri,labels\na,u://a,team=risk\n", {
+            "m.csv:2": "labels is 'team=risk'; write a column for each, for instance labels.team",
+        }),
         ("m.jsonl", '{"name": "a", "uri": "u://a"}\n[1]\n{"name": \n"b"\n', {
             "m.jsonl:2": "expected a model's fields, found list",
             "m.jsonl:3": "not a line of JSON",

@@ -46,7 +46,8 @@ def test_rows_and_whole_tensors_become_the_models_inputs(
 @pytest.mark.parametrize(
     ("body", "inputs", "message"),
     [
-        ({}, ONE, 'either "instances"'),
+        ({}, ONE, "found no field"),
+        ({"predictions": [1]}, ONE, 'either "instances".*found "predictions"'),
         ({"instances": [1], "inputs": [1]}, ONE, 'either "instances"'),
         ({"instances": []}, ONE, "at least one row"),
         ({"instances": "1"}, ONE, "at least one row"),

@@ -68,7 +68,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"checksum": "md5:abc"}, "checksum is 'md5:abc'; write sha256:"),
     ({"checksum": "sha256:" + "AB" * 32}, "64 lower-case hex digits"),
     ({"isolation": "vm"}, "isolation is 'vm'; allowed are 'none' and 'process'"),
-    ({"labels": ["a"]}, "labels is list; it must map"),
+    ({"labels": ["a"]}, "labels is \"\\['a'\\]\"; it must map"),
     ({"labels": {"a": 1}}, "labels\\['a'\\] is int; it must be text: put it in quotes"),
     ({"labels": {"": "x"}}, "a name in labels has 0 characters"),
     ({"labels": {str(i): "" for i in range(129)}}, "labels has 129 entries; at most 128"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,13 @@ def test_a_file_that_is_no_pickle_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.joblib").write_bytes(b"no pickle at all")
     with pytest.raises(AdapterError, match="cannot be unpickled"):
         convert(tmp_path / "m.joblib", lambda name: tmp_path / TARGETS[name], jailed=False)
+
+
+def test_a_skops_file_needs_no_conversion(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "m.skops", "w") as archive:
+        archive.writestr("schema.json", "{}")
+    with pytest.raises(BadArtifact, match=r"m\.skops is a ZIP archive.* and no pickle; register it as it is"):
+        convert(tmp_path / "m.skops", lambda name: tmp_path / TARGETS[name], jailed=False)
 
 
 def test_the_command_reports_and_overwrites_nothing(tmp_path: Path) -> None:
