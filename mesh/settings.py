@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mesh.batching.settings import BatchSettings
 from mesh.box import BoxLimit, this_box
-from mesh.pipelines.graph import PIPELINES_DEPTH_MAX
+from mesh.pipelines.settings import PIPELINES_DEPTH_MAX
 from mesh.tenant_shares import check_parts
 from mesh.transport.choosing import Wanted
 from placement.errors import InvalidAddress

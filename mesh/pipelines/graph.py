@@ -28,8 +28,6 @@ ROOT = "root"
 NODES_MAX = 64
 STEPS_MAX = 64
 """Of one node."""
-PIPELINES_DEPTH_MAX = 4
-"""Pipelines in one another, where nothing else is set."""
 DEPTH_MAX = 8
 """Nodes in one another: each is a few frames of the request's stack."""
 OUTPUTS_MAX = 64

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from cachetools import LRUCache
 
 from mesh.pipelines.errors import BrokenPipeline
-from mesh.pipelines.graph import PIPELINES_DEPTH_MAX, Graph
+from mesh.pipelines.graph import Graph
+from mesh.pipelines.settings import PIPELINES_DEPTH_MAX
 from mesh.pipelines.spec import graph_of
 from placement.errors import InvalidSpec, PlacementError, StillReferenced
 from placement.records import ModelRecord, ModelSpec
